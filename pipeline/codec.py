@@ -1,0 +1,39 @@
+"""Images to file bytes and back: uint8 (C, H, W) with one or three channels."""
+
+import io
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+ImageFormat = Literal["png", "webp", "jpeg"]
+# The member name's extension; readers choose their decoder by it.
+EXTENSIONS: dict[str, str] = {"png": "png", "webp": "webp", "jpeg": "jpg"}
+PILLOW_MODES = {1: "L", 3: "RGB"}
+
+
+def encode_image(image: Tensor, image_format: ImageFormat, jpeg_quality: int) -> bytes:
+    """File bytes of uint8 (C, H, W). PNG and WebP are lossless; JPEG keeps full colour resolution."""
+    assert image.dtype == torch.uint8 and image.shape[0] in PILLOW_MODES
+    array = image.permute(1, 2, 0).contiguous().numpy()
+    picture = Image.fromarray(array[:, :, 0] if image.shape[0] == 1 else array)
+    buffer = io.BytesIO()
+    if image_format == "png":
+        picture.save(buffer, "PNG")
+    elif image_format == "webp":
+        picture.save(buffer, "WEBP", lossless=True, quality=100)
+    else:
+        picture.save(buffer, "JPEG", quality=jpeg_quality, subsampling="4:4:4")
+    return buffer.getvalue()
+
+
+def decode_image(data: bytes, channels: int, name: str) -> Tensor:
+    """uint8 (channels, H, W) of file bytes; raises ValueError with `name` when they are no image."""
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            array = np.array(picture.convert(PILLOW_MODES[channels]))
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ValueError(f"{name} is not a readable image ({error}); run `make verify` on its shards") from error
+    return torch.from_numpy(array.reshape(*array.shape[:2], channels)).permute(2, 0, 1).contiguous()

@@ -1,0 +1,176 @@
+"""YAML into frozen, typed dataclasses, with errors that name the key, the value and the fix.
+
+The dataclasses themselves belong to the modules that use them; this module only knows how to fill one in.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message names the key, the value and the fix."""
+
+
+def load_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a YAML mapping and apply `dotted.key=value` overrides (values are YAML too)."""
+    try:
+        mapping = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        known = ", ".join(sorted(str(p) for p in path.parent.glob("*.yaml"))) or "none"
+        raise ConfigError(f"no config file {path} (found there: {known})") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(mapping, dict):
+        raise ConfigError(f"{path} must hold a mapping of keys to values, it holds {_describe(mapping)}")
+    for override in overrides:
+        _apply(mapping, override)
+    return mapping
+
+
+def _apply(mapping: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"override {override!r} must look like key=value, for example synthesis.num_images=500")
+    *parents, leaf = key.split(".")
+    node: Any = mapping
+    for i, parent in enumerate(parents):
+        if node.get(parent) is None:
+            node[parent] = {}
+        node = node[parent]
+        if not isinstance(node, dict):
+            raise ConfigError(f"override {override!r}: {'.'.join(parents[: i + 1])} is {_describe(node)}, it has no keys")
+    try:
+        node[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"override {override!r}: {text!r} is not a valid YAML value") from None
+
+
+def parse(kind: type[T], value: Any, key: str = "") -> T:
+    """Turn plain YAML data into `kind` (dataclass, scalar, tuple, dict, Literal or union of these).
+
+    Raises ConfigError for unknown or missing keys, and for values of another type.
+    """
+    return typing.cast(T, _parse(kind, value, key))
+
+
+def _parse(kind: Any, value: Any, key: str) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _parse_dataclass(kind, value, key)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        (inner,) = (a for a in arguments if a is not type(None))
+        return _parse(inner, value, key)
+    if origin is typing.Literal:
+        if value not in arguments:
+            close = _nearest(value, arguments)
+            raise ConfigError(f"{key}: {value!r} is not one of {', '.join(map(repr, arguments))}{close}")
+        return value
+    if origin is tuple:
+        return _parse_tuple(arguments, value, key)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{key}: expected a mapping of keys to values, got {_describe(value)}")
+        return {str(k): _parse(arguments[1], v, f"{key}.{k}") for k, v in value.items()}
+    if kind is Any:
+        return value
+    return _parse_scalar(kind, value, key)
+
+
+def _parse_dataclass(kind: Any, value: Any, key: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{key or 'the configuration'}: expected keys and values, got {_describe(value)}")
+    hints, fields = typing.get_type_hints(kind), {f.name: f for f in dataclasses.fields(kind)}
+    prefix = f"{key}." if key else ""
+    for name in value:
+        if name not in fields:
+            known = ", ".join(sorted(fields))
+            raise ConfigError(f"unknown key {prefix}{name}{_nearest(name, fields)} (known there: {known})")
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in value:
+            raise ConfigError(f"missing key {prefix}{name}: give it a value of type {_type_name(hints[name])}")
+    arguments = {name: _parse(hints[name], v, prefix + name) for name, v in value.items()}
+    try:
+        return kind(**arguments)
+    except ConfigError as error:
+        raise ConfigError(f"{prefix}{error}") from None  # __post_init__ names its keys without the prefix
+
+
+def _parse_tuple(arguments: tuple[Any, ...], value: Any, key: str) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        raise ConfigError(f"{key}: expected a list, got {_describe(value)}; write it as [a, b]")
+    if arguments[-1] is Ellipsis:
+        return tuple(_parse(arguments[0], item, f"{key}[{i}]") for i, item in enumerate(value))
+    if len(value) != len(arguments):
+        raise ConfigError(f"{key}: expected {len(arguments)} values, got {len(value)}: {value!r}")
+    return tuple(_parse(a, item, f"{key}[{i}]") for i, (a, item) in enumerate(zip(arguments, value, strict=True)))
+
+
+def _parse_scalar(kind: type, value: Any, key: str) -> Any:
+    if kind is float and not isinstance(value, bool):
+        try:
+            return float(value)  # PyYAML reads 5e-5, without a dot, as a string
+        except (TypeError, ValueError):
+            pass
+    elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    raise ConfigError(f"{key}: expected {_type_name(kind)}, got {_describe(value)}")
+
+
+def _type_name(kind: Any) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    return names.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+def _describe(value: Any) -> str:
+    return "nothing" if value is None else f"{value!r} ({type(value).__name__})"
+
+
+def _nearest(name: Any, known: typing.Iterable[Any]) -> str:
+    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def to_plain(value: Any) -> Any:
+    """Dataclasses, tuples and dicts as the plain data that YAML and JSON write."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {k: to_plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(v) for v in value]
+    return value
+
+
+def fingerprint(identity: Mapping[str, Any]) -> str:
+    """Sixteen hexadecimal digits that change with anything in `identity`."""
+    text = json.dumps(to_plain(identity), sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """The keys in which two identities differ, as `key: there -> here`, for an error message."""
+    old, new = dict(_flatten(to_plain(there))), dict(_flatten(to_plain(here)))
+    changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
+    return "; ".join(f"{k}: {old.get(k, 'absent')} there, {new.get(k, 'absent')} here" for k in changed)
+
+
+def _flatten(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for k, v in value.items():
+            yield from _flatten(v, f"{key}.{k}" if key else str(k))
+    else:
+        yield key, value

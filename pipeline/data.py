@@ -1,0 +1,234 @@
+"""Image sets: synthetic shards and real images behind one small interface, and the order of an epoch."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.codec import decode_image
+from pipeline.config import ConfigError
+from pipeline.models import ImageConfig
+from pipeline.plan import batch_ranges
+from pipeline.shards import ShardError, read_manifest
+from pipeline.world import make_generator
+
+KINDS = ("sklearn", "torchvision", "imagefolder", "npz", "shards")
+SPLITS = ("train", "test")
+# Sets whose mirrored images are of another class, or of none.
+NOT_MIRRORABLE = ("sklearn:digits", "torchvision:MNIST", "torchvision:SVHN")
+# scikit-learn's digits come in one piece of 1,797 images; these many, drawn with this seed, are held out.
+DIGITS_HELD_OUT, DIGITS_SPLIT_SEED = 500, 0
+DIGITS_LEVELS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Real images: `test` to evaluate on, `train` only to train a teacher where there is none.
+
+    `sklearn:digits`, `torchvision:CIFAR10`, `imagefolder:PATH`, `npz:PATH` (`x` uint8 NHWC, `y` integers) or
+    `shards:PATH`. `folder` is where torchvision keeps its downloads.
+    """
+
+    test: str
+    train: str | None = None
+    folder: str = "data"
+
+    def __post_init__(self) -> None:
+        for name in ("test", "train"):
+            value = getattr(self, name)
+            if value is not None and (value.partition(":")[0] not in KINDS or not value.partition(":")[2]):
+                raise ConfigError(f"{name}: {value!r} must be KIND:NAME with KIND one of {', '.join(KINDS)}")
+
+
+class ImageSet(Protocol):
+    """Images with labels: `labels` int64 (N,), and `batch`, which reads some of them."""
+
+    labels: Tensor
+
+    def batch(self, indices: Sequence[int]) -> Tensor:
+        """uint8 (len(indices), C, H, W) of these images."""
+        ...
+
+
+class ArrayImages:
+    """Images held in memory: uint8 (N, C, H, W) with labels (N,)."""
+
+    def __init__(self, pixels: Tensor, labels: Tensor) -> None:
+        assert pixels.dtype == torch.uint8 and pixels.dim() == 4 and len(pixels) == len(labels)
+        self.pixels, self.labels = pixels, labels.long()
+
+    def batch(self, indices: Sequence[int]) -> Tensor:
+        """uint8 (len(indices), C, H, W) of these images."""
+        return self.pixels[torch.as_tensor(indices)]
+
+
+class ShardSet:
+    """A map-style view of the shards of one or more rounds: every image by its offset, no scan of the tars.
+
+    `keys` are `CLASS/NUMBER`, `labels` int64 (N,). Raises ShardError when a manifest or a shard is missing, or a
+    shard has not the size that the manifest says.
+    """
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self.keys: list[str] = []
+        self._places: list[tuple[Path, int, int]] = []
+        labels: list[int] = []
+        for folder in folders:
+            manifest = read_manifest(folder)
+            self.channels = int(manifest["shape"][0])
+            for entry in manifest["shards"]:
+                path = folder / entry["file"]
+                _check_size(path, entry["bytes"])
+                self.keys += entry["keys"]
+                self._places += [(path, o, s) for o, s in zip(entry["offsets"], entry["sizes"], strict=True)]
+                labels += [entry["class"]] * entry["count"]
+        self.labels = torch.tensor(labels)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """uint8 (C, H, W) and label of one image."""
+        path, offset, size = self._places[index]
+        with open(path, "rb") as file:
+            file.seek(offset)
+            data = file.read(size)
+        return decode_image(data, self.channels, f"{self.keys[index]} in {path}"), int(self.labels[index])
+
+    def batch(self, indices: Sequence[int]) -> Tensor:
+        """uint8 (len(indices), C, H, W) of these images."""
+        return torch.stack([self[i][0] for i in indices])
+
+
+def _check_size(path: Path, expected: int) -> None:
+    found = path.stat().st_size if path.is_file() else 0
+    if found != expected:
+        raise ShardError(
+            f"{path} has {found} bytes, its manifest says {expected}: it is missing or truncated; remove the round's "
+            "folder and run `make synthesize` again"
+        )
+
+
+class FolderImages:
+    """An `imagefolder`: one sub-folder a class, in sorted order; images are scaled and centre-cropped to the size."""
+
+    def __init__(self, root: Path, images: ImageConfig) -> None:
+        from torchvision.datasets import ImageFolder
+        from torchvision.transforms.v2 import CenterCrop, Compose, Resize
+
+        if not root.is_dir():
+            raise ValueError(f"imagefolder:{root}: there is no such folder")
+        try:
+            folder = ImageFolder(str(root))
+        except FileNotFoundError as error:
+            raise ValueError(f"imagefolder:{root}: {error}") from error
+        if len(folder.classes) != images.num_classes:
+            raise ValueError(
+                f"imagefolder:{root} has {len(folder.classes)} class folders, images.num_classes={images.num_classes}"
+            )
+        size = (images.height, images.width)
+        self.channels = images.channels
+        self.paths = [Path(path) for path, _ in folder.samples]
+        self.labels = torch.tensor(folder.targets)
+        self.transform = Compose([Resize(min(size), antialias=True), CenterCrop(size)])
+
+    def batch(self, indices: Sequence[int]) -> Tensor:
+        """uint8 (len(indices), C, H, W) of these images."""
+        decoded = (decode_image(self.paths[i].read_bytes(), self.channels, str(self.paths[i])) for i in indices)
+        return torch.stack([self.transform(image) for image in decoded])
+
+
+def load_images(source: str, split: str, folder: Path, images: ImageConfig) -> ImageSet:
+    """The image set of `source`; raises ValueError when it cannot be had or does not fit `images`."""
+    assert split in SPLITS
+    kind, _, name = source.partition(":")
+    if kind == "sklearn":
+        found: ImageSet = _digits(name, split)
+    elif kind == "torchvision":
+        found = _torchvision(name, split, folder)
+    elif kind == "npz":
+        found = _npz(Path(name))
+    elif kind == "imagefolder":
+        found = FolderImages(Path(name), images)
+    else:
+        found = ShardSet([Path(name)])
+    _check_fit(found, source, images)
+    return found
+
+
+def _check_fit(found: ImageSet, source: str, images: ImageConfig) -> None:
+    if len(found.labels) == 0:
+        raise ValueError(f"{source} holds no images")
+    shape, highest = tuple(found.batch([0]).shape[1:]), int(found.labels.max())
+    if shape != images.shape:
+        raise ValueError(f"{source} holds images of (C, H, W) = {shape}, the `images` section says {images.shape}")
+    if highest >= images.num_classes or int(found.labels.min()) < 0:
+        raise ValueError(f"{source} holds label {highest}, images.num_classes={images.num_classes} allows less")
+
+
+def _digits(name: str, split: str) -> ArrayImages:
+    from sklearn.datasets import load_digits
+
+    if name != "digits":
+        raise ValueError(f"sklearn:{name} is not known; sklearn:digits is")
+    digits = load_digits()
+    order = torch.randperm(len(digits.target), generator=torch.Generator().manual_seed(DIGITS_SPLIT_SEED)).numpy()
+    chosen = order[:DIGITS_HELD_OUT] if split == "test" else order[DIGITS_HELD_OUT:]
+    pixels = np.rint(digits.images[chosen] * (255 / DIGITS_LEVELS)).astype(np.uint8)
+    return ArrayImages(torch.from_numpy(pixels)[:, None], torch.from_numpy(digits.target[chosen]))
+
+
+def _torchvision(name: str, split: str, folder: Path) -> ArrayImages:
+    import torchvision.datasets
+
+    dataset = getattr(torchvision.datasets, name, None)
+    if dataset is None:
+        raise ValueError(f"torchvision:{name} is not a data set of torchvision.datasets")
+    try:
+        found: Any = dataset(str(folder), train=split == "train", download=True)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"torchvision:{name} is not complete under {folder} and could not be downloaded ({error}); put it there, or "
+            "use npz:PATH"
+        ) from error
+    pixels = torch.as_tensor(np.asarray(found.data))
+    pixels = pixels[:, None] if pixels.dim() == 3 else pixels.permute(0, 3, 1, 2)
+    return ArrayImages(pixels.contiguous(), torch.as_tensor(found.targets))
+
+
+def _npz(path: Path) -> ArrayImages:
+    if not path.is_file():
+        raise ValueError(f"npz:{path}: there is no such file")
+    try:
+        with np.load(path) as arrays:
+            x, y = arrays["x"], arrays["y"]
+    except (ValueError, KeyError, OSError, EOFError) as error:
+        raise ValueError(f"npz:{path} must hold the arrays x and y ({error})") from error
+    if x.dtype != np.uint8 or x.ndim != 4 or len(x) != len(y):
+        raise ValueError(f"npz:{path}: x is {x.dtype} {x.shape}, y has {len(y)}; x must be uint8 (N, H, W, C), y (N,)")
+    return ArrayImages(torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(y.astype(np.int64)))
+
+
+def hold_in_memory(images: ImageSet, device: torch.device) -> ArrayImages:
+    """All images decoded once, as one uint8 tensor on `device`."""
+    pixels = torch.cat([images.batch(r) for r in batch_ranges(len(images.labels), 1024)])
+    return ArrayImages(pixels.to(device), images.labels.to(device))
+
+
+def content_hash(images: ImageSet) -> str:
+    """SHA-256 of all labels and pixels in order: the identity of a real image set."""
+    digest = hashlib.sha256(images.labels.numpy().tobytes())
+    for indices in batch_ranges(len(images.labels), 1024):
+        digest.update(images.batch(indices).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def epoch_batches(num_images: int, batch_size: int, seed: int, purpose: str, epoch: int) -> list[Tensor]:
+    """The batches of one epoch: every index once, in an order drawn for this epoch, batch sizes even within one."""
+    order = torch.randperm(num_images, generator=make_generator(seed, purpose, epoch))
+    return [order[r.start : r.stop] for r in batch_ranges(num_images, batch_size)]

@@ -1,0 +1,118 @@
+"""Evaluation of a student beside its teacher on real images, every image once."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pipeline.config import ConfigError
+from pipeline.data import ImageSet
+from pipeline.metrics import Likeness, Tally
+from pipeline.models import Classifier
+from pipeline.plan import batch_ranges
+
+# Repetitions of the timed forward pass; the median is reported.
+TIMED_PASSES = 11
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Batch size of evaluation; it changes memory and time, not the figures."""
+
+    batch_size: int = 500
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size: {self.batch_size} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalReport:
+    """The figures: `student` and `teacher` as `Tally.summary` gives them, and what compares the two.
+
+    `recovered` is the student's top-1 over the teacher's; `forward_ms` times one batch of `timed_batch` images.
+    """
+
+    num_images: int
+    student: dict[str, Any]
+    teacher: dict[str, Any]
+    agreement: float
+    kl: float
+    recovered: float
+    timed_batch: int
+
+    def row(self) -> dict[str, float]:
+        """The scalar figures under flat names, for a CSV line."""
+        flat = {"num_images": float(self.num_images)}
+        for name in ("student", "teacher"):
+            figures = getattr(self, name)
+            flat |= {f"{name}_{k}": v for k, v in figures.items() if isinstance(v, int | float)}
+        return flat | {"agreement": self.agreement, "kl": self.kl, "recovered": self.recovered}
+
+    def line(self) -> str:
+        """One line for a person."""
+        student, teacher = self.student, self.teacher
+        return (
+            f"student top-1 {student['top1']:.2%}, teacher {teacher['top1']:.2%} on {self.num_images} real images; "
+            f"recovered {self.recovered:.1%}, agreement {self.agreement:.2%}, "
+            f"{student['parameters']:,} of {teacher['parameters']:,} parameters"
+        )
+
+
+@torch.no_grad()
+def evaluate(
+    student: Classifier,
+    teacher: Classifier,
+    images: ImageSet,
+    num_classes: int,
+    config: EvaluationConfig,
+    device: torch.device,
+    on_batch: Callable[[int], None] | None = None,
+) -> EvalReport:
+    """Judge both networks (in evaluation mode, on `device`) on every image; `on_batch` gets the images done so far."""
+    student.eval(), teacher.eval()
+    tallies = [Tally(num_classes, device) for _ in range(2)]
+    likeness = Likeness()
+    for indices in batch_ranges(len(images.labels), config.batch_size):
+        pixels = images.batch(indices).to(device).float().div(255)
+        labels = images.labels[indices.start : indices.stop].to(device)
+        logits = [network(pixels) for network in (student, teacher)]
+        for tally, answer in zip(tallies, logits, strict=True):
+            tally.add(answer, labels)
+        likeness.add(*logits)
+        if on_batch:
+            on_batch(indices.stop)
+    times_ms = _forward_ms(student, teacher, pixels)
+    figures = [
+        {**tally.summary(), "parameters": network.num_parameters, "forward_ms": ms}
+        for tally, network, ms in zip(tallies, (student, teacher), times_ms, strict=True)
+    ]
+    return EvalReport(
+        num_images=len(images.labels),
+        student=figures[0],
+        teacher=figures[1],
+        **likeness.summary(),
+        recovered=figures[0]["top1"] / figures[1]["top1"] if figures[1]["top1"] else 0.0,
+        timed_batch=len(pixels),
+    )
+
+
+def _forward_ms(student: Classifier, teacher: Classifier, pixels: torch.Tensor) -> list[float]:
+    """Median milliseconds of one forward pass of each, measured in turn so that drift hits both."""
+    times: list[list[float]] = [[], []]
+    for _ in range(TIMED_PASSES + 1):
+        for network, taken in zip((student, teacher), times, strict=True):
+            _synchronise(pixels.device)
+            start = time.perf_counter()
+            network(pixels)
+            _synchronise(pixels.device)
+            taken.append((time.perf_counter() - start) * 1e3)
+    return [statistics.median(taken[1:]) for taken in times]  # the first pass warms up
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

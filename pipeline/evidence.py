@@ -1,0 +1,31 @@
+"""What the networks say of the pixels that are stored: judged after encoding and decoding, not before."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.models import Classifier
+
+
+@torch.no_grad()
+def judge(images: Tensor, labels: Tensor, teacher: Classifier, verifier: Classifier | None) -> list[dict[str, Any]]:
+    """The evidence of each image of uint8 (N, C, H, W) with labels (N,), both on the networks' device."""
+    pixels = images.float().div(255)
+    columns = _opinion("teacher", teacher, pixels, labels)
+    if verifier is not None:
+        columns |= _opinion("verifier", verifier, pixels, labels)
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _opinion(name: str, network: Classifier, pixels: Tensor, labels: Tensor) -> dict[str, list[Any]]:
+    logits = network(pixels).float()
+    own = labels[:, None]
+    best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    return {
+        f"{name}_logit": logits.gather(1, own)[:, 0].tolist(),
+        f"{name}_probability": logits.softmax(1).gather(1, own)[:, 0].tolist(),
+        f"{name}_prediction": best[:, 0].tolist(),
+        f"{name}_top1": (best[:, :1] == own).any(1).tolist(),
+        f"{name}_top5": (best == own).any(1).tolist(),
+    }

@@ -1,0 +1,204 @@
+"""Inversion: optimise a batch of images until a frozen teacher sees the wanted classes with familiar statistics."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.capture import LayerStatistics, capture_statistics
+from pipeline.config import ConfigError
+from pipeline.models import Classifier
+from pipeline.schedules import Schedule, learning_rates
+from pipeline.terms import Term, TermConfig, View, build_terms, weighted_sum
+from pipeline.views import roll_and_flip
+
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseConfig:
+    """Optimise at `scale` times the image size for `steps` steps."""
+
+    scale: float = 1.0
+    steps: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale <= 1:
+            raise ConfigError(f"scale: {self.scale} must be in (0, 1]")
+        if self.steps < 1:
+            raise ConfigError(f"steps: {self.steps} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InversionConfig:
+    """How one batch is optimised. The last phase has scale 1; `shift_px` is given there and scaled with the phase."""
+
+    phases: tuple[PhaseConfig, ...]
+    terms: TermConfig
+    lr: float = 0.1
+    betas: tuple[float, float] = (0.5, 0.9)
+    schedule: Schedule = "cosine"
+    warmup_fraction: float = 0.05
+    shift_px: int = 0
+    flip: bool = False
+    clamp: bool = True
+    precision: Precision = "float32"
+    log_every: int = 50
+
+    def __post_init__(self) -> None:
+        if not self.phases or self.phases[-1].scale != 1:
+            raise ConfigError("phases: the last phase must have scale 1, it makes the images that are stored")
+        if self.lr <= 0:
+            raise ConfigError(f"lr: {self.lr} must be positive")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas: {list(self.betas)} must lie in [0, 1)")
+        if not 0 <= self.warmup_fraction < 1:
+            raise ConfigError(f"warmup_fraction: {self.warmup_fraction} must be in [0, 1)")
+        if self.shift_px < 0:
+            raise ConfigError(f"shift_px: {self.shift_px} must be at least 0")
+        if self.log_every < 1:
+            raise ConfigError(f"log_every: {self.log_every} must be at least 1")
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of all phases together."""
+        return sum(phase.steps for phase in self.phases)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inversion:
+    """One finished batch: images uint8 (N, C, H, W), labels (N,), and the weighted terms of every step (steps, T)."""
+
+    images: Tensor
+    labels: Tensor
+    term_names: tuple[str, ...]
+    trace: Tensor
+
+
+OnStep = Callable[[int, dict[str, float]], None]
+
+
+def phase_size(scale: float, height: int, width: int) -> tuple[int, int]:
+    """Canvas (height, width) of a phase, at least one pixel."""
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def invert(
+    teacher: Classifier,
+    labels: Tensor,
+    size: tuple[int, int],
+    config: InversionConfig,
+    generator: torch.Generator,
+    *,
+    rival: Classifier | None = None,
+    on_step: OnStep | None = None,
+) -> Inversion:
+    """Optimise one canvas for each label (N,) through all phases and return the last iterate, quantised.
+
+    `teacher` and `rival` are frozen and on the device of `labels`. All randomness comes from `generator`. `on_step`
+    is called every `log_every` steps with the step and the weighted terms. Raises FloatingPointError with step and
+    term when a term is not finite.
+    """
+    objective = _Objective(teacher, labels, rival, build_terms(config.terms, has_rival=rival is not None), config.precision)
+    names = tuple(objective.terms)
+    logger = _TraceLogger(torch.zeros(config.num_steps, len(names), device=labels.device), names, config.log_every, on_step)
+    shape = phase_size(config.phases[0].scale, *size)
+    canvas = torch.randn(len(labels), teacher.mean.shape[1], *shape, generator=generator).to(labels.device)
+    first_step = 0
+    for phase in config.phases:
+        shape = phase_size(phase.scale, *size)
+        if canvas.shape[2:] != shape:
+            canvas = F.interpolate(canvas, shape, mode="bilinear", align_corners=False)
+        canvas = _run_phase(objective, canvas, phase, config, generator, logger, first_step)
+        first_step += phase.steps
+    if not torch.isfinite(canvas).all():
+        raise FloatingPointError(f"inversion: the images are not finite after step {config.num_steps}; lower lr")
+    pixels = teacher.denormalise(canvas).clamp(0, 1)
+    return Inversion(
+        images=(pixels * 255).round().to(torch.uint8).cpu(),
+        labels=labels.cpu(),
+        term_names=names,
+        trace=logger.trace.cpu(),
+    )
+
+
+class _TraceLogger:
+    """Keeps the terms of every step on the device; looks at them, which synchronises, only on logging steps."""
+
+    def __init__(self, trace: Tensor, names: tuple[str, ...], every: int, on_step: OnStep | None) -> None:
+        self.trace, self.names, self.every, self.on_step = trace, names, every, on_step
+        self.checked = 0
+
+    def record(self, step: int, parts: dict[str, Tensor]) -> None:
+        """Store the terms of `step`; before a logging step's update, check all since the last one and report."""
+        self.trace[step] = torch.stack([parts[name] for name in self.names])
+        if step % self.every == 0 or step == len(self.trace) - 1:
+            self.check(step + 1)
+            if self.on_step:
+                self.on_step(step, dict(zip(self.names, self.trace[step].tolist(), strict=True)))
+
+    def check(self, end: int) -> None:
+        """Raise FloatingPointError when a term before step `end` is not finite."""
+        bad = (~torch.isfinite(self.trace[self.checked : end])).nonzero()
+        if len(bad):
+            step, term = (self.checked + int(bad[0, 0]), self.names[int(bad[0, 1])])
+            raise FloatingPointError(
+                f"inversion: term {term!r} is {self.trace[step, bad[0, 1]].item()} at step {step}; "
+                f"lower inversion.lr or inversion.terms.{term}"
+            )
+        self.checked = end
+
+
+@dataclass(frozen=True)
+class _Objective:
+    """The weighted loss of one view of the canvas."""
+
+    teacher: Classifier
+    labels: Tensor
+    rival: Classifier | None
+    terms: dict[str, tuple[float, Term]]
+    precision: Precision
+
+    def __call__(self, view: Tensor, statistics: list[LayerStatistics]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The total and its weighted parts; `statistics` is the list that the teacher's hooks extend."""
+        statistics.clear()
+        with torch.autocast(view.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            logits = self.teacher.network(view)
+            rival_logits = None if self.rival is None else self.rival(self.teacher.denormalise(view))
+        seen = View(
+            images=view, logits=logits, labels=self.labels, statistics=list(statistics), rival_logits=rival_logits
+        )
+        return weighted_sum(self.terms, seen)
+
+
+def _run_phase(
+    objective: _Objective,
+    canvas: Tensor,
+    phase: PhaseConfig,
+    config: InversionConfig,
+    generator: torch.Generator,
+    logger: _TraceLogger,
+    first_step: int,
+) -> Tensor:
+    """Adam on the canvas for one phase, with random views and clamping; returns the last iterate."""
+    teacher = objective.teacher
+    canvas = canvas.detach().clone().requires_grad_()
+    optimizer = torch.optim.Adam([canvas], lr=config.lr, betas=config.betas)
+    low, high = teacher.normalise(torch.zeros_like(teacher.mean)), teacher.normalise(torch.ones_like(teacher.mean))
+    rates = learning_rates(config.schedule, config.lr, phase.steps, config.warmup_fraction)
+    shift_px = round(config.shift_px * phase.scale)
+    with capture_statistics(teacher.network) as statistics:
+        for step, lr in enumerate(rates, first_step):
+            total, parts = objective(roll_and_flip(canvas, shift_px, config.flip, generator), statistics)
+            optimizer.zero_grad()
+            total.backward()
+            logger.record(step, parts)
+            optimizer.param_groups[0]["lr"] = lr
+            optimizer.step()
+            if config.clamp:
+                with torch.no_grad():
+                    canvas.clamp_(low, high)
+    return canvas.detach()

@@ -1,0 +1,361 @@
+"""`Classifier`: a network together with its normalisation, built from a named source, with weights loaded safely."""
+
+import importlib
+import importlib.util
+import json
+import pickle
+import sys
+import urllib.error
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import ConfigError, fingerprint, to_plain
+from pipeline.files import atomic_file, sha256_of
+
+SOURCES = ("cifar10", "torchvision", "timm", "python")
+# The names under which public training scripts wrap a state dict, and the prefixes that wrappers of a network add.
+WRAPPINGS = ("state_dict", "model_state_dict", "model", "net", "network")
+PREFIXES = ("module.", "_orig_mod.")
+METADATA_KEY = "dreamdistill"
+KEYS_SHOWN = 8
+
+
+# (mean, std), one value a channel.
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageConfig:
+    """What every network of a run sees and says: (channels, height, width) pixels in, `num_classes` logits out."""
+
+    channels: int
+    height: int
+    width: int
+    num_classes: int
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "height", "width"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} must be at least 1")
+        if self.num_classes < 2:
+            raise ConfigError(f"num_classes: {self.num_classes} must be at least 2")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.channels, self.height, self.width
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Where a network comes from: `cifar10:resnet20`, `torchvision:resnet50`, `timm:NAME`, `python:module:function`.
+
+    `options` go to its constructor. `weights` is a safetensors or torch file, or (torchvision, timm) the name of
+    published weights such as `DEFAULT`. `mean` and `std` normalise pixels in [0, 1], one value a channel; without
+    them the published weights' own are used, or mean 0 and deviation 1.
+    """
+
+    source: str
+    options: dict[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        kind, _, name = self.source.partition(":")
+        if kind not in SOURCES or not name:
+            raise ConfigError(f"source: {self.source!r} must be KIND:NAME with KIND one of {', '.join(SOURCES)}")
+        if (self.mean is None) != (self.std is None):
+            raise ConfigError("mean, std: give both or neither")
+        if self.std is not None and min(self.std) <= 0:
+            raise ConfigError(f"std: {self.std} must be positive")
+
+
+class Classifier(nn.Module):
+    """A network and its normalisation: pixels in [0, 1] of shape (N, C, H, W) to logits of shape (N, num_classes)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits of pixels in [0, 1]."""
+        logits: Tensor = self.network(self.normalise(pixels))
+        return logits
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Pixels in [0, 1] in the space the network was trained in."""
+        return (pixels - self.mean) / self.std
+
+    def denormalise(self, canvas: Tensor) -> Tensor:
+        """The inverse of `normalise`; values outside [0, 1] are kept."""
+        return canvas * self.std + self.mean
+
+    def freeze(self) -> Self:
+        """Evaluation mode, and no weight asks for a gradient (else a third of the backward pass is wasted)."""
+        return self.eval().requires_grad_(False)
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """(mean, std)."""
+        return tuple(self.mean.flatten().tolist()), tuple(self.std.flatten().tolist())
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable and frozen parameters, without buffers."""
+        return sum(p.numel() for p in self.parameters())
+
+
+def build_classifier(
+    config: ModelConfig,
+    images: ImageConfig,
+    *,
+    seed: int = 0,
+    default_normalisation: Normalisation | None = None,
+) -> Classifier:
+    """Build the network of `config`, load its weights if it names any, and check that it fits `images`.
+
+    Initial weights are drawn with `seed`. Raises ValueError when the source or the weights cannot be had, the weights
+    belong to another network, or channels or classes do not fit.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # torch's initialisers read only the global generator
+        network, published = _build_network(config, images)
+    if config.mean is not None and config.std is not None:
+        mean, std = config.mean, config.std
+    else:
+        mean, std = published or default_normalisation or ((0.0,) * images.channels, (1.0,) * images.channels)
+    if len(mean) != images.channels or len(std) != images.channels:
+        raise ValueError(
+            f"{config.source}: mean {mean} and std {std} need one value for each of images.channels={images.channels}"
+        )
+    if config.weights and not _is_published_name(config):
+        load_weights(network, Path(config.weights), config.source)
+    classifier = Classifier(network, mean, std)
+    _check_fit(classifier, config, images)
+    return classifier
+
+
+def load_frozen(config: ModelConfig, images: ImageConfig, device: torch.device) -> Classifier:
+    """A classifier with its weights, frozen, on `device`."""
+    return build_classifier(config, images).freeze().to(device)
+
+
+def _is_published_name(config: ModelConfig) -> bool:
+    has_names = config.source.startswith(("torchvision:", "timm:"))
+    return has_names and config.weights is not None and Path(config.weights).suffix == "" and "/" not in config.weights
+
+
+def _build_network(config: ModelConfig, images: ImageConfig) -> tuple[nn.Module, Normalisation | None]:
+    """The network, and the (mean, std) that its published weights were trained with, or None."""
+    kind, _, name = config.source.partition(":")
+    build = {"cifar10": _cifar10, "torchvision": _torchvision, "timm": _timm, "python": _python}[kind]
+    try:
+        network, published = build(name, config, images)
+    except (TypeError, NotImplementedError) as error:
+        raise ValueError(f"{config.source} does not take options {config.options}: {error}") from error
+    except urllib.error.URLError as error:
+        raise ValueError(
+            f"{config.source}: weights {config.weights} could not be downloaded ({error.reason}); "
+            "put a weight file's path into `weights` instead"
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"{config.source} must return a torch.nn.Module, it returned {type(network).__name__}")
+    return network, published
+
+
+def _cifar10(name: str, config: ModelConfig, images: ImageConfig) -> tuple[nn.Module, None]:
+    from cifar10.networks import build_network
+
+    return build_network(name, in_channels=images.channels, num_classes=images.num_classes, **config.options), None
+
+
+def _torchvision(name: str, config: ModelConfig, images: ImageConfig) -> tuple[nn.Module, Normalisation | None]:
+    import torchvision.models
+
+    if name not in torchvision.models.list_models(torchvision.models):
+        raise ValueError(f"torchvision has no classifier {name!r}; torchvision.models.list_models() lists them")
+    if not _is_published_name(config):
+        return torchvision.models.get_model(name, num_classes=images.num_classes, **config.options), None
+    members = torchvision.models.get_model_weights(name).__members__
+    if config.weights not in members:
+        raise ValueError(f"torchvision:{name} has no weights {config.weights!r}; it has {', '.join(members)}")
+    weights = members[config.weights]
+    preset = weights.transforms()
+    network = torchvision.models.get_model(name, weights=weights, **config.options)
+    return network, (tuple(preset.mean), tuple(preset.std))
+
+
+def _timm(name: str, config: ModelConfig, images: ImageConfig) -> tuple[nn.Module, Normalisation | None]:
+    try:
+        import timm
+    except ImportError:
+        raise ValueError(f"timm:{name} needs the timm package: pip install timm") from None
+    if not timm.is_model(name):
+        raise ValueError(f"timm has no model {name!r}; timm.list_models() lists them")
+    network = timm.create_model(
+        name,
+        pretrained=_is_published_name(config),
+        num_classes=images.num_classes,
+        in_chans=images.channels,
+        **config.options,
+    )
+    mean, std = (tuple(network.pretrained_cfg[name]) for name in ("mean", "std"))
+    return network, (mean, std) if len(mean) == images.channels else None
+
+
+def _python(name: str, config: ModelConfig, images: ImageConfig) -> tuple[nn.Module, None]:
+    place, separator, function_name = name.rpartition(":")
+    if not separator:
+        raise ValueError(f"python:{name} must be python:package.module:function or python:path/to/file.py:function")
+    module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
+    function: Callable[..., nn.Module] | None = getattr(module, function_name, None)
+    if function is None:
+        raise ValueError(f"python:{name}: {place} has no {function_name!r}")
+    return function(**config.options), None
+
+
+def _import_module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"python:{name}: {error}; is its folder on PYTHONPATH?") from error
+
+
+def _import_file(path: Path) -> Any:
+    if not path.is_file():
+        raise ValueError(f"python:{path}: no such file")
+    name = f"dreamdistill_user_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _check_fit(classifier: Classifier, config: ModelConfig, images: ImageConfig) -> None:
+    was_training = classifier.training
+    try:
+        with torch.no_grad():
+            logits = classifier.eval()(torch.zeros(1, *images.shape))
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{config.source} cannot read images of (C, H, W) = {images.shape}: {error}") from error
+    finally:
+        classifier.train(was_training)
+    if not isinstance(logits, Tensor) or logits.shape != (1, images.num_classes):
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(
+            f"{config.source} answers one image with {found}, images.num_classes={images.num_classes} "
+            f"needs (1, {images.num_classes}); set images.num_classes or the network's options"
+        )
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors or torch file; torch files are read without running any code in them."""
+    if not path.is_file():
+        raise ValueError(f"weights: there is no file {path}")
+    if path.suffix == ".safetensors":
+        try:
+            return safetensors.torch.load_file(path)
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"weights: {path} is truncated or no safetensors file ({error})") from error
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"weights: {path} holds more than tensors, loading it could run code in it, so it is refused; "
+            "save the network's state_dict() alone"
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"weights: {path} is truncated or no torch file ({error})") from error
+    return _unwrap(content, path)
+
+
+def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
+    for name in WRAPPINGS:
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
+    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise ValueError(f"weights: {path} holds no state dict (looked under {', '.join(WRAPPINGS)} too)")
+    return dict(content)
+
+
+def load_weights(network: nn.Module, path: Path, source: str) -> None:
+    """Load the tensors of `path` into `network`; raises ValueError that lists the keys that do not fit."""
+    tensors = read_weights(path)
+    for prefix in PREFIXES:
+        if tensors and all(key.startswith(prefix) for key in tensors):
+            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    expected = network.state_dict()
+    counter = "num_batches_tracked"  # BatchNorm's step counter, which older files and converters leave out
+    missing = [k for k in expected if k not in tensors and not k.endswith(counter)]
+    unexpected = [k for k in tensors if k not in expected and not k.endswith(counter)]
+    shapes = [
+        f"{k} {tuple(tensors[k].shape)} instead of {tuple(expected[k].shape)}"
+        for k in expected
+        if k in tensors and tensors[k].shape != expected[k].shape
+    ]
+    if missing or unexpected or shapes:
+        lists = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+        raise ValueError(f"weights: {path} does not belong to {source}: {'; '.join(_shorten(lists))}")
+    network.load_state_dict({k: v for k, v in tensors.items() if k in expected}, strict=False)
+
+
+def _shorten(lists: dict[str, list[str]]) -> list[str]:
+    return [
+        f"{len(keys)} {name} ({', '.join(keys[:KEYS_SHOWN])}{', ...' if len(keys) > KEYS_SHOWN else ''})"
+        for name, keys in lists.items()
+        if keys
+    ]
+
+
+def save_classifier(path: Path, classifier: Classifier, config: ModelConfig, identity: Mapping[str, Any]) -> None:
+    """Write the network's tensors as safetensors; model, normalisation and origin go into the metadata."""
+    tensors = {k: v.detach().cpu().contiguous() for k, v in classifier.network.state_dict().items()}
+    mean, std = classifier.normalisation
+    description = {
+        "source": config.source,
+        "options": config.options,
+        "mean": mean,
+        "std": std,
+        "fingerprint": fingerprint(identity),
+        "identity": to_plain(identity),
+    }
+    data = safetensors.torch.save(tensors, {METADATA_KEY: json.dumps(description, sort_keys=True)})
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """What `save_classifier` wrote beside the tensors; empty for files of other origin."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is truncated or no safetensors file ({error}); remove it to make it anew") from error
+    description: dict[str, Any] = json.loads(metadata.get(METADATA_KEY, "{}"))
+    return description
+
+
+def weights_identity(config: ModelConfig) -> dict[str, Any]:
+    """What a frozen network is: its configuration and, for a weight file, the SHA-256 of its content."""
+    identity: dict[str, Any] = to_plain(config)
+    if config.weights and not _is_published_name(config):
+        path = Path(config.weights)
+        if not path.is_file():
+            raise ValueError(f"weights: there is no file {path}")
+        del identity["weights"]  # the content counts, not where it lies
+        identity["sha256"] = sha256_of(path)
+    return identity

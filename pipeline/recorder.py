@@ -1,0 +1,69 @@
+"""Where numbers go while a stage runs: a progress bar, and one JSON line for each logging step."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from tqdm import tqdm
+
+
+class Recorder:
+    """Appends to `metrics.jsonl` and moves one progress bar."""
+
+    def __init__(self, file: IO[str], bar: "tqdm[Any]", place: dict[str, Any]) -> None:
+        self._file, self._bar, self._place = file, bar, place
+        self._logged_at = time.perf_counter()
+
+    def advance(self, done: int) -> None:
+        """Move the bar to `done` units."""
+        self._bar.update(done - self._bar.n)
+
+    def log(self, step: int, figures: dict[str, float], *, done: int | None = None, **place: int) -> None:
+        """Write one line (stage, round, `place`, step, seconds since the line before, figures) and move the bar.
+
+        The bar goes to `done` units, by default to `step` + 1.
+        """
+        now = time.perf_counter()
+        line = {**self._place, **place, "step": step, "elapsed_s": round(now - self._logged_at, 4), **figures}
+        self._logged_at = now
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        self.advance(step + 1 if done is None else done)
+
+
+@contextmanager
+def open_recorder(
+    path: Path, stage: str, *, total: int, unit: str, done: int = 0, visible: bool = True, round_index: int | None = None
+) -> Iterator[Recorder]:
+    """A recorder for one stage; `total` and `done` count `unit`s. The bar shows on a terminal, if `visible`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+b") as tail:
+        _end_line(tail)
+    place = {"stage": stage} if round_index is None else {"stage": stage, "round": round_index}
+    title = " ".join(map(str, place.values()))
+    hidden = None if visible else True  # None: hidden unless the output is a terminal
+    with open(path, "a") as file, tqdm(total=total, initial=done, unit=f" {unit}", desc=title, disable=hidden) as bar:
+        yield Recorder(file, bar, place)
+
+
+def _end_line(file: IO[bytes]) -> None:
+    """End a line that a killed process left half-written, so that the next one stays readable."""
+    if file.tell():
+        file.seek(-1, 2)
+        if file.read(1) != b"\n":
+            file.write(b"\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All complete lines in order; of lines for the same place and step, the last one counts."""
+    latest: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for text in path.read_text().splitlines() if path.exists() else ():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue  # the half-written last line of a killed process
+        latest[tuple(line.get(k) for k in ("stage", "round", "batch", "step"))] = line
+    return list(latest.values())

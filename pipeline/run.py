@@ -1,0 +1,240 @@
+"""`RunConfig`: all of one run, where its outputs lie, and what each output depends on."""
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.codec import PILLOW_MODES
+from pipeline.config import ConfigError, differences, fingerprint, load_yaml, parse, to_plain
+from pipeline.data import NOT_MIRRORABLE, DataConfig, content_hash, load_images
+from pipeline.evaluate import EvaluationConfig
+from pipeline.files import write_json, write_text
+from pipeline.models import Classifier, ImageConfig, ModelConfig, build_classifier, read_description, weights_identity
+from pipeline.plan import SynthesisConfig
+from pipeline.shards import read_manifest
+from pipeline.train import DistillConfig, TrainingConfig
+
+# Settings that change how a run is watched and saved, not what it makes.
+NOT_IDENTITY = ("log_every", "save_every_s")
+IDENTITY_FILE, CONFIG_FILE = "identity.json", "config.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What to do: invert `teacher` into synthetic images, distil `student` from them, evaluate it on `data.test`.
+
+    A teacher without `weights` is first trained on `data.train` as `teacher_training` says. An independent
+    `verifier` judges the stored images. `name`, by default the config file's, names the output folders.
+    """
+
+    name: str
+    images: ImageConfig
+    teacher: ModelConfig
+    student: ModelConfig
+    data: DataConfig
+    synthesis: SynthesisConfig
+    distill: DistillConfig
+    teacher_training: TrainingConfig | None = None
+    verifier: ModelConfig | None = None
+    evaluation: EvaluationConfig = EvaluationConfig()
+    seed: int = 0
+    shards_dir: str = "shards"
+    checkpoints_dir: str = "checkpoints"
+
+    def __post_init__(self) -> None:
+        if not self.name or "/" in self.name or self.name.startswith("."):
+            raise ConfigError(f"name: {self.name!r} must be usable as a folder name")
+        if self.images.channels not in PILLOW_MODES:
+            raise ConfigError(f"images.channels: {self.images.channels} cannot be stored as an image file; use 1 or 3")
+        self._check_teacher()
+        self._check_synthesis()
+        self._warn_of_mirrors()
+
+    def _check_teacher(self) -> None:
+        if self.teacher.weights is None and self.teacher_training is None:
+            raise ConfigError("teacher.weights: none, and no teacher_training section to train it; give one of them")
+        if self.teacher.weights is not None and self.teacher_training is not None:
+            raise ConfigError(f"teacher.weights: {self.teacher.weights!r} and teacher_training are both given; drop one")
+        if self.teacher_training is not None and self.data.train is None:
+            raise ConfigError("data.train: missing, teacher_training needs real images to train on")
+        if self.verifier is not None and self.verifier.weights is None:
+            raise ConfigError("verifier.weights: missing; an untrained verifier judges nothing")
+
+    def _check_synthesis(self) -> None:
+        beyond = [c for c in self.synthesis.classes or () if not 0 <= c < self.images.num_classes]
+        if beyond:
+            raise ConfigError(f"synthesis.classes: {beyond} are not in 0..{self.images.num_classes - 1}")
+        if self.synthesis.inversion.terms.competition and self.synthesis.rounds == 1:
+            raise ConfigError(
+                "synthesis.inversion.terms.competition: the rival is the student of the round before, so it needs "
+                "synthesis.rounds of at least 2 (or set it to 0)"
+            )
+        in_a_round = self.synthesis.num_images // self.synthesis.rounds
+        if self.distill.batch_size > in_a_round:
+            raise ConfigError(
+                f"distill.batch_size: {self.distill.batch_size} is larger than the set of one round, {in_a_round} images; "
+                "lower it or raise synthesis.num_images"
+            )
+
+    def _warn_of_mirrors(self) -> None:
+        flips = {
+            "synthesis.inversion.flip": self.synthesis.inversion.flip,
+            "distill.augment.flip": self.distill.augment.flip,
+            "teacher_training.augment.flip": self.teacher_training is not None and self.teacher_training.augment.flip,
+        }
+        for key, flip in flips.items():
+            if flip and self.data.test in NOT_MIRRORABLE:
+                warnings.warn(f"{key}: true mirrors images of {self.data.test}, which changes what they show", stacklevel=2)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the run's networks, evaluations, report and metrics."""
+        return Path(self.checkpoints_dir) / self.name
+
+    @property
+    def trained_teacher_path(self) -> Path:
+        """Where the teacher stage writes its network."""
+        return self.checkpoints / "teacher.safetensors"
+
+    @property
+    def teacher_model(self) -> ModelConfig:
+        """The teacher with weights: those it names, or those that the teacher stage made."""
+        return self.teacher if self.teacher.weights else replace(self.teacher, weights=str(self.trained_teacher_path))
+
+    def round_folder(self, round_index: int) -> Path:
+        """Folder of the synthetic images of one round."""
+        return Path(self.shards_dir) / self.name / str(round_index)
+
+    def student_path(self, round_index: int) -> Path:
+        """The student distilled on all rounds up to this one."""
+        return self.checkpoints / f"student-{round_index}.safetensors"
+
+    def evaluation_path(self, round_index: int) -> Path:
+        """The evaluation of that student; its CSV line lies beside it."""
+        return self.checkpoints / f"eval-{round_index}.json"
+
+    def metrics_path(self, rank: int = 0) -> Path:
+        """One JSON line for each logging step of one worker."""
+        return self.checkpoints / ("metrics.jsonl" if rank == 0 else f"metrics.{rank}.jsonl")
+
+
+def load_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration of `path` with overrides applied; raises ConfigError."""
+    mapping = load_yaml(path, overrides)
+    mapping.setdefault("name", path.stem)
+    return parse(RunConfig, mapping)
+
+
+def _identity(**parts: Any) -> dict[str, Any]:
+    """`parts` as plain data, without the settings that do not change an output."""
+
+    def strip(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {k: strip(v) for k, v in value.items() if k not in NOT_IDENTITY}
+        return [strip(v) for v in value] if isinstance(value, list) else value
+
+    stripped: dict[str, Any] = strip(to_plain(parts))
+    return stripped
+
+
+def teacher_identity(config: RunConfig) -> dict[str, Any]:
+    """What a trained teacher depends on."""
+    assert config.data.train is not None
+    images = load_images(config.data.train, "train", Path(config.data.folder), config.images)
+    return _identity(
+        seed=config.seed,
+        images=config.images,
+        teacher=config.teacher,
+        training=config.teacher_training,
+        data={"source": config.data.train, "sha256": content_hash(images)},
+    )
+
+
+def synthesis_identity(config: RunConfig, round_index: int) -> dict[str, Any]:
+    """What the images of a round depend on; in later rounds that includes the rival, the student before."""
+    rival = student_fingerprint(config, round_index - 1) if round_index else None
+    return _identity(
+        seed=config.seed,
+        round=round_index,
+        images=config.images,
+        synthesis=config.synthesis,
+        teacher=_frozen_identity(config.teacher_model, "make teacher"),
+        verifier=_frozen_identity(config.verifier, "") if config.verifier else None,
+        rival=rival,
+    )
+
+
+def student_identity(config: RunConfig, round_index: int) -> dict[str, Any]:
+    """What the student of a round depends on: the shards of all rounds so far, the teacher, the recipe."""
+    return _identity(
+        seed=config.seed,
+        round=round_index,
+        images=config.images,
+        student=config.student,
+        distill=config.distill,
+        teacher=_frozen_identity(config.teacher_model, "make teacher"),
+        shards=[read_manifest(config.round_folder(r))["fingerprint"] for r in range(round_index + 1)],
+    )
+
+
+def evaluation_identity(config: RunConfig, round_index: int, data_hash: str) -> dict[str, Any]:
+    """What an evaluation depends on."""
+    return _identity(
+        images=config.images,
+        student=student_fingerprint(config, round_index),
+        teacher=_frozen_identity(config.teacher_model, "make teacher"),
+        data={"source": config.data.test, "sha256": data_hash},
+    )
+
+
+def _frozen_identity(model: ModelConfig, remedy: str) -> dict[str, Any]:
+    try:
+        return weights_identity(model)
+    except ValueError as error:
+        raise ValueError(f"{error}; run `{remedy}` first" if remedy else str(error)) from None
+
+
+def student_fingerprint(config: RunConfig, round_index: int) -> str:
+    """The fingerprint in a finished student's file; ValueError when there is none."""
+    path = config.student_path(round_index)
+    if not path.exists():
+        raise ValueError(f"there is no student of round {round_index} ({path}); run `make distill` first")
+    return str(read_description(path)["fingerprint"])
+
+
+def load_student(config: RunConfig, round_index: int, teacher: Classifier) -> Classifier:
+    """The finished student of a round; its normalisation is the teacher's where the config gives none."""
+    model = replace(config.student, weights=str(config.student_path(round_index)))
+    return build_classifier(model, config.images, default_normalisation=teacher.normalisation)
+
+
+def claim_folder(folder: Path, identity: Mapping[str, Any], config: RunConfig) -> None:
+    """Write the identity and the resolved configuration into a new folder.
+
+    Raises ConfigError, naming the keys that differ, when the folder holds something of another identity.
+    """
+    path = folder / IDENTITY_FILE
+    if path.exists():
+        refuse_other(str(folder), json.loads(path.read_text()), identity)
+    else:
+        write_text(folder / CONFIG_FILE, resolved_yaml(config))
+        write_json(path, to_plain(identity))
+
+
+def refuse_other(what: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Raise ConfigError when an existing output was made under another identity."""
+    if fingerprint(there) != fingerprint(here):
+        raise ConfigError(
+            f"{what} was made with another configuration ({differences(there, here)}); nothing was changed. Set another "
+            "`name`, or remove it (`make clean` removes all of the run)"
+        )
+
+
+def resolved_yaml(config: RunConfig) -> str:
+    """The complete configuration with every default, as YAML that can be run again."""
+    return yaml.safe_dump(to_plain(config), sort_keys=False)

@@ -1,0 +1,225 @@
+"""Training of a classifier on images, for a teacher on labels and for a student on a teacher's logits; resumable."""
+
+import pickle
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.config import ConfigError
+from pipeline.data import ArrayImages, epoch_batches
+from pipeline.files import atomic_file
+from pipeline.invert import Precision
+from pipeline.losses import distillation_loss, label_loss
+from pipeline.models import Classifier
+from pipeline.plan import batch_ranges
+from pipeline.schedules import Schedule, learning_rates
+from pipeline.views import AugmentConfig, augment
+from pipeline.world import make_generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How a classifier is trained. Progress is saved every `save_every_s` seconds."""
+
+    epochs: int
+    batch_size: int
+    lr: float
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: Schedule = "cosine"
+    warmup_fraction: float = 0.05
+    augment: AugmentConfig = AugmentConfig()
+    label_smoothing: float = 0.0
+    precision: Precision = "float32"
+    log_every: int = 20
+    save_every_s: float = 15.0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "log_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} must be at least 1")
+        if self.batch_size < 2:
+            raise ConfigError(f"batch_size: {self.batch_size} must be at least 2, BatchNorm needs a batch")
+        if self.lr <= 0:
+            raise ConfigError(f"lr: {self.lr} must be positive")
+        if self.weight_decay < 0:
+            raise ConfigError(f"weight_decay: {self.weight_decay} must be at least 0")
+        for name in ("momentum", "warmup_fraction", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} must be in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(TrainingConfig):
+    """Training on a teacher's logits at `temperature`, plus `label_weight` times cross-entropy on the label."""
+
+    temperature: float = 4.0
+    label_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.temperature <= 0:
+            raise ConfigError(f"temperature: {self.temperature} must be positive")
+        if self.label_weight < 0:
+            raise ConfigError(f"label_weight: {self.label_weight} must be at least 0")
+
+
+# Loss of (logits (N, K), the view the student saw (N, C, H, W), its class probabilities (N, K)).
+Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
+OnStep = Callable[[int, dict[str, float]], None]
+
+
+def label_objective(config: TrainingConfig) -> Objective:
+    """Cross-entropy with the labels: how a teacher is trained."""
+    return lambda logits, view, targets: label_loss(logits, targets, config.label_smoothing)
+
+
+def distillation_objective(teacher: Classifier, config: DistillConfig) -> Objective:
+    """The frozen teacher's logits of the same view that the student saw, and optionally the labels."""
+
+    def loss(logits: Tensor, view: Tensor, targets: Tensor) -> Tensor:
+        with torch.no_grad():
+            teacher_logits = teacher(view)
+        total = distillation_loss(logits, teacher_logits, config.temperature)
+        if config.label_weight:
+            total = total + config.label_weight * label_loss(logits, targets, config.label_smoothing)
+        return total
+
+    return loss
+
+
+@dataclass
+class TrainState:
+    """All that a resume needs: the network, its optimiser, and the number of steps done."""
+
+    classifier: Classifier
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+
+    def save(self, path: Path, fingerprint: str) -> None:
+        """Write the state atomically."""
+        content = {
+            "fingerprint": fingerprint,
+            "step": self.step,
+            "network": self.classifier.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        with atomic_file(path) as file:
+            torch.save(content, file)
+
+    def restore(self, path: Path, fingerprint: str) -> None:
+        """Read the state back if there is one; raises ValueError when it is damaged or of another configuration."""
+        if not path.exists():
+            return
+        try:
+            content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(f"{path} is damaged ({error}); remove it to train from the start") from error
+        if content["fingerprint"] != fingerprint:
+            raise ValueError(
+                f"{path} belongs to another configuration (fingerprint {content['fingerprint']} there, {fingerprint} here); "
+                "remove it to train from the start, or set another `name`"
+            )
+        self.classifier.network.load_state_dict(content["network"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.step = content["step"]
+
+
+def build_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum, or AdamW; no weight decay on biases and BatchNorm."""
+    decayed = [p for p in network.parameters() if p.dim() > 1]
+    others = [p for p in network.parameters() if p.dim() <= 1]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+    return torch.optim.AdamW(groups, lr=config.lr)
+
+
+def num_steps(config: TrainingConfig, num_images: int) -> int:
+    """Steps of the whole training."""
+    return config.epochs * len(batch_ranges(num_images, config.batch_size))
+
+
+def train(
+    classifier: Classifier,
+    images: ArrayImages,
+    num_classes: int,
+    objective: Objective,
+    config: TrainingConfig,
+    seed: int,
+    purpose: str,
+    state_path: Path,
+    fingerprint: str,
+    on_step: OnStep | None = None,
+) -> None:
+    """Train `classifier` in place, from `state_path` where that exists.
+
+    Order and views are drawn for (seed, purpose, step), so a resumed run sees what an uninterrupted one sees.
+    `on_step` is called every `log_every` steps and after the last. Raises FloatingPointError when the loss is not
+    finite; a state saved before stays as it was.
+    """
+    state = TrainState(classifier.train(), build_optimizer(classifier.network, config))
+    state.restore(state_path, fingerprint)
+    total = num_steps(config, len(images.labels))
+    rates = learning_rates(config.schedule, config.lr, total, config.warmup_fraction)
+    losses = torch.zeros(total, device=images.pixels.device)
+    checked, saved_at = state.step, time.monotonic()
+    per_epoch = total // config.epochs
+    while state.step < total:
+        epoch, first = divmod(state.step, per_epoch)
+        for indices in epoch_batches(len(images.labels), config.batch_size, seed, f"{purpose}/order", epoch)[first:]:
+            step = state.step
+            losses[step] = _train_step(
+                state, images, indices, num_classes, objective, config, rates[step], make_generator(seed, purpose, step)
+            )
+            state.step += 1
+            log = step % config.log_every == 0 or state.step == total
+            save = time.monotonic() - saved_at > config.save_every_s
+            if log or save:
+                _check_finite(losses, checked, state.step)
+                checked = state.step
+            if log and on_step:
+                on_step(step, {"loss": losses[step].item(), "lr": rates[step]})
+            if save:
+                state.save(state_path, fingerprint)
+                saved_at = time.monotonic()
+
+
+def _train_step(
+    state: TrainState,
+    images: ArrayImages,
+    indices: Tensor,
+    num_classes: int,
+    objective: Objective,
+    config: TrainingConfig,
+    lr: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """One update; returns the loss, detached and still on the device."""
+    device = images.pixels.device
+    indices = indices.to(device)
+    pixels = images.pixels[indices].float().div(255)
+    targets = F.one_hot(images.labels[indices], num_classes).float()
+    view, targets = augment(pixels, targets, config.augment, generator)
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+        loss = objective(state.classifier(view), view, targets)
+    state.optimizer.zero_grad()
+    loss.backward()
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    state.optimizer.step()
+    return loss.detach()
+
+
+def _check_finite(losses: Tensor, start: int, stop: int) -> None:
+    bad = (~torch.isfinite(losses[start:stop])).nonzero()
+    if len(bad):
+        step = start + int(bad[0, 0])
+        raise FloatingPointError(f"training: the loss is {losses[step].item()} at step {step}; lower lr")

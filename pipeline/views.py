@@ -1,0 +1,109 @@
+"""Random views of images: what the networks see instead of the images themselves.
+
+Every draw comes from a CPU generator, so the same seed gives the same views on every device.
+"""
+
+import random
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.config import ConfigError
+
+
+def roll_and_flip(canvas: Tensor, shift_px: int, flip: bool, generator: torch.Generator) -> Tensor:
+    """The whole batch (N, C, H, W) rolled by up to `shift_px` both ways (it wraps around), mirrored half of the time."""
+    if shift_px:
+        down, right = torch.randint(-shift_px, shift_px + 1, (2,), generator=generator).tolist()
+        canvas = torch.roll(canvas, (down, right), dims=(2, 3))
+    if flip and torch.rand((), generator=generator).item() < 0.5:
+        canvas = canvas.flip(3)
+    return canvas
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Training views. Mixing methods are drawn once a batch, each with its probability.
+
+    `shift_px` pads with zeros and crops; `flip` mirrors half of the images; mixup and CutMix draw their ratio from
+    Beta(alpha, alpha).
+    """
+
+    shift_px: int = 0
+    flip: bool = False
+    mixup_probability: float = 0.0
+    mixup_alpha: float = 1.0
+    cutmix_probability: float = 0.0
+    cutmix_alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.shift_px < 0:
+            raise ConfigError(f"shift_px: {self.shift_px} must be at least 0")
+        for name in ("mixup", "cutmix"):
+            if not 0 <= getattr(self, f"{name}_probability") <= 1:
+                raise ConfigError(f"{name}_probability: {getattr(self, f'{name}_probability')} must be in [0, 1]")
+            if getattr(self, f"{name}_alpha") <= 0:
+                raise ConfigError(f"{name}_alpha: {getattr(self, f'{name}_alpha')} must be positive")
+        if self.mixup_probability + self.cutmix_probability > 1:
+            raise ConfigError("mixup_probability, cutmix_probability: their sum must be at most 1")
+
+
+def augment(
+    pixels: Tensor, targets: Tensor, config: AugmentConfig, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """One view of pixels (N, C, H, W) and the matching targets, class probabilities of shape (N, num_classes)."""
+    count = len(pixels)
+    if config.shift_px:
+        pixels = _crop(pixels, config.shift_px, generator)
+    if config.flip:
+        mirrored = torch.rand(count, generator=generator) < 0.5
+        pixels = torch.where(mirrored.to(pixels.device)[:, None, None, None], pixels.flip(3), pixels)
+    draw = torch.rand((), generator=generator).item()
+    if draw < config.mixup_probability:
+        return _mixup(pixels, targets, config.mixup_alpha, generator)
+    if draw < config.mixup_probability + config.cutmix_probability:
+        return _cutmix(pixels, targets, config.cutmix_alpha, generator)
+    return pixels, targets
+
+
+def _crop(pixels: Tensor, shift_px: int, generator: torch.Generator) -> Tensor:
+    count, _, height, width = pixels.shape
+    offsets = torch.randint(0, 2 * shift_px + 1, (2, count, 1), generator=generator)
+    rows = (offsets[0] + torch.arange(height)).to(pixels.device)
+    columns = (offsets[1] + torch.arange(width)).to(pixels.device)
+    padded = F.pad(pixels, (shift_px,) * 4)
+    batch = torch.arange(count, device=pixels.device)[:, None, None]
+    cropped = padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]]
+    return cropped.permute(0, 3, 1, 2)
+
+
+def _beta(alpha: float, generator: torch.Generator) -> float:
+    """One draw from Beta(alpha, alpha); torch's own sampler takes no generator."""
+    return random.Random(int(torch.randint(2**62, (), generator=generator))).betavariate(alpha, alpha)
+
+
+def _partner(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randperm(len(pixels), generator=generator).to(pixels.device)
+
+
+def _mixup(pixels: Tensor, targets: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Convex combinations of pairs (Zhang et al., 2018, arXiv 1710.09412)."""
+    ratio, partner = _beta(alpha, generator), _partner(pixels, generator)
+    return torch.lerp(pixels[partner], pixels, ratio), torch.lerp(targets[partner], targets, ratio)
+
+
+def _cutmix(pixels: Tensor, targets: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A rectangle of each image replaced by its partner's (Yun et al., 2019, arXiv 1905.04899)."""
+    height, width = pixels.shape[2:]
+    ratio, partner = _beta(alpha, generator), _partner(pixels, generator)
+    side = (1 - ratio) ** 0.5
+    centre_y, centre_x = torch.rand(2, generator=generator).tolist()
+    top, bottom = (round((centre_y + s * side / 2) * height) for s in (-1, 1))
+    left, right = (round((centre_x + s * side / 2) * width) for s in (-1, 1))
+    top, left, bottom, right = max(top, 0), max(left, 0), min(bottom, height), min(right, width)
+    mixed = pixels.clone()
+    mixed[:, :, top:bottom, left:right] = pixels[partner][:, :, top:bottom, left:right]
+    kept = 1 - (bottom - top) * (right - left) / (height * width)
+    return mixed, torch.lerp(targets[partner], targets, kept)

@@ -1,0 +1,76 @@
+"""Who else works on this run, and on which device: the only module that reads the environment."""
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed
+
+# Synthesis can keep some workers busy for hours after others have finished theirs.
+BARRIER_TIMEOUT = timedelta(days=7)
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """One worker's place: `rank` of `size` workers, and the device it computes on."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this worker does what must be done once: packing, training, reporting."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait until every worker is here."""
+        if self.size > 1:
+            torch.distributed.barrier()
+
+
+@contextmanager
+def open_world() -> Iterator[World]:
+    """The world that `torchrun` describes in the environment, or a single worker.
+
+    `DREAMDISTILL_DEVICE` names the device (`cpu`, `cuda`, `cuda:1`); without it, CUDA is used where there is one.
+    """
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    name = os.environ.get("DREAMDISTILL_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"DREAMDISTILL_DEVICE={name}, but PyTorch sees no CUDA device; use cpu")
+        if device.index is None:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+    if size > 1:
+        torch.distributed.init_process_group("gloo", timeout=BARRIER_TIMEOUT)
+    try:
+        yield World(rank=rank, size=size, device=device)
+    finally:
+        if size > 1:
+            torch.distributed.destroy_process_group()
+
+
+def derive_seed(seed: int, purpose: str, index: int = 0) -> int:
+    """A 63-bit seed for one use of randomness; different purposes and indices are independent."""
+    digest = hashlib.sha256(f"{seed}/{purpose}/{index}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def make_generator(seed: int, purpose: str, index: int = 0) -> torch.Generator:
+    """A CPU generator for (run seed, purpose, index): the same draws on every device."""
+    return torch.Generator().manual_seed(derive_seed(seed, purpose, index))
+
+
+def versions() -> dict[str, str]:
+    """What computed an output: interpreter and libraries whose versions can change its bytes."""
+    names = ("torch", "torchvision", "numpy", "Pillow", "webdataset")
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}

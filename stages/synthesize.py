@@ -1,0 +1,125 @@
+"""Invert the teacher into the class-organised synthetic images of one round."""
+
+from typing import Any
+
+import torch
+
+from pipeline.codec import decode_image, encode_image
+from pipeline.evidence import judge
+from pipeline.invert import Inversion, OnStep, invert
+from pipeline.models import Classifier, load_frozen
+from pipeline.plan import BatchSpec, plan_batches
+from pipeline.recorder import Recorder, open_recorder
+from pipeline.run import RunConfig, claim_folder, load_student, synthesis_identity
+from pipeline.shards import MANIFEST, Sample, pack, part_path, read_manifest, remove_parts, write_part
+from pipeline.world import World, versions
+from stages.command import run_stage
+
+
+def main(config: RunConfig, world: World, round_index: int | None = None) -> None:
+    """Make every batch of the round that is not there yet, then pack all of them into shards."""
+    if round_index is None:
+        round_index = _next_round(config)
+    folder, identity = config.round_folder(round_index), synthesis_identity(config, round_index)
+    if world.is_leader:
+        claim_folder(folder, identity, config)
+    world.barrier()
+    specs = plan_batches(config.synthesis, config.images.num_classes, config.seed, round_index)
+    complete = (folder / MANIFEST).exists()
+    pending = [spec for spec in specs if not complete and not part_path(folder, spec.index).exists()]
+    world.barrier()  # all workers have listed the same pending batches before one of them adds a part
+    if pending:
+        _make_parts(config, world, round_index, pending[world.rank :: world.size])
+        world.barrier()
+    if world.is_leader:
+        if not complete:
+            pack(folder, [spec.index for spec in specs], identity, _facts(config, round_index))
+        remove_parts(folder)
+        print(f"synthesize: {_summary(config, round_index)}{' (up to date)' if complete else ''}")
+    world.barrier()
+
+
+def _next_round(config: RunConfig) -> int:
+    rounds = range(config.synthesis.rounds)
+    return next((r for r in rounds if not (config.round_folder(r) / MANIFEST).exists()), rounds[-1])
+
+
+def _make_parts(config: RunConfig, world: World, round_index: int, specs: list[BatchSpec]) -> None:
+    teacher = load_frozen(config.teacher_model, config.images, world.device)
+    verifier = load_frozen(config.verifier, config.images, world.device) if config.verifier else None
+    rival = None
+    if round_index and config.synthesis.inversion.terms.competition:
+        rival = load_student(config, round_index - 1, teacher).freeze().to(world.device)
+    steps = config.synthesis.inversion.num_steps
+    with open_recorder(
+        config.metrics_path(world.rank),
+        "synthesize",
+        total=len(specs) * steps,
+        unit="steps",
+        visible=world.is_leader,
+        round_index=round_index,
+    ) as recorder:
+        for i, spec in enumerate(specs):
+            inversion = invert(
+                teacher,
+                torch.tensor(spec.labels, device=world.device),
+                (config.images.height, config.images.width),
+                config.synthesis.inversion,
+                torch.Generator().manual_seed(spec.seed),
+                rival=rival,
+                on_step=_logger(recorder, spec.index, i * steps),
+            )
+            samples = _samples(config, spec, inversion, teacher, verifier, world.device)
+            write_part(config.round_folder(round_index), spec.index, samples, config.synthesis.image_format)
+
+
+def _logger(recorder: Recorder, batch: int, steps_before: int) -> OnStep:
+    return lambda step, figures: recorder.log(step, figures, done=steps_before + step + 1, batch=batch)
+
+
+def _samples(
+    config: RunConfig,
+    spec: BatchSpec,
+    inversion: Inversion,
+    teacher: Classifier,
+    verifier: Classifier | None,
+    device: torch.device,
+) -> list[Sample]:
+    """Encode the images, and judge what a reader of the files will see."""
+    synthesis = config.synthesis
+    files = [encode_image(image, synthesis.image_format, synthesis.jpeg_quality) for image in inversion.images]
+    stored = torch.stack([decode_image(file, config.images.channels, f"batch {spec.index}") for file in files])
+    verdicts = judge(stored.to(device), inversion.labels.to(device), teacher, verifier)
+    return [
+        Sample(
+            number=spec.first_image + i,
+            label=spec.labels[i],
+            image=files[i],
+            evidence={"batch": spec.index, "seed": spec.seed, "label": spec.labels[i], **verdicts[i]},
+        )
+        for i in range(len(files))
+    ]
+
+
+def _facts(config: RunConfig, round_index: int) -> dict[str, Any]:
+    """What the manifest says beside the images' identity."""
+    return {
+        "round": round_index,
+        "teacher": config.teacher.source,
+        "num_classes": config.images.num_classes,
+        "shape": list(config.images.shape),
+        "image_format": config.synthesis.image_format,
+        "images_per_shard": config.synthesis.images_per_shard,
+        "versions": versions(),
+    }
+
+
+def _summary(config: RunConfig, round_index: int) -> str:
+    folder = config.round_folder(round_index)
+    manifest = read_manifest(folder)
+    verdict = ", ".join(f"{name} {value:.1%}" for name, value in manifest["verdict"].items())
+    return f"{manifest['num_images']:,} images in {folder}; {verdict}"
+
+
+if __name__ == "__main__":
+    run_stage(main, __doc__ or "")

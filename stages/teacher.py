@@ -1,0 +1,56 @@
+"""Train a teacher on real images where there is no pretrained one."""
+
+from pathlib import Path
+
+from pipeline.config import fingerprint
+from pipeline.data import hold_in_memory, load_images
+from pipeline.evaluate import evaluate
+from pipeline.files import write_json
+from pipeline.models import build_classifier, read_description, save_classifier
+from pipeline.recorder import open_recorder
+from pipeline.run import RunConfig, refuse_other, teacher_identity
+from pipeline.train import label_objective, num_steps, train
+from pipeline.world import World, derive_seed
+from stages.command import run_stage
+
+
+def main(config: RunConfig, world: World, round_index: int | None = None) -> None:
+    """Write `teacher.safetensors` and, beside it, its accuracy on the test images."""
+    if not world.is_leader:
+        return
+    if config.teacher_training is None:
+        print(f"teacher: {config.teacher.source} with weights {config.teacher.weights}, nothing to train")
+        return
+    path, identity = config.trained_teacher_path, teacher_identity(config)
+    if path.exists():
+        refuse_other(str(path), read_description(path)["identity"], identity)
+        print(f"teacher: {path} is up to date")
+        return
+    images = load_images(config.data.train or "", "train", Path(config.data.folder), config.images)
+    teacher = build_classifier(config.teacher, config.images, seed=derive_seed(config.seed, "teacher/weights"))
+    teacher.to(world.device)
+    state_path = path.with_suffix(".state")
+    steps = num_steps(config.teacher_training, len(images.labels))
+    with open_recorder(config.metrics_path(), "teacher", total=steps, unit="steps") as recorder:
+        train(
+            teacher,
+            hold_in_memory(images, world.device),
+            config.images.num_classes,
+            label_objective(config.teacher_training),
+            config.teacher_training,
+            config.seed,
+            "teacher",
+            state_path,
+            fingerprint(identity),
+            recorder.log,
+        )
+    test = load_images(config.data.test, "test", Path(config.data.folder), config.images)
+    report = evaluate(teacher, teacher, test, config.images.num_classes, config.evaluation, world.device)
+    write_json(path.with_suffix(".json"), {"test": config.data.test, "num_images": report.num_images, **report.teacher})
+    save_classifier(path, teacher, config.teacher, identity)
+    state_path.unlink(missing_ok=True)
+    print(f"teacher: {path}, top-1 {report.teacher['top1']:.2%} on {report.num_images} test images")
+
+
+if __name__ == "__main__":
+    run_stage(main, __doc__ or "")

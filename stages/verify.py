@@ -1,0 +1,24 @@
+"""Re-hash the shards of every finished round against their manifests."""
+
+from pipeline.run import RunConfig
+from pipeline.shards import MANIFEST, ShardError, read_manifest, verify
+from pipeline.world import World
+from stages.command import run_stage
+
+
+def main(config: RunConfig, world: World, round_index: int | None = None) -> None:
+    """Raise ShardError with one line for each shard that is missing, truncated or altered."""
+    rounds = range(config.synthesis.rounds) if round_index is None else [round_index]
+    folders = [config.round_folder(r) for r in rounds if (config.round_folder(r) / MANIFEST).exists()]
+    if not folders:
+        raise ShardError(f"{config.round_folder(rounds[0])} holds no complete dataset; run `make synthesize` first")
+    problems = [problem for folder in folders for problem in verify(folder)]
+    if problems:
+        raise ShardError("\n  ".join([f"{len(problems)} problems:", *problems]))
+    for folder in folders:
+        manifest = read_manifest(folder)
+        print(f"verify: {folder}, {len(manifest['shards'])} shards with {manifest['num_images']:,} images as written")
+
+
+if __name__ == "__main__":
+    run_stage(main, __doc__ or "")
