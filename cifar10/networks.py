@@ -1,4 +1,4 @@
-"""Residual networks for small images: the 6n+2 family of He et al. (2015, section 4.2) and ResNet-18/34 with a 3x3 stem."""
+"""Residual networks for small images: the 6n+2 family (He et al., 2015, section 4.2), ResNet-18/34 with a 3x3 stem."""
 
 import difflib
 from collections.abc import Sequence
@@ -86,7 +86,8 @@ class ResNet(nn.Module):
         x = F.relu(self.bn1(self.conv1(x)))
         for i in range(self.num_stages):
             x = self.get_submodule(f"layer{i + 1}")(x)
-        return self.fc(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+        logits: Tensor = self.fc(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+        return logits
 
 
 def _initialise(module: nn.Module) -> None:

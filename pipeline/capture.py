@@ -53,12 +53,13 @@ def measure(layer: nn.Module, features: Tensor) -> LayerStatistics:
     """Statistics over all but the channel dimension of features (N, C, ...), in at least fp32.
 
     The variance is the unbiased one, because BatchNorm's running variance averages unbiased estimates; matching the
-    biased one would miss by n / (n - 1), visible for small batches of small maps.
+    biased one would miss by n / (n - 1), visible for small batches of small maps. A single value has variance 0.
     """
     assert isinstance(layer, _BatchNorm) and layer.running_mean is not None and layer.running_var is not None
     axes = [0, *range(2, features.dim())]
     wide = features if features.dtype == torch.float64 else features.float()
-    variance, mean = torch.var_mean(wide, dim=axes, correction=1)
+    count = wide.numel() // wide.shape[1]
+    variance, mean = torch.var_mean(wide, dim=axes, correction=min(1, count - 1))
     return LayerStatistics(
         mean=mean, variance=variance, running_mean=layer.running_mean, running_variance=layer.running_var
     )

@@ -13,17 +13,18 @@ CARD = """---
 
 # {title}
 
-{num_images} synthetic images of {num_classes} classes, {shape} pixels (channels, height, width), made by dreamdistill by
-inverting a trained classifier. No real image was used.
+{num_images} synthetic images of {num_classes} classes, {shape} pixels (channels, height, width), made by dreamdistill
+by inverting a trained classifier. No real image was used.
 
 - Teacher: `{teacher}`
 - Fingerprint of everything the images depend on: `{fingerprint}`
-- Round {round} of the run; `config.yaml` here is the resolved configuration, `manifest.json` lists every shard with its SHA-256.
+- Round {round} of the run; `config.yaml` here is the resolved configuration, `manifest.json` lists every shard with its
+  SHA-256.
 {verdict}
 ## Reading it
 
-Members are `CLASS/NUMBER.{extension}`, `.cls` (the label) and `.json` (batch, seed, what the teacher and the verifier say of
-the stored pixels). One tar holds one class, so mix the shards: a shuffle buffer over class-pure shards does not.
+Members are `CLASS/NUMBER.{extension}`, `.cls` (the label) and `.json` (batch, seed, what the teacher and the verifier
+say of the stored pixels). One tar holds one class, so mix the shards: a shuffle buffer over class-pure shards does not.
 
 ```python
 webdataset.WebDataset([...]).decode("pil").to_tuple("{extension}", "cls")
@@ -34,8 +35,8 @@ torchvision.datasets.ImageFolder(unpacked)    # after: for f in train/*.tar; do 
 
 ## Caveats
 
-The images show what the teacher responds to, not what the world looks like. They can hold traces of the teacher's training
-data; treat them with the care that data asked for.
+The images show what the teacher responds to, not what the world looks like. They can hold traces of the teacher's
+training data; treat them with the care that data asked for.
 """
 
 

@@ -49,7 +49,9 @@ def _apply(mapping: dict[str, Any], override: str) -> None:
             node[parent] = {}
         node = node[parent]
         if not isinstance(node, dict):
-            raise ConfigError(f"override {override!r}: {'.'.join(parents[: i + 1])} is {_describe(node)}, it has no keys")
+            raise ConfigError(
+                f"override {override!r}: {'.'.join(parents[: i + 1])} is {_describe(node)}, it has no keys"
+            )
     try:
         node[leaf] = yaml.safe_load(text)
     except yaml.YAMLError:

@@ -1,6 +1,7 @@
 """Image sets: synthetic shards and real images behind one small interface, and the order of an epoch."""
 
 import hashlib
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from pipeline.world import make_generator
 KINDS = ("sklearn", "torchvision", "imagefolder", "npz", "shards")
 SPLITS = ("train", "test")
 # Sets whose mirrored images are of another class, or of none.
-NOT_MIRRORABLE = ("sklearn:digits", "torchvision:MNIST", "torchvision:SVHN")
+NOT_MIRRORABLE = ("sklearn:digits", "torchvision:MNIST")
 # scikit-learn's digits come in one piece of 1,797 images; these many, drawn with this seed, are held out.
 DIGITS_HELD_OUT, DIGITS_SPLIT_SEED = 500, 0
 DIGITS_LEVELS = 16
@@ -193,8 +194,8 @@ def _torchvision(name: str, split: str, folder: Path) -> ArrayImages:
         found: Any = dataset(str(folder), train=split == "train", download=True)
     except (OSError, RuntimeError) as error:
         raise ValueError(
-            f"torchvision:{name} is not complete under {folder} and could not be downloaded ({error}); put it there, or "
-            "use npz:PATH"
+            f"torchvision:{name} is not complete under {folder} and could not be downloaded ({error}); put it "
+            "there, or use npz:PATH"
         ) from error
     pixels = torch.as_tensor(np.asarray(found.data))
     pixels = pixels[:, None] if pixels.dim() == 3 else pixels.permute(0, 3, 1, 2)
@@ -207,10 +208,10 @@ def _npz(path: Path) -> ArrayImages:
     try:
         with np.load(path) as arrays:
             x, y = arrays["x"], arrays["y"]
-    except (ValueError, KeyError, OSError, EOFError) as error:
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"npz:{path} must hold the arrays x and y ({error})") from error
     if x.dtype != np.uint8 or x.ndim != 4 or len(x) != len(y):
-        raise ValueError(f"npz:{path}: x is {x.dtype} {x.shape}, y has {len(y)}; x must be uint8 (N, H, W, C), y (N,)")
+        raise ValueError(f"npz:{path}: x is {x.dtype} {x.shape}, y has {len(y)}; it needs uint8 (N, H, W, C) and (N,)")
     return ArrayImages(torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(y.astype(np.int64)))
 
 

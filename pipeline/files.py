@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -47,10 +47,8 @@ def _explained(error: OSError, path: Path) -> OSError:
 
 
 def _remove_quietly(path: Path) -> None:
-    try:
+    with suppress(OSError):  # the error that led here is the one to report
         path.unlink()
-    except OSError:
-        pass  # the first error is the one to report
 
 
 def _sync_folder(folder: Path) -> None:

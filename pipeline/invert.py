@@ -102,9 +102,13 @@ def invert(
     is called every `log_every` steps with the step and the weighted terms. Raises FloatingPointError with step and
     term when a term is not finite.
     """
-    objective = _Objective(teacher, labels, rival, build_terms(config.terms, has_rival=rival is not None), config.precision)
+    objective = _Objective(
+        teacher, labels, rival, build_terms(config.terms, has_rival=rival is not None), config.precision
+    )
     names = tuple(objective.terms)
-    logger = _TraceLogger(torch.zeros(config.num_steps, len(names), device=labels.device), names, config.log_every, on_step)
+    logger = _TraceLogger(
+        torch.zeros(config.num_steps, len(names), device=labels.device), names, config.log_every, on_step
+    )
     shape = phase_size(config.phases[0].scale, *size)
     canvas = torch.randn(len(labels), teacher.mean.shape[1], *shape, generator=generator).to(labels.device)
     first_step = 0
@@ -194,7 +198,7 @@ def _run_phase(
         for step, lr in enumerate(rates, first_step):
             total, parts = objective(roll_and_flip(canvas, shift_px, config.flip, generator), statistics)
             optimizer.zero_grad()
-            total.backward()
+            torch.autograd.backward(total)
             logger.record(step, parts)
             optimizer.param_groups[0]["lr"] = lr
             optimizer.step()

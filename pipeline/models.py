@@ -212,7 +212,8 @@ def _timm(name: str, config: ModelConfig, images: ImageConfig) -> tuple[nn.Modul
         in_chans=images.channels,
         **config.options,
     )
-    mean, std = (tuple(network.pretrained_cfg[name]) for name in ("mean", "std"))
+    preset: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]  # timm sets it on every network
+    mean, std = tuple(preset["mean"]), tuple(preset["std"])
     return network, (mean, std) if len(mean) == images.channels else None
 
 

@@ -36,7 +36,14 @@ class Recorder:
 
 @contextmanager
 def open_recorder(
-    path: Path, stage: str, *, total: int, unit: str, done: int = 0, visible: bool = True, round_index: int | None = None
+    path: Path,
+    stage: str,
+    *,
+    total: int,
+    unit: str,
+    done: int = 0,
+    visible: bool = True,
+    round_index: int | None = None,
 ) -> Iterator[Recorder]:
     """A recorder for one stage; `total` and `done` count `unit`s. The bar shows on a terminal, if `visible`."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class RunConfig:
     distill: DistillConfig
     teacher_training: TrainingConfig | None = None
     verifier: ModelConfig | None = None
-    evaluation: EvaluationConfig = EvaluationConfig()
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     seed: int = 0
     shards_dir: str = "shards"
     checkpoints_dir: str = "checkpoints"
@@ -59,7 +59,9 @@ class RunConfig:
         if self.teacher.weights is None and self.teacher_training is None:
             raise ConfigError("teacher.weights: none, and no teacher_training section to train it; give one of them")
         if self.teacher.weights is not None and self.teacher_training is not None:
-            raise ConfigError(f"teacher.weights: {self.teacher.weights!r} and teacher_training are both given; drop one")
+            raise ConfigError(
+                f"teacher.weights: {self.teacher.weights!r} and teacher_training are both given; drop one"
+            )
         if self.teacher_training is not None and self.data.train is None:
             raise ConfigError("data.train: missing, teacher_training needs real images to train on")
         if self.verifier is not None and self.verifier.weights is None:
@@ -77,19 +79,21 @@ class RunConfig:
         in_a_round = self.synthesis.num_images // self.synthesis.rounds
         if self.distill.batch_size > in_a_round:
             raise ConfigError(
-                f"distill.batch_size: {self.distill.batch_size} is larger than the set of one round, {in_a_round} images; "
-                "lower it or raise synthesis.num_images"
+                f"distill.batch_size: {self.distill.batch_size} is larger than the set of one round, {in_a_round} "
+                "images; lower it or raise synthesis.num_images"
             )
 
     def _warn_of_mirrors(self) -> None:
         flips = {
             "synthesis.inversion.flip": self.synthesis.inversion.flip,
             "distill.augment.flip": self.distill.augment.flip,
-            "teacher_training.augment.flip": self.teacher_training is not None and self.teacher_training.augment.flip,
+            "teacher_training.augment.flip": bool(self.teacher_training and self.teacher_training.augment.flip),
         }
         for key, flip in flips.items():
             if flip and self.data.test in NOT_MIRRORABLE:
-                warnings.warn(f"{key}: true mirrors images of {self.data.test}, which changes what they show", stacklevel=2)
+                warnings.warn(
+                    f"{key}: true mirrors images of {self.data.test}, which changes what they show", stacklevel=2
+                )
 
     @property
     def checkpoints(self) -> Path:
@@ -230,8 +234,8 @@ def refuse_other(what: str, there: Mapping[str, Any], here: Mapping[str, Any]) -
     """Raise ConfigError when an existing output was made under another identity."""
     if fingerprint(there) != fingerprint(here):
         raise ConfigError(
-            f"{what} was made with another configuration ({differences(there, here)}); nothing was changed. Set another "
-            "`name`, or remove it (`make clean` removes all of the run)"
+            f"{what} was made with another configuration ({differences(there, here)}); nothing was changed. Set "
+            "another `name`, or remove it (`make clean` removes all of the run)"
         )
 
 

@@ -129,7 +129,8 @@ def _differences(images: Tensor) -> list[Tensor]:
 
 def _image_norms(images: Tensor) -> Tensor:
     """L2 norm of each image of (N, C, H, W), shape (N,); its gradient at zero is zero."""
-    return torch.linalg.vector_norm(images.flatten(1), dim=1)
+    norms: Tensor = torch.linalg.vector_norm(images.flatten(1), dim=1)
+    return norms
 
 
 def tv_l2(view: View) -> Tensor:

@@ -3,7 +3,7 @@
 import pickle
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,7 +35,7 @@ class TrainingConfig:
     weight_decay: float = 5e-4
     schedule: Schedule = "cosine"
     warmup_fraction: float = 0.05
-    augment: AugmentConfig = AugmentConfig()
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     label_smoothing: float = 0.0
     precision: Precision = "float32"
     log_every: int = 20
@@ -124,8 +124,8 @@ class TrainState:
             raise ValueError(f"{path} is damaged ({error}); remove it to train from the start") from error
         if content["fingerprint"] != fingerprint:
             raise ValueError(
-                f"{path} belongs to another configuration (fingerprint {content['fingerprint']} there, {fingerprint} here); "
-                "remove it to train from the start, or set another `name`"
+                f"{path} belongs to another configuration (fingerprint {content['fingerprint']} there, "
+                f"{fingerprint} here); remove it to train from the start, or set another `name`"
             )
         self.classifier.network.load_state_dict(content["network"])
         self.optimizer.load_state_dict(content["optimizer"])
@@ -211,7 +211,7 @@ def _train_step(
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
         loss = objective(state.classifier(view), view, targets)
     state.optimizer.zero_grad()
-    loss.backward()
+    torch.autograd.backward(loss)
     for group in state.optimizer.param_groups:
         group["lr"] = lr
     state.optimizer.step()

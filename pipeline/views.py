@@ -14,7 +14,7 @@ from pipeline.config import ConfigError
 
 
 def roll_and_flip(canvas: Tensor, shift_px: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """The whole batch (N, C, H, W) rolled by up to `shift_px` both ways (it wraps around), mirrored half of the time."""
+    """The whole batch (N, C, H, W) rolled (it wraps) by up to `shift_px` both ways, mirrored half of the time."""
     if shift_px:
         down, right = torch.randint(-shift_px, shift_px + 1, (2,), generator=generator).tolist()
         canvas = torch.roll(canvas, (down, right), dims=(2, 3))

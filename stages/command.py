@@ -18,7 +18,9 @@ def run_stage(stage: Stage, description: str) -> None:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", type=Path, default=Path("configs/digits.yaml"), help="the run's YAML file")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="override keys, e.g. seed=1")
-    parser.add_argument("--round", type=int, default=None, help="one round; by default the next one that has work to do")
+    parser.add_argument(
+        "--round", type=int, default=None, help="one round; by default the next one that has work to do"
+    )
     arguments = parser.parse_args()
     warnings.showwarning = _show_warning
     try:

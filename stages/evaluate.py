@@ -22,7 +22,7 @@ def main(config: RunConfig, world: World, round_index: int | None = None) -> Non
     if not world.is_leader:
         return
     if round_index is None:
-        round_index = _last_student(config)
+        round_index = last_student(config)
     images = load_images(config.data.test, "test", Path(config.data.folder), config.images)
     identity = evaluation_identity(config, round_index, content_hash(images))
     path, own = config.evaluation_path(round_index), fingerprint(identity)
@@ -42,7 +42,8 @@ def main(config: RunConfig, world: World, round_index: int | None = None) -> Non
     print(f"evaluate: {report.line()}")
 
 
-def _last_student(config: RunConfig) -> int:
+def last_student(config: RunConfig) -> int:
+    """The last round with a student; the last round of all when there is none yet."""
     rounds = [r for r in range(config.synthesis.rounds) if config.student_path(r).exists()]
     return rounds[-1] if rounds else config.synthesis.rounds - 1
 

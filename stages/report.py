@@ -1,5 +1,55 @@
-"""report"""
-from pipeline.run import RunConfig
+"""Write one self-contained HTML page about a run."""
+
+import json
+
+import torch
+from torch import Tensor
+
+from pipeline.data import ShardSet
+from pipeline.files import write_text
+from pipeline.recorder import read_metrics
+from pipeline.report import render
+from pipeline.run import RunConfig, resolved_yaml
+from pipeline.shards import read_manifest
 from pipeline.world import World
+from stages.command import run_stage
+from stages.evaluate import last_student
+
+GRID_CLASSES, GRID_IMAGES = 10, 16
+
+
 def main(config: RunConfig, world: World, round_index: int | None = None) -> None:
-    pass
+    """Write `report.html` of the student of a round, by default of the last one that was evaluated."""
+    if not world.is_leader:
+        return
+    if round_index is None:
+        round_index = last_student(config)
+    evaluation_path = config.evaluation_path(round_index)
+    if not evaluation_path.exists():
+        raise ValueError(f"there is no evaluation {evaluation_path}; run `make evaluate` first")
+    folders = [config.round_folder(r) for r in range(round_index + 1)]
+    metrics_files = [config.metrics_path(), *sorted(config.checkpoints.glob("metrics.*.jsonl"))]
+    page = render(
+        name=config.name,
+        manifests=[read_manifest(folder) for folder in folders],
+        metrics=[line for path in metrics_files for line in read_metrics(path)],
+        evaluation=json.loads(evaluation_path.read_text()),
+        tiles=_tiles(ShardSet(folders[-1:])),
+        config_yaml=resolved_yaml(config),
+    )
+    path = config.checkpoints / "report.html"
+    write_text(path, page)
+    print(f"report: {path}")
+
+
+def _tiles(images: ShardSet) -> Tensor:
+    """uint8 (classes, images, C, H, W) from evenly spaced classes, as many images as the scarcest of them has."""
+    labels = torch.unique(images.labels)
+    chosen = labels[torch.linspace(0, len(labels) - 1, min(GRID_CLASSES, len(labels))).long()]
+    rows = [(images.labels == label).nonzero()[:, 0].tolist() for label in chosen]
+    count = min(GRID_IMAGES, *(len(row) for row in rows))
+    return torch.stack([images.batch(row[:count]) for row in rows])
+
+
+if __name__ == "__main__":
+    run_stage(main, __doc__ or "")

@@ -1,0 +1,63 @@
+# The whole run is `make`. Every target can be interrupted and run again: it goes on where it was.
+#
+#   CONFIG=configs/x.yaml   the run               SET="seed=1 distill.epochs=10"   override its keys
+#   PYTHON=python3          an interpreter that has the packages: no .venv is made
+#   NPROC=4                 workers for synthesis (torchrun)        ROUND=2   one round only
+
+CONFIG ?= configs/digits.yaml
+SET ?=
+ROUND ?=
+NPROC ?= 1
+
+ifdef PYTHON
+  READY :=
+  READY_DEV :=
+else
+  PYTHON := .venv/bin/python
+  READY := .venv/ready
+  READY_DEV := .venv/ready-dev
+endif
+
+ARGUMENTS = --config $(CONFIG) $(if $(strip $(SET)),--set $(SET)) $(if $(ROUND),--round $(ROUND))
+WORKERS = $(if $(filter-out 1,$(NPROC)),-m torch.distributed.run --standalone --nproc-per-node $(NPROC))
+STAGE = $(PYTHON) $(WORKERS) -m stages
+
+.DEFAULT_GOAL := all
+.PHONY: all teacher synthesize distill evaluate report verify test lint bench clean help
+
+all: $(READY)  ## teacher, synthesis and distillation round by round, evaluation, report
+	@$(STAGE).chain $(ARGUMENTS)
+
+teacher synthesize distill evaluate report verify clean: $(READY)
+	@$(STAGE).$@ $(ARGUMENTS)
+
+teacher:     ## train a teacher where the config names no weights
+synthesize:  ## invert the teacher into shards: the next round that is not complete
+distill:     ## train the student on the shards: the next round that has no student
+evaluate:    ## the student beside its teacher on real images
+report:      ## one HTML page about the run
+verify:      ## re-hash the shards against their manifests
+clean:       ## remove the shards and checkpoints of this CONFIG
+
+test: $(READY_DEV)  ## run the tests
+	@$(PYTHON) -m pytest
+
+lint: $(READY_DEV)  ## check style and types
+	@$(PYTHON) -m ruff format --check --quiet .
+	@$(PYTHON) -m ruff check --quiet .
+	@$(PYTHON) -m mypy --no-error-summary
+
+bench: $(READY)  ## measure on this machine, writing JSON under benchmarks/results
+	@$(PYTHON) -m benchmarks.digits
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+.venv/ready: requirements.lock pyproject.toml
+	python3 -m venv .venv
+	.venv/bin/python -m pip install --quiet --constraint requirements.lock --editable .
+	@touch $@
+
+.venv/ready-dev: .venv/ready
+	.venv/bin/python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
+	@touch $@

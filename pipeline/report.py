@@ -1,0 +1,171 @@
+"""One self-contained HTML page of a run: figures, curves, synthetic images, confusion matrix, configuration."""
+
+import base64
+import html
+import io
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipeline.charts import Points, line_chart
+
+# Matrices up to this many classes are shown as numbers, larger ones as a picture.
+MAX_TABLE_CLASSES = 20
+STAGES = ("teacher", "synthesize", "distill", "evaluate")
+NOT_CURVES = ("stage", "round", "batch", "step", "elapsed_s", "lr")
+
+STYLE = """
+:root { color-scheme: light; --ink: #111827; --soft: #6b7280; --line: #e5e7eb; }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); }
+body { max-width: 1000px; margin: 2rem auto; padding: 0 1rem; }
+h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); } .soft { color: var(--soft); }
+table { border-collapse: collapse; }
+th, td { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid var(--line); }
+th:first-child, td:first-child { text-align: left; } .matrix td, .matrix th { padding: .2rem .5rem; text-align: right; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 1.5rem; }
+svg text { font-size: 12px; fill: var(--soft); } svg .grid { stroke: var(--line); }
+.legend span { margin-right: 1rem; white-space: nowrap; }
+.legend i { display: inline-block; width: .8em; height: .8em; margin-right: .3em; border-radius: 2px; }
+img { image-rendering: pixelated; width: 100%; }
+pre { background: #f9fafb; padding: 1rem; overflow: auto; font-size: 13px; }
+"""
+
+
+def render(
+    *,
+    name: str,
+    manifests: Sequence[Mapping[str, Any]],
+    metrics: Sequence[Mapping[str, Any]],
+    evaluation: Mapping[str, Any],
+    tiles: Tensor,
+    config_yaml: str,
+) -> str:
+    """The page. `tiles` is uint8 (classes, images, C, H, W): some synthetic images of some classes, a class a row."""
+    sections = {
+        "Figures": _figures(evaluation) + _rounds(manifests) + _times(metrics),
+        "Synthetic images, one class a row": f'<img alt="grid of synthetic images" src="{_png(_grid(tiles))}">',
+        "Curves": _curves(metrics),
+        "Confusion matrix of the student: rows are labels, columns predictions": _confusion(
+            evaluation["student"]["confusion"]
+        ),
+        "Configuration": f"<pre>{html.escape(config_yaml)}</pre>",
+    }
+    body = "".join(f"<h2>{html.escape(title)}</h2>{content}" for title, content in sections.items())
+    title = html.escape(f"dreamdistill: {name}")
+    head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
+    return (
+        f'<!doctype html><html lang="en"><head>{head}</head>'
+        f'<body><h1>{title}</h1><p class="soft">{html.escape(evaluation["line"])}</p>{body}</body></html>\n'
+    )
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]], style: str = "") -> str:
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<table class="{style}"><tr>{head}</tr>{body}</table>'
+
+
+def _figures(evaluation: Mapping[str, Any]) -> str:
+    shown = {
+        "top-1": ("top1", "{:.2%}"),
+        "top-5": ("top5", "{:.2%}"),
+        "negative log-likelihood": ("nll", "{:.4f}"),
+        "calibration error": ("calibration_error", "{:.4f}"),
+        "parameters": ("parameters", "{:,}"),
+        f"forward pass of {evaluation['timed_batch']} images, ms": ("forward_ms", "{:.2f}"),
+    }
+    rows = [
+        [label, *(form.format(evaluation[network][key]) for network in ("student", "teacher"))]
+        for label, (key, form) in shown.items()
+    ]
+    between = _table(
+        ("between the two", ""),
+        [
+            ("share of the teacher's accuracy recovered", f"{evaluation['recovered']:.2%}"),
+            ("agreement", f"{evaluation['agreement']:.2%}"),
+            ("KL(teacher || student), nats", f"{evaluation['kl']:.4f}"),
+        ],
+    )
+    return _table((f"on {evaluation['num_images']:,} real images", "student", "teacher"), rows) + "<p></p>" + between
+
+
+def _rounds(manifests: Sequence[Mapping[str, Any]]) -> str:
+    names = list(manifests[0]["verdict"])
+    rows = [
+        [str(m["round"]), f"{m['num_images']:,}", *(f"{m['verdict'][n]:.2%}" for n in names), m["fingerprint"]]
+        for m in manifests
+    ]
+    return "<p></p>" + _table(("round", "images", *(n.replace("_", " ") for n in names), "fingerprint"), rows)
+
+
+def _times(metrics: Sequence[Mapping[str, Any]]) -> str:
+    seconds: dict[str, float] = defaultdict(float)
+    for line in metrics:
+        seconds[line["stage"]] += line["elapsed_s"]
+    rows = [(stage, f"{seconds[stage]:.1f}") for stage in STAGES if stage in seconds]
+    return "<p></p>" + _table(("stage", "seconds of work, all workers"), rows)
+
+
+def _curves(metrics: Sequence[Mapping[str, Any]]) -> str:
+    charts = []
+    for stage, title, x_label in (
+        ("synthesize", "Inversion: weighted loss terms, mean over batches", "step of a batch"),
+        ("distill", "Distillation loss", "step of a round"),
+        ("teacher", "Training loss of the teacher", "step"),
+    ):
+        lines = [line for line in metrics if line["stage"] == stage]
+        if lines:
+            charts.append(f"<div><h3>{title}</h3>{line_chart(_series(lines), x_label)}</div>")
+    return f'<div class="charts">{"".join(charts)}</div>'
+
+
+def _series(lines: Sequence[Mapping[str, Any]]) -> dict[str, Points]:
+    """Each figure's mean over lines of the same round and step, as points over steps."""
+    values: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    several = len({line.get("round") for line in lines}) > 1
+    for line in lines:
+        for name in line.keys() - set(NOT_CURVES):
+            curve = f"{name}, round {line['round']}" if several else name
+            values[curve][line["step"]].append(line[name])
+    return {
+        curve: [(step, sum(found) / len(found)) for step, found in sorted(by_step.items())]
+        for curve, by_step in sorted(values.items())
+    }
+
+
+def _grid(tiles: Tensor) -> Tensor:
+    """uint8 (classes, images, C, H, W) as one picture (C, height, width) with a gap of one pixel between the tiles."""
+    padded = torch.nn.functional.pad(tiles, (0, 1, 0, 1), value=255)
+    classes, images, channels, height, width = padded.shape
+    return padded.permute(2, 0, 3, 1, 4).reshape(channels, classes * height, images * width)
+
+
+def _png(picture: Tensor) -> str:
+    array = picture.permute(1, 2, 0).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _confusion(matrix: Sequence[Sequence[int]]) -> str:
+    counts = np.array(matrix, dtype=np.float64)
+    shares = counts / counts.sum(1, keepdims=True).clip(min=1)
+    if len(matrix) > MAX_TABLE_CLASSES:
+        picture = torch.from_numpy(255 - np.rint(255 * shares).astype(np.uint8))[None]
+        return f'<img alt="confusion matrix" src="{_png(picture)}">'
+    head = "".join(f"<th>{i}</th>" for i in range(len(matrix)))
+    rows = "".join(
+        f"<tr><th>{i}</th>"
+        + "".join(
+            f'<td style="background:rgba(37,99,235,{share * 0.6:.2f})">{count}</td>'
+            for count, share in zip(row, shares[i], strict=True)
+        )
+        + "</tr>"
+        for i, row in enumerate(matrix)
+    )
+    return f'<table class="matrix"><tr><th></th>{head}</tr>{rows}</table>'

@@ -1,0 +1,30 @@
+"""Remove the shards and checkpoints of one run."""
+
+import shutil
+from pathlib import Path
+
+from pipeline.run import RunConfig
+from pipeline.world import World
+from stages.command import run_stage
+
+
+def main(config: RunConfig, world: World, round_index: int | None = None) -> None:
+    """Remove both output folders of the run; with `round_index`, only that round's shards and student."""
+    if not world.is_leader:
+        return
+    if round_index is None:
+        doomed = [Path(config.shards_dir) / config.name, config.checkpoints]
+    else:
+        doomed = [config.round_folder(round_index), config.student_path(round_index)]
+    for path in doomed:
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.exists():
+            path.unlink()
+        else:
+            continue
+        print(f"clean: removed {path}")
+
+
+if __name__ == "__main__":
+    run_stage(main, __doc__ or "")
