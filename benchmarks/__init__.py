@@ -1,0 +1,1 @@
+"""Measurements; each writes JSON with the machine, the versions and the commit beside the figures."""
