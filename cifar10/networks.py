@@ -105,5 +105,9 @@ def build_network(
         raise ValueError(f"cifar10 has no network {name!r}{hint} (known: {', '.join(NETWORKS)})")
     stages, default_width = NETWORKS[name]
     return ResNet(
-        stages, width=width or default_width, shortcut=shortcut, in_channels=in_channels, num_classes=num_classes
+        stages,
+        width=default_width if width is None else width,
+        shortcut=shortcut,
+        in_channels=in_channels,
+        num_classes=num_classes,
     )

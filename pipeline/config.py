@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -103,7 +104,7 @@ def _parse_dataclass(kind: Any, value: Any, key: str) -> Any:
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in value:
-            raise ConfigError(f"missing key {prefix}{name}: give it a value of type {_type_name(hints[name])}")
+            raise ConfigError(f"missing key {prefix}{name}: give it a value of type: {_type_name(hints[name])}")
     arguments = {name: _parse(hints[name], v, prefix + name) for name, v in value.items()}
     try:
         return kind(**arguments)
@@ -124,16 +125,18 @@ def _parse_tuple(arguments: tuple[Any, ...], value: Any, key: str) -> tuple[Any,
 def _parse_scalar(kind: type, value: Any, key: str) -> Any:
     if kind is float and not isinstance(value, bool):
         try:
-            return float(value)  # PyYAML reads 5e-5, without a dot, as a string
-        except (TypeError, ValueError):
-            pass
+            number = float(value)  # PyYAML reads 5e-5, without a dot, as a string
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if math.isfinite(number):
+            return number
     elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
     raise ConfigError(f"{key}: expected {_type_name(kind)}, got {_describe(value)}")
 
 
 def _type_name(kind: Any) -> str:
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    names = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text"}
     return names.get(kind, getattr(kind, "__name__", str(kind)))
 
 
@@ -166,8 +169,8 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """The keys in which two identities differ, as `key: there -> here`, for an error message."""
     old, new = dict(_flatten(to_plain(there))), dict(_flatten(to_plain(here)))
-    changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
-    return "; ".join(f"{k}: {old.get(k, 'absent')} there, {new.get(k, 'absent')} here" for k in changed)
+    pairs = {k: (old.get(k, "absent"), new.get(k, "absent")) for k in sorted(old.keys() | new.keys())}
+    return "; ".join(f"{k}: {there} there, {here} here" for k, (there, here) in pairs.items() if there != here)
 
 
 def _flatten(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -80,7 +80,9 @@ def evaluate(
         pixels = images.batch(indices).to(device).float().div(255)
         labels = images.labels[indices.start : indices.stop].to(device)
         logits = [network(pixels) for network in (student, teacher)]
-        for tally, answer in zip(tallies, logits, strict=True):
+        for tally, answer, name in zip(tallies, logits, ("student", "teacher"), strict=True):
+            if not torch.isfinite(answer).all():
+                raise FloatingPointError(f"evaluation: the {name}'s logits are not finite on {indices}")
             tally.add(answer, labels)
         likeness.add(*logits)
         if on_batch:

@@ -74,8 +74,8 @@ class ModelConfig:
             raise ConfigError(f"source: {self.source!r} must be KIND:NAME with KIND one of {', '.join(SOURCES)}")
         if (self.mean is None) != (self.std is None):
             raise ConfigError("mean, std: give both or neither")
-        if self.std is not None and min(self.std) <= 0:
-            raise ConfigError(f"std: {self.std} must be positive")
+        if self.std is not None and not (self.std and min(self.std) > 0):
+            raise ConfigError(f"std: {list(self.std)} must be one positive value a channel")
 
 
 class Classifier(nn.Module):
@@ -131,7 +131,7 @@ def build_classifier(
     belong to another network, or channels or classes do not fit.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # torch's initialisers read only the global generator
+        torch.default_generator.manual_seed(seed)  # torch's initialisers read only the global generator
         network, published = _build_network(config, images)
     if config.mean is not None and config.std is not None:
         mean, std = config.mean, config.std
@@ -213,8 +213,7 @@ def _timm(name: str, config: ModelConfig, images: ImageConfig) -> tuple[nn.Modul
         **config.options,
     )
     preset: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]  # timm sets it on every network
-    mean, std = tuple(preset["mean"]), tuple(preset["std"])
-    return network, (mean, std) if len(mean) == images.channels else None
+    return network, (tuple(preset["mean"]), tuple(preset["std"])) if _is_published_name(config) else None
 
 
 def _python(name: str, config: ModelConfig, images: ImageConfig) -> tuple[nn.Module, None]:
@@ -251,7 +250,7 @@ def _check_fit(classifier: Classifier, config: ModelConfig, images: ImageConfig)
     try:
         with torch.no_grad():
             logits = classifier.eval()(torch.zeros(1, *images.shape))
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, AssertionError) as error:
         raise ValueError(f"{config.source} cannot read images of (C, H, W) = {images.shape}: {error}") from error
     finally:
         classifier.train(was_training)
@@ -273,21 +272,33 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         except safetensors.SafetensorError as error:
             raise ValueError(f"weights: {path} is truncated or no safetensors file ({error})") from error
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_tensors(path)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"weights: {path} holds more than tensors, loading it could run code in it, so it is refused; "
             "save the network's state_dict() alone"
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"weights: {path} is truncated or no torch file ({error})") from error
+    except ValueError as error:
+        raise ValueError(f"weights: {error}") from error
     return _unwrap(content, path)
 
 
+def load_tensors(path: Path) -> Any:
+    """The content of a torch file on the CPU, without running any code in it.
+
+    Raises pickle.UnpicklingError when it holds more than plain data and tensors, ValueError when it is damaged.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise
+    except Exception as error:  # what the unpickler raises on damaged bytes is not specified
+        raise ValueError(f"{path} is truncated or no torch file ({error})") from error
+
+
 def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
-    for name in WRAPPINGS:
-        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
-            content = content[name]
+    while isinstance(content, Mapping) and (inner := [n for n in WRAPPINGS if isinstance(content.get(n), Mapping)]):
+        content = content[inner[0]]
     if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
         raise ValueError(f"weights: {path} holds no state dict (looked under {', '.join(WRAPPINGS)} too)")
     return dict(content)
@@ -296,9 +307,8 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
 def load_weights(network: nn.Module, path: Path, source: str) -> None:
     """Load the tensors of `path` into `network`; raises ValueError that lists the keys that do not fit."""
     tensors = read_weights(path)
-    for prefix in PREFIXES:
-        if tensors and all(key.startswith(prefix) for key in tensors):
-            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    while prefix := next((p for p in PREFIXES if tensors and all(key.startswith(p) for key in tensors)), None):
+        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
     expected = network.state_dict()
     counter = "num_batches_tracked"  # BatchNorm's step counter, which older files and converters leave out
     missing = [k for k in expected if k not in tensors and not k.endswith(counter)]
@@ -324,7 +334,10 @@ def _shorten(lists: dict[str, list[str]]) -> list[str]:
 
 def save_classifier(path: Path, classifier: Classifier, config: ModelConfig, identity: Mapping[str, Any]) -> None:
     """Write the network's tensors as safetensors; model, normalisation and origin go into the metadata."""
-    tensors = {k: v.detach().cpu().contiguous() for k, v in classifier.network.state_dict().items()}
+    tensors = {  # clones, since safetensors refuses tensors that share memory, as tied weights do
+        k: v.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for k, v in classifier.network.state_dict().items()
+    }
     mean, std = classifier.normalisation
     description = {
         "source": config.source,

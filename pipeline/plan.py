@@ -12,6 +12,9 @@ from pipeline.config import ConfigError
 from pipeline.invert import InversionConfig
 from pipeline.world import derive_seed, make_generator
 
+# Cut evenly, a set in batches of at most 2 can hold a batch of 1; from 3 on every batch has at least 2.
+MIN_BATCH = 3
+
 
 @dataclass(frozen=True, kw_only=True)
 class SynthesisConfig:
@@ -40,8 +43,8 @@ class SynthesisConfig:
                 f"batch_size: {self.batch_size} is larger than the set of one round, {self.num_images // self.rounds} "
                 f"images (num_images={self.num_images}, rounds={self.rounds}); lower it or raise num_images"
             )
-        if self.batch_size < 2:
-            raise ConfigError("batch_size: 1 has no batch statistics to match; use at least 2")
+        if self.batch_size < MIN_BATCH:
+            raise ConfigError(f"batch_size: {self.batch_size} has no statistics to match; use at least {MIN_BATCH}")
         if not 1 <= self.jpeg_quality <= 100:
             raise ConfigError(f"jpeg_quality: {self.jpeg_quality} must be in 1..100")
         if self.classes is not None and len(set(self.classes)) != len(self.classes):

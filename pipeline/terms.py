@@ -57,6 +57,8 @@ class TermConfig:
         for name, value in vars(self).items():
             if not (math.isfinite(value) and value >= 0):
                 raise ConfigError(f"{name}: {value} must be finite and at least 0")
+        if not build_terms(self, has_rival=False):
+            raise ConfigError("classification: no term but competition has a weight, and round 0 has no rival")
         if self.competition_temperature == 0:
             raise ConfigError("competition_temperature: 0 must be positive")
 

@@ -16,8 +16,8 @@ from pipeline.data import ArrayImages, epoch_batches
 from pipeline.files import atomic_file
 from pipeline.invert import Precision
 from pipeline.losses import distillation_loss, label_loss
-from pipeline.models import Classifier
-from pipeline.plan import batch_ranges
+from pipeline.models import Classifier, load_tensors
+from pipeline.plan import MIN_BATCH, batch_ranges
 from pipeline.schedules import Schedule, learning_rates
 from pipeline.views import AugmentConfig, augment
 from pipeline.world import make_generator
@@ -45,8 +45,8 @@ class TrainingConfig:
         for name in ("epochs", "log_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} must be at least 1")
-        if self.batch_size < 2:
-            raise ConfigError(f"batch_size: {self.batch_size} must be at least 2, BatchNorm needs a batch")
+        if self.batch_size < MIN_BATCH:
+            raise ConfigError(f"batch_size: {self.batch_size} must be at least {MIN_BATCH}, BatchNorm needs a batch")
         if self.lr <= 0:
             raise ConfigError(f"lr: {self.lr} must be positive")
         if self.weight_decay < 0:
@@ -119,8 +119,8 @@ class TrainState:
         if not path.exists():
             return
         try:
-            content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            content: dict[str, Any] = load_tensors(path)
+        except (ValueError, pickle.UnpicklingError) as error:
             raise ValueError(f"{path} is damaged ({error}); remove it to train from the start") from error
         if content["fingerprint"] != fingerprint:
             raise ValueError(
