@@ -1,0 +1,354 @@
+"""Training and distillation: losses by hand, learning rates, and a resume that leaves no trace."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.config import ConfigError
+from pipeline.data import ArrayImages
+from pipeline.losses import distillation_loss, label_loss
+from pipeline.schedules import learning_rates
+from pipeline.train import (
+    DistillConfig,
+    TrainingConfig,
+    TrainState,
+    build_optimizer,
+    distillation_objective,
+    label_objective,
+    train,
+)
+from pipeline.views import AugmentConfig
+
+CONFIG = TrainingConfig(epochs=3, batch_size=5, lr=0.05, log_every=1)
+STEPS = 15  # three epochs of five batches
+
+
+@pytest.fixture
+def images(device) -> ArrayImages:
+    """24 images (3, 8, 8) of four classes that differ in brightness."""
+    labels = torch.arange(24) % 4
+    noise = torch.randint(0, 40, (24, 3, 8, 8), generator=torch.Generator().manual_seed(0))
+    pixels = (noise + 60 * labels[:, None, None, None]).to(torch.uint8)
+    return ArrayImages(pixels.to(device), labels.to(device))
+
+
+class Stop(Exception):
+    """A run that is killed."""
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    return np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0, 20.0])
+def test_distillation_loss_and_its_gradient_by_hand(device, temperature):
+    student, teacher = np.random.default_rng(0).normal(scale=3, size=(2, 6, 5))
+    p, q = softmax(teacher / temperature), softmax(student / temperature)
+    leaf = torch.tensor(student, device=device, requires_grad=True)
+    loss = distillation_loss(leaf, torch.tensor(teacher, device=device), temperature)
+    loss.backward()
+    assert loss.item() == pytest.approx(temperature**2 * (p * np.log(p / q)).sum(1).mean(), rel=1e-4)
+    np.testing.assert_allclose(leaf.grad.cpu(), temperature * (q - p) / 6, atol=1e-5)
+
+
+def test_distillation_loss_is_zero_at_equal_logits_and_blind_to_a_shift(device):
+    logits = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)).to(device)
+    assert distillation_loss(logits, logits, 4.0).item() == pytest.approx(0, abs=1e-6)
+    assert distillation_loss(logits + 3, logits, 4.0).item() == pytest.approx(0, abs=1e-5)
+    assert distillation_loss(logits.flip(1), logits, 4.0).item() > 0.1
+
+
+def test_label_loss_by_hand_with_soft_labels_and_smoothing(device):
+    logits = torch.tensor([[0.7, 0.2, 0.1]], device=device).log()
+    soft = torch.tensor([[0.5, 0.5, 0.0]], device=device)
+    assert label_loss(logits, soft, 0.0).item() == pytest.approx(-(np.log(0.7) + np.log(0.2)) / 2, rel=1e-5)
+    hard = torch.tensor([[1.0, 0.0, 0.0]], device=device)
+    smoothed = -(0.9 * np.log(0.7) + 0.1 * np.log([0.7, 0.2, 0.1]).mean())
+    assert label_loss(logits, hard, 0.1).item() == pytest.approx(smoothed, rel=1e-5)
+
+
+def test_the_teacher_sees_the_view_that_the_student_sees_and_labels_are_added(
+    device, make_classifier, images, tmp_path
+):
+    teacher, student = make_classifier(0).freeze(), make_classifier(1)
+    config = DistillConfig(
+        epochs=1,
+        batch_size=6,
+        lr=0.01,
+        label_weight=2.0,
+        label_smoothing=0.1,
+        augment=AugmentConfig(shift_px=2, flip=True, mixup_probability=0.5, cutmix_probability=0.5),
+    )
+    seen: dict[str, list[Tensor]] = {"teacher": [], "student": []}
+    for name, classifier in (("teacher", teacher), ("student", student)):
+        classifier.register_forward_pre_hook(lambda _, inputs, name=name: seen[name].append(inputs[0].clone()))
+    objective = distillation_objective(teacher, config)
+    train(student, images, 4, objective, config, 0, "distill", tmp_path / "state.pt", "f")
+    assert len(seen["teacher"]) == len(seen["student"]) == 4
+    assert all(torch.equal(a, b) for a, b in zip(seen["teacher"], seen["student"], strict=True))
+    assert student.training
+    assert not teacher.training
+    logits, view, targets = torch.randn(6, 4).to(device), seen["teacher"][0], torch.eye(4, device=device)[[0, 1] * 3]
+    expected = distillation_loss(logits, teacher(view), 4.0) + 2 * label_loss(logits, targets, 0.1)
+    torch.testing.assert_close(objective(logits, view, targets), expected)
+
+
+def test_a_teacher_learns_and_a_student_learns_from_it_without_labels(make_classifier, images, tmp_path):
+    config = TrainingConfig(epochs=30, batch_size=12, lr=0.1)
+    teacher = make_classifier(0)
+    train(teacher, images, 4, label_objective(config), config, 0, "teacher", tmp_path / "teacher.pt", "f")
+    teacher.freeze()
+    pixels = images.pixels.float() / 255
+    right = teacher(pixels).argmax(1) == images.labels
+    assert right.float().mean() > 0.9
+    student, unlabelled = make_classifier(1), ArrayImages(images.pixels, torch.zeros_like(images.labels))
+    distill = DistillConfig(epochs=40, batch_size=12, lr=0.1)
+    train(student, unlabelled, 4, distillation_objective(teacher, distill), distill, 0, "s", tmp_path / "s.pt", "f")
+    agreed = student.freeze()(pixels).argmax(1) == teacher(pixels).argmax(1)
+    assert agreed.float().mean() > 0.9
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("stop_at", [1, 5, 7, 14])
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_by_bit(make_classifier, images, tmp_path, optimizer, stop_at):
+    views = AugmentConfig(shift_px=2, flip=True, mixup_probability=0.5, cutmix_probability=0.3)
+    config = replace(CONFIG, optimizer=optimizer, augment=views, save_every_s=0)
+    log: list[tuple[int, float]] = []
+
+    def run(classifier, state_path, kill_at=None):
+        def on_step(step, numbers):
+            if step == kill_at:
+                raise Stop
+            log.append((step, numbers["loss"]))
+
+        train(classifier, images, 4, label_objective(config), config, 3, "t", state_path, "f", on_step)
+
+    whole = make_classifier(0)
+    run(whole, tmp_path / "whole.pt")
+    expected_log, log = log, []
+    with pytest.raises(Stop):
+        run(make_classifier(0), tmp_path / "killed.pt", kill_at=stop_at)
+    resumed = make_classifier(9)  # what it starts with is replaced by the saved state
+    run(resumed, tmp_path / "killed.pt")
+    assert log == expected_log
+    assert [step for step, _ in log] == list(range(STEPS))
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def test_a_finished_training_is_not_repeated(make_classifier, images, tmp_path):
+    config = replace(CONFIG, save_every_s=0)
+    classifier, steps = make_classifier(0), []
+    for _ in range(2):
+        train(
+            classifier,
+            images,
+            4,
+            label_objective(config),
+            config,
+            0,
+            "t",
+            tmp_path / "s.pt",
+            "f",
+            lambda step, _: steps.append(step),
+        )
+    assert steps == list(range(STEPS))
+
+
+def test_nothing_is_saved_before_the_time_has_passed(make_classifier, images, tmp_path):
+    train(make_classifier(0), images, 4, label_objective(CONFIG), CONFIG, 0, "t", tmp_path / "s.pt", "f")
+    assert not (tmp_path / "s.pt").exists()
+
+
+def saved_state(classifier, path, fingerprint="of another run"):
+    state = TrainState(classifier, build_optimizer(classifier.network, CONFIG), step=3)
+    state.save(path, fingerprint)
+    return path.read_bytes()
+
+
+def test_a_state_of_another_configuration_is_refused_and_kept(make_classifier, images, tmp_path):
+    path = tmp_path / "s.pt"
+    data = saved_state(make_classifier(0), path)
+    with pytest.raises(
+        ValueError, match=r"s\.pt belongs to another configuration \(fingerprint of another run there, f"
+    ):
+        train(make_classifier(0), images, 4, label_objective(CONFIG), CONFIG, 0, "t", path, "f")
+    assert path.read_bytes() == data
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.95])
+def test_a_truncated_state_is_refused_and_kept(make_classifier, images, tmp_path, share):
+    path = tmp_path / "s.pt"
+    data = saved_state(make_classifier(0), path, "f")
+    path.write_bytes(data[: int(share * len(data))])
+    with pytest.raises(ValueError, match=r"s\.pt is damaged .*; remove it to train from the start"):
+        train(make_classifier(0), images, 4, label_objective(CONFIG), CONFIG, 0, "t", path, "f")
+    assert path.stat().st_size == int(share * len(data))
+
+
+@pytest.mark.parametrize("log_every", [1, 4, 100])
+def test_a_loss_that_is_not_finite_stops_and_leaves_the_saved_state_alone(make_classifier, images, tmp_path, log_every):
+    config, path = replace(CONFIG, save_every_s=0, log_every=log_every), tmp_path / "s.pt"
+    calls = 0
+
+    def objective(logits, view, targets):
+        nonlocal calls
+        calls += 1
+        return F.cross_entropy(logits, targets) * (float("nan") if calls == 7 else 1)
+
+    with pytest.raises(FloatingPointError, match="training: the loss is nan at step 6; lower lr"):
+        train(make_classifier(0), images, 4, objective, config, 0, "t", path, "f")
+    state = torch.load(path, weights_only=True)
+    assert state["step"] == 6
+    assert all(torch.isfinite(tensor).all() for tensor in state["network"].values())
+
+
+def test_a_loss_that_is_not_finite_between_logging_steps_is_found_with_its_step(make_classifier, images, tmp_path):
+    config, calls = replace(CONFIG, log_every=100), []
+
+    def objective(logits, view, targets):
+        calls.append(0)
+        return F.cross_entropy(logits, targets) * (float("inf") if len(calls) == 4 else 1)
+
+    with pytest.raises(FloatingPointError, match="the loss is inf at step 3"):
+        train(make_classifier(0), images, 4, objective, config, 0, "t", tmp_path / "s.pt", "f")
+    assert not (tmp_path / "s.pt").exists()
+
+
+def test_logging_steps_are_every_nth_and_the_last(make_classifier, images, tmp_path):
+    config, steps = replace(CONFIG, log_every=4), []
+    train(
+        make_classifier(0),
+        images,
+        4,
+        label_objective(config),
+        config,
+        0,
+        "t",
+        tmp_path / "s.pt",
+        "f",
+        lambda step, _: steps.append(step),
+    )
+    assert steps == [0, 4, 8, 12, 14]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_every_update_uses_the_learning_rate_of_its_step(make_classifier, images, tmp_path, schedule):
+    config = replace(CONFIG, schedule=schedule, warmup_fraction=0.2, momentum=0.0)
+    classifier = make_classifier(0)
+    bias = classifier.network.fc.bias
+    values, rates = [bias[0].item()], []
+
+    def on_step(step, numbers):
+        values.append(bias[0].item())
+        rates.append(numbers["lr"])
+
+    def objective(logits, view, targets):
+        return logits[:, 0].mean()  # its gradient for the first bias is 1
+
+    train(classifier, images, 4, objective, config, 0, "t", tmp_path / "s.pt", "f", on_step)
+    expected = learning_rates(schedule, config.lr, STEPS, 0.2)
+    assert rates == list(expected)
+    np.testing.assert_allclose(-np.diff(values), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_weight_decay_shrinks_weights_but_no_bias_and_no_batch_norm(make_classifier, images, tmp_path, optimizer):
+    config = replace(
+        CONFIG, optimizer=optimizer, weight_decay=0.1, schedule="constant", warmup_fraction=0.0, momentum=0.0
+    )
+    classifier = make_classifier(0)
+    torch.nn.init.ones_(classifier.network.fc.bias)
+    before = {name: p.detach().clone() for name, p in classifier.named_parameters()}
+    train(classifier, images, 4, lambda logits, *_: logits.sum() * 0, config, 0, "t", tmp_path / "s.pt", "f")
+    for name, parameter in classifier.named_parameters():
+        factor = (1 - config.lr * 0.1) ** STEPS if parameter.dim() > 1 else 1
+        torch.testing.assert_close(parameter, before[name] * factor)
+
+
+def test_sgd_with_momentum_follows_nesterov_by_hand():
+    weight = torch.nn.Parameter(torch.ones(1, 1))
+    network = torch.nn.Module()
+    network.weight = weight
+    optimizer = build_optimizer(network, replace(CONFIG, lr=0.1, momentum=0.9, weight_decay=0.0))
+    expected, velocity = 1.0, 0.0
+    for _ in range(4):
+        weight.grad = torch.full((1, 1), 2.0)
+        optimizer.step()
+        velocity = 0.9 * velocity + 2.0
+        expected -= 0.1 * (2.0 + 0.9 * velocity)
+        assert weight.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_every_epoch_sees_every_image_once_in_an_order_of_its_own(make_classifier, images, tmp_path):
+    batches: list[list[float]] = []
+
+    def objective(logits, view, targets):
+        batches.append(view.sum((1, 2, 3)).tolist())
+        return F.cross_entropy(logits, targets)
+
+    train(make_classifier(0), images, 4, objective, CONFIG, 0, "t", tmp_path / "s.pt", "f")
+    epochs = [[image for batch in batches[i : i + 5] for image in batch] for i in range(0, STEPS, 5)]
+    everything = sorted((images.pixels.float() / 255).sum((1, 2, 3)).tolist())
+    assert all(sorted(epoch) == pytest.approx(everything) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_every_step_draws_views_of_its_own(make_classifier, images, tmp_path):
+    same = ArrayImages(images.pixels[:1].repeat(24, 1, 1, 1), images.labels[:1].repeat(24))
+    config, views = replace(CONFIG, batch_size=24, epochs=4, augment=AugmentConfig(shift_px=2)), []
+
+    def objective(logits, view, targets):
+        views.append(view)
+        return F.cross_entropy(logits, targets)
+
+    train(make_classifier(0), same, 4, objective, config, 0, "t", tmp_path / "s.pt", "f")
+    assert len(views) == 4
+    assert not any(torch.equal(views[i], views[j]) for i in range(4) for j in range(i))
+
+
+def test_bfloat16_trains_single_precision_weights(make_classifier, images, tmp_path):
+    config, losses = replace(CONFIG, precision="bfloat16", epochs=10), []
+    classifier = make_classifier(0)
+    types = set()
+
+    def objective(logits, view, targets):
+        types.add(logits.dtype)
+        return label_loss(logits, targets, 0.0)
+
+    train(
+        classifier,
+        images,
+        4,
+        objective,
+        config,
+        0,
+        "t",
+        tmp_path / "s.pt",
+        "f",
+        lambda _, numbers: losses.append(numbers["loss"]),
+    )
+    assert types == {torch.bfloat16}
+    assert {p.dtype for p in classifier.parameters()} == {torch.float32}
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epochs": 0}, "epochs: 0 must be at least 1"),
+        ({"batch_size": 1}, "batch_size: 1 must be at least 3"),
+        ({"lr": 0.0}, r"lr: 0\.0 must be positive"),
+        ({"weight_decay": -0.1}, r"weight_decay: -0\.1 must be at least 0"),
+        ({"momentum": 1.0}, r"momentum: 1\.0 must be in \[0, 1\)"),
+        ({"temperature": 0.0}, r"temperature: 0\.0 must be positive"),
+        ({"label_weight": -1.0}, r"label_weight: -1\.0 must be at least 0"),
+    ],
+)
+def test_a_recipe_that_cannot_be_meant_is_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        DistillConfig(**{"epochs": 1, "batch_size": 4, "lr": 0.1} | values)
