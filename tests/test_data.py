@@ -1,0 +1,342 @@
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_run import make_facts, make_samples
+
+from pipeline.config import ConfigError
+from pipeline.data import (
+    DIGITS_HELD_OUT,
+    ArrayImages,
+    DataConfig,
+    ShardSet,
+    content_hash,
+    epoch_batches,
+    hold_in_memory,
+    load_images,
+)
+from pipeline.models import ImageConfig
+from pipeline.shards import MANIFEST, ShardError, pack, write_part
+
+DIGITS = ImageConfig(channels=1, height=8, width=8, num_classes=10)
+COLOUR = ImageConfig(channels=3, height=8, width=8, num_classes=12)
+NUM_IMAGES = 36
+
+
+def make_round(folder: Path, *, channels=3, first_image=0) -> torch.Tensor:
+    """A packed round of 36 images of 12 classes, and their pixels; label = number modulo 12."""
+    labels = [(first_image + i) % 12 for i in range(NUM_IMAGES)]
+    samples, pixels = make_samples(labels, channels=channels, first_image=first_image)
+    write_part(folder, 0, samples, "png")
+    pack(folder, [0], {"seed": 0}, make_facts(num_classes=12, channels=channels, images_per_shard=2))
+    return pixels
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory) -> tuple[Path, torch.Tensor]:
+    folder = tmp_path_factory.mktemp("shards") / "0"
+    return folder, make_round(folder)
+
+
+def assert_same_images(found: dict[int, tuple[np.ndarray, int]], pixels: torch.Tensor) -> None:
+    """`found` maps an image's number to its pixels (H, W, C) and label."""
+    assert sorted(found) == list(range(len(pixels)))
+    for number, (image, label) in found.items():
+        assert label == number % 12
+        assert np.array_equal(image, pixels[number].permute(1, 2, 0).numpy())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves its tars to the GC
+def test_webdataset_reads_every_image_with_its_label(packed):
+    import webdataset
+
+    folder, pixels = packed
+    tars = [str(path) for path in sorted((folder / "train").glob("*.tar"))]
+    reader = webdataset.WebDataset(tars, shardshuffle=False).decode("pil").to_tuple("png", "cls", "__key__")
+    found = {int(key.split("/")[1]): (np.asarray(image), label) for image, label, key in reader}
+    assert_same_images(found, pixels)
+
+
+def test_datasets_reads_every_image_with_its_label(packed, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    import datasets
+
+    folder, pixels = packed
+    read = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
+    assert list(read) == ["train"]
+    found = {int(row["__key__"].split("/")[1]): (np.asarray(row["png"]), row["cls"]) for row in read["train"]}
+    assert_same_images(found, pixels)
+    assert {row["json"]["label"] for row in read["train"]} == set(range(12))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves its tars to the GC
+def test_timm_reads_every_image_with_its_label(packed):
+    from timm.data import create_dataset
+
+    folder, pixels = packed
+    read = create_dataset("wds/", root=str(folder), split="train")
+    assert len(read) == NUM_IMAGES
+    by_content = {image.permute(1, 2, 0).numpy().tobytes(): number for number, image in enumerate(pixels)}
+    found = {by_content[np.asarray(image).tobytes()]: (np.asarray(image), label) for image, label in read}
+    assert_same_images(found, pixels)
+
+
+def test_torchvision_reads_the_unpacked_images_with_their_labels(packed, tmp_path):
+    from torchvision.datasets import ImageFolder
+
+    folder, pixels = packed
+    for path in (folder / "train").glob("*.tar"):
+        with tarfile.open(path) as tar:
+            tar.extractall(tmp_path, filter="data")
+    read = ImageFolder(str(tmp_path))
+    found = {int(Path(path).stem): (np.asarray(Image.open(path)), label) for path, label in read.samples}
+    assert_same_images(found, pixels)
+
+
+def test_a_shard_set_is_the_images_of_its_rounds(packed, tmp_path):
+    folder, first = packed
+    second = make_round(tmp_path / "1", first_image=NUM_IMAGES)
+    images = ShardSet([folder, tmp_path / "1"])
+    numbers = [int(key.split("/")[1]) for key in images.keys]
+    assert sorted(numbers) == list(range(2 * NUM_IMAGES))
+    assert torch.equal(images.batch(range(len(images))), torch.cat([first, second])[numbers])
+    assert images.labels.tolist() == [number % 12 for number in numbers]
+    image, label = images[5]
+    assert torch.equal(image, images.batch([5])[0])
+    assert label == images.labels[5]
+
+
+def test_a_shard_set_needs_complete_rounds(packed, tmp_path):
+    folder, _ = packed
+    with pytest.raises(ShardError, match=f"{tmp_path} holds no complete synthetic dataset; run `make synthesize`"):
+        ShardSet([folder, tmp_path])
+
+
+def test_images_held_in_memory_are_the_same(packed):
+    images = ShardSet([packed[0]])
+    held = hold_in_memory(images, torch.device("cpu"))
+    assert torch.equal(held.pixels, images.batch(range(len(images))))
+    assert torch.equal(held.labels, images.labels)
+
+
+@pytest.mark.parametrize(("num_images", "batch_size"), [(36, 12), (37, 12), (10, 10), (7, 100)])
+def test_an_epoch_shows_every_image_once_in_batches_of_about_the_same_size(num_images, batch_size):
+    batches = epoch_batches(num_images, batch_size, seed=0, purpose="test", epoch=0)
+    assert sorted(torch.cat(batches).tolist()) == list(range(num_images))
+    sizes = [len(batch) for batch in batches]
+    assert max(sizes) <= batch_size
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_an_epoch_of_a_shard_set_reads_every_key_once_in_mixed_classes(packed):
+    images = ShardSet([packed[0]])
+    batches = epoch_batches(len(images), 12, seed=0, purpose="test", epoch=0)
+    assert sorted(images.keys[i] for batch in batches for i in batch.tolist()) == sorted(images.keys)
+    assert all(len(images.labels[batch].unique()) > 4 for batch in batches)
+
+
+def test_the_order_depends_on_seed_purpose_and_epoch_alone():
+    def order(seed=0, purpose="test", epoch=0):
+        torch.rand(1)
+        return torch.cat(epoch_batches(50, 8, seed, purpose, epoch)).tolist()
+
+    assert order() == order()
+    assert len({tuple(o) for o in (order(), order(seed=1), order(purpose="other"), order(epoch=1))}) == 4
+
+
+def test_the_digits_split_is_fixed_disjoint_and_complete():
+    from sklearn.datasets import load_digits
+
+    train, test = (load_images("sklearn:digits", split, Path("unused"), DIGITS) for split in ("train", "test"))
+    assert len(test.labels) == DIGITS_HELD_OUT == 500
+    everything = load_digits()
+    rounded = np.rint(everything.images * 255 / 16).astype(np.uint8)
+    assert len(train.labels) + len(test.labels) == len(everything.target)
+    found = [*map(bytes, train.pixels.numpy().reshape(-1, 64)), *map(bytes, test.pixels.numpy().reshape(-1, 64))]
+    assert sorted(found) == sorted(map(bytes, rounded.reshape(-1, 64)))
+    labels = dict(zip(map(bytes, rounded.reshape(-1, 64)), everything.target.tolist(), strict=True))
+    assert [labels[image] for image in found] == [*train.labels.tolist(), *test.labels.tolist()]
+    assert content_hash(test) == content_hash(load_images("sklearn:digits", "test", Path("unused"), DIGITS))
+    assert test.labels[:8].tolist() == [6, 5, 5, 7, 9, 9, 8, 4]
+    assert set(test.labels.tolist()) == set(range(10))
+
+
+def test_the_content_hash_changes_with_a_pixel_a_label_and_the_order():
+    pixels = torch.arange(2 * 3 * 8 * 8).remainder(256).to(torch.uint8).view(2, 3, 8, 8)
+    labels = torch.tensor([0, 1])
+    brighter = pixels.clone()
+    brighter[1, 2, 7, 7] += 1
+    variants = [(pixels, labels), (brighter, labels), (pixels, labels.flip(0)), (pixels.flip(0), labels)]
+    assert len({content_hash(ArrayImages(*variant)) for variant in variants}) == 4
+
+
+def test_an_unknown_sklearn_set_is_refused():
+    with pytest.raises(ValueError, match="sklearn:iris is not known; sklearn:digits is"):
+        load_images("sklearn:iris", "test", Path("unused"), DIGITS)
+
+
+@pytest.mark.parametrize("source", ["digits", "mnist:here", "npz:", ":x"])
+def test_a_source_must_name_kind_and_place(source):
+    with pytest.raises(ConfigError, match="must be KIND:NAME with KIND one of sklearn, torchvision, imagefolder, npz"):
+        DataConfig(test=source)
+
+
+def save_npz(path: Path, **changes) -> Path:
+    arrays = {
+        "x": np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8),
+        "y": np.arange(20, dtype=np.int32) % 12,
+    }
+    np.savez(path, **{name: value for name, value in {**arrays, **changes}.items() if value is not None})
+    return path
+
+
+def load_npz(path: Path):
+    return load_images(f"npz:{path}", "test", Path("unused"), COLOUR)
+
+
+def test_npz_gives_pixels_channels_first_and_labels(tmp_path):
+    path = save_npz(tmp_path / "images.npz")
+    images = load_npz(path)
+    with np.load(path) as arrays:
+        assert np.array_equal(images.batch(range(20)).permute(0, 2, 3, 1).numpy(), arrays["x"])
+        assert images.labels.tolist() == arrays["y"].tolist()
+    assert images.labels.dtype == torch.int64
+
+
+@pytest.mark.parametrize("name", ["x", "y"])
+def test_npz_without_an_array_is_refused(tmp_path, name):
+    path = save_npz(tmp_path / "images.npz", **{name: None})
+    with pytest.raises(ValueError, match=f"npz:{path} must hold the arrays x and y .*{name}"):
+        load_npz(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"x": np.zeros((20, 8, 8, 3), np.float32)},
+        {"x": np.zeros((20, 8, 8), np.uint8)},
+        {"y": np.zeros(19, np.int64)},
+    ],
+)
+def test_npz_of_another_type_or_form_is_refused(tmp_path, changes):
+    path = save_npz(tmp_path / "images.npz", **changes)
+    with pytest.raises(ValueError, match=f"npz:{path}: x is .* it needs uint8"):
+        load_npz(path)
+
+
+def test_npz_with_pickled_objects_is_refused(tmp_path):
+    path = save_npz(tmp_path / "images.npz", x=np.array([{}] * 20, dtype=object))
+    with pytest.raises(ValueError, match=f"npz:{path} must hold the arrays x and y .*pickle"):
+        load_npz(path)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # numpy leaves the file to the GC
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_a_truncated_npz_is_refused(tmp_path, share):
+    path = save_npz(tmp_path / "images.npz")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match=f"npz:{path} must hold the arrays x and y"):
+        load_npz(path)
+
+
+def test_a_missing_npz_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=f"npz:{tmp_path / 'no.npz'}: there is no such file"):
+        load_npz(tmp_path / "no.npz")
+
+
+@pytest.mark.parametrize("label", [12, 200, -1])
+def test_labels_out_of_range_are_refused(tmp_path, label):
+    path = save_npz(tmp_path / "images.npz", y=np.array([0] * 19 + [label]))
+    with pytest.raises(ValueError, match=f"npz:{path} holds label .*images.num_classes=12"):
+        load_npz(path)
+
+
+@pytest.mark.parametrize("shape", [(20, 8, 9, 3), (20, 8, 8, 1), (20, 4, 4, 3)])
+def test_images_of_another_shape_are_refused(tmp_path, shape):
+    path = save_npz(tmp_path / "images.npz", x=np.zeros(shape, np.uint8))
+    with pytest.raises(ValueError, match=f"npz:{path} holds images of .* the `images` section says .3, 8, 8."):
+        load_npz(path)
+
+
+def test_an_empty_set_is_refused(tmp_path):
+    path = save_npz(tmp_path / "images.npz", x=np.zeros((0, 8, 8, 3), np.uint8), y=np.zeros(0, np.int64))
+    with pytest.raises(ValueError, match=f"npz:{path} holds no images"):
+        load_npz(path)
+
+
+def save_folder(root: Path, class_names, size=(8, 8)) -> Path:
+    """Two PNGs a class, their first channel 20 times the class's place, their second the image's number."""
+    for i, name in enumerate(class_names):
+        (root / name).mkdir(parents=True)
+        for j in range(2):
+            colour = np.full((*size, 3), [20 * i, j, 7], np.uint8)
+            Image.fromarray(colour).save(root / name / f"{j}.png")
+    return root
+
+
+def test_imagefolder_labels_follow_the_sorted_folders(tmp_path):
+    names = [f"class-{letter}" for letter in "lkjihgfedcba"]
+    root = save_folder(tmp_path / "images", names)
+    images = load_images(f"imagefolder:{root}", "test", Path("unused"), COLOUR)
+    assert images.labels.tolist() == [label for label in range(12) for _ in range(2)]
+    pixels = images.batch(range(24))
+    assert pixels.dtype == torch.uint8
+    assert pixels.shape == (24, 3, 8, 8)
+    assert pixels[:, 0, 0, 0].tolist() == [20 * (11 - label) for label in images.labels.tolist()]
+    assert pixels[:, 1, 7, 7].tolist() == [0, 1] * 12
+
+
+@pytest.mark.parametrize("size", [(16, 16), (24, 16), (5, 9)])
+def test_imagefolder_scales_the_short_side_and_crops_the_centre(tmp_path, size):
+    root = save_folder(tmp_path / "images", [f"{i:02d}" for i in range(12)], size)
+    pixels = load_images(f"imagefolder:{root}", "test", Path("unused"), COLOUR).batch([0, 23])
+    assert pixels.shape == (2, 3, 8, 8)
+    assert pixels[1].flatten(1).unique(dim=1).tolist() == [[220], [1], [7]]
+
+
+@pytest.mark.parametrize("num_folders", [1, 11, 13])
+def test_imagefolder_with_another_number_of_classes_is_refused(tmp_path, num_folders):
+    root = save_folder(tmp_path / "images", [f"{i:02d}" for i in range(num_folders)])
+    with pytest.raises(ValueError, match=f"imagefolder:{root} has {num_folders} class folders, images.num_classes=12"):
+        load_images(f"imagefolder:{root}", "test", Path("unused"), COLOUR)
+
+
+@pytest.mark.parametrize("content", [None, [], ["empty"]])
+def test_an_imagefolder_that_holds_no_images_is_refused(tmp_path, content):
+    root = tmp_path / "images"
+    for name in () if content is None else (".", *content):
+        (root / name).mkdir(exist_ok=True)
+    with pytest.raises(ValueError, match=f"imagefolder:{root}"):
+        load_images(f"imagefolder:{root}", "test", Path("unused"), COLOUR)
+
+
+def test_a_synthetic_round_serves_as_a_source(packed):
+    folder, pixels = packed
+    images = load_images(f"shards:{folder}", "test", Path("unused"), COLOUR)
+    numbers = [int(key.split("/")[1]) for key in images.keys]
+    assert torch.equal(images.batch(range(NUM_IMAGES)), pixels[numbers])
+
+
+def test_a_source_of_shards_must_fit_and_be_complete(packed, tmp_path):
+    folder, _ = packed
+    with pytest.raises(ValueError, match=rf"shards:{folder} holds images of .* = \(3, 8, 8\)"):
+        load_images(f"shards:{folder}", "test", Path("unused"), DIGITS)
+    (tmp_path / MANIFEST).write_text("{}")
+    with pytest.raises(ShardError, match=str(tmp_path)):
+        load_images(f"shards:{tmp_path}", "test", Path("unused"), COLOUR)
+
+
+@pytest.mark.skipif("DREAMDISTILL_DATA" not in os.environ, reason="DREAMDISTILL_DATA names no folder of real images")
+def test_the_cifar10_test_set_is_read_whole():
+    path = Path(os.environ["DREAMDISTILL_DATA"]) / "cifar10" / "cifar10_test.npz"
+    images = ImageConfig(channels=3, height=32, width=32, num_classes=10)
+    found = load_images(f"npz:{path}", "test", Path("unused"), images)
+    assert found.batch(range(2)).shape == (2, 3, 32, 32)
+    assert torch.bincount(found.labels).tolist() == [1000] * 10
+    assert found.labels[:10].tolist() == [3, 8, 8, 0, 6, 6, 1, 6, 3, 1]

@@ -1,0 +1,179 @@
+"""A run small enough for a test: eight-pixel digits, networks of a few hundred weights, sixty synthetic images."""
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from pipeline.codec import encode_image
+from pipeline.run import RunConfig, load_run
+from pipeline.shards import Sample
+from pipeline.world import World, make_generator
+from stages.command import Stage, run_stage
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+RUN_NAME = "tiny"
+
+
+def plain_config(folder: Path) -> dict[str, Any]:
+    """The tiny run as plain YAML data, with its outputs under `folder`."""
+    return {
+        "images": {"channels": 1, "height": 8, "width": 8, "num_classes": 10},
+        "data": {"train": "sklearn:digits", "test": "sklearn:digits"},
+        "teacher": {"source": "cifar10:resnet8", "options": {"width": 4}, "mean": [0.3], "std": [0.37]},
+        "teacher_training": {"epochs": 2, "batch_size": 64, "lr": 0.1},
+        "student": {"source": "cifar10:resnet8", "options": {"width": 2}},
+        "synthesis": {
+            "num_images": 60,
+            "batch_size": 20,
+            "inversion": {
+                "phases": [{"steps": 4}],
+                "shift_px": 1,
+                "terms": {"classification": 1.0, "feature_divergence": 5.0},
+            },
+        },
+        "distill": {"epochs": 1, "batch_size": 20, "lr": 0.1},
+        "shards_dir": str(folder / "shards"),
+        "checkpoints_dir": str(folder / "checkpoints"),
+    }
+
+
+def write_config(folder: Path, **overrides: Any) -> Path:
+    """A config file in `folder`; a double underscore in a keyword is a dot in the key, None removes the key."""
+    plain = plain_config(folder)
+    for key, value in overrides.items():
+        *parents, leaf = key.split("__")
+        node = plain
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+        if value is None:
+            del node[leaf]
+    path = folder / f"{RUN_NAME}.yaml"
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(plain))
+    return path
+
+
+def tiny_config(folder: Path, **overrides: Any) -> RunConfig:
+    """The tiny run with overrides, as `write_config` takes them."""
+    return load_run(write_config(folder, **overrides))
+
+
+def run_in_process(stage: Callable[..., None], config: RunConfig, round_index: int | None = None) -> None:
+    """One stage as a single worker on the CPU."""
+    stage(config, World(device=torch.device("cpu")), round_index)
+
+
+def run_command(monkeypatch: Any, stage: Stage, path: Path, *arguments: str) -> int:
+    """The exit code of a stage's command line, run in this process."""
+    monkeypatch.setenv("DREAMDISTILL_DEVICE", "cpu")
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # the command replaces it
+    monkeypatch.setattr(sys, "argv", ["stage", "--config", str(path), *arguments])
+    try:
+        run_stage(stage, "")
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def stage_command(stage: str, path: Path, *, num_workers: int = 1, arguments: Sequence[str] = ()) -> list[str]:
+    """The command line of a stage, under torchrun where there are several workers."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_workers)]
+    workers = torchrun if num_workers > 1 else []
+    return [sys.executable, *workers, "-m", f"stages.{stage}", "--config", str(path), *arguments]
+
+
+def start(command: Sequence[str]) -> "subprocess.Popen[bytes]":
+    """A command started in the repository, on the CPU, with one thread a worker; its output is dropped."""
+    environment = os.environ | {"DREAMDISTILL_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+
+def finish(process: "subprocess.Popen[bytes]") -> int:
+    """Wait for a command; its exit code."""
+    try:
+        return process.wait(timeout=120)
+    finally:
+        process.kill()
+
+
+def kill_once(process: "subprocess.Popen[bytes]", is_under_way: Callable[[], bool], delay_s: float) -> bool:
+    """SIGKILL a command `delay_s` after it is under way; whether it was still running then."""
+    while process.poll() is None and not is_under_way():
+        time.sleep(0.001)
+    time.sleep(delay_s)
+    process.kill()
+    return process.wait() == -signal.SIGKILL
+
+
+def copy_run(source: Path, folder: Path, **overrides: Any) -> Path:
+    """A config file in `folder`, with all outputs of the run under `source` beside it."""
+    for outputs in ("shards", "checkpoints"):
+        if (source / outputs).exists():
+            shutil.copytree(source / outputs, folder / outputs)
+    return write_config(folder, **overrides)
+
+
+def digests(folder: Path, *, leave_out: Iterable[str] = ()) -> dict[str, str]:
+    """SHA-256 of every file under `folder`, by its path there, without the names in `leave_out`."""
+    left_out = set(leave_out)
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in left_out
+    }
+
+
+def modification_times(folder: Path) -> dict[str, int]:
+    """Nanoseconds of the last change of every file under `folder`, by its path there."""
+    times = {}
+    for path in sorted(folder.rglob("*")):
+        with suppress(FileNotFoundError):  # a process under way may rename it meanwhile
+            if path.is_file():
+                times[str(path.relative_to(folder))] = path.stat().st_mtime_ns
+    return times
+
+
+def make_samples(
+    labels: Sequence[int], *, channels: int = 1, image_format: Any = "png", first_image: int = 0
+) -> tuple[list[Sample], torch.Tensor]:
+    """Samples of random eight-pixel images with these labels, and their pixels, uint8 (N, C, 8, 8)."""
+    generator = make_generator(0, "test images", first_image)
+    pixels = torch.randint(0, 256, (len(labels), channels, 8, 8), dtype=torch.uint8, generator=generator)
+    samples = [
+        Sample(
+            number=first_image + i,
+            label=label,
+            image=encode_image(image, image_format, 95),
+            evidence={"batch": 0, "label": label, "teacher_probability": 0.5, "teacher_top1": i % 2 == 0},
+        )
+        for i, (label, image) in enumerate(zip(labels, pixels, strict=True))
+    ]
+    return samples, pixels
+
+
+def make_facts(*, num_classes: int = 10, channels: int = 1, image_format: str = "png", images_per_shard: int = 1000):
+    """What `pack` writes into the manifest beside the identity."""
+    return {
+        "round": 0,
+        "teacher": "cifar10:resnet8",
+        "num_classes": num_classes,
+        "shape": [channels, 8, 8],
+        "image_format": image_format,
+        "images_per_shard": images_per_shard,
+        "versions": {},
+    }
