@@ -35,5 +35,5 @@ def decode_image(data: bytes, channels: int, name: str) -> Tensor:
         with Image.open(io.BytesIO(data)) as picture:
             array = np.array(picture.convert(PILLOW_MODES[channels]))
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"{name} is not a readable image ({error}); run `make verify` on its shards") from error
+        raise ValueError(f"{name} is not a readable image ({error})") from error
     return torch.from_numpy(array.reshape(*array.shape[:2], channels)).permute(2, 0, 1).contiguous()

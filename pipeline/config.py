@@ -18,6 +18,9 @@ import yaml
 
 T = TypeVar("T")
 
+# A message that lists keys stays readable up to about this many.
+KEYS_SHOWN = 8
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be run; the message names the key, the value and the fix."""
@@ -170,7 +173,9 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """The keys in which two identities differ, as `key: there -> here`, for an error message."""
     old, new = dict(_flatten(to_plain(there))), dict(_flatten(to_plain(here)))
     pairs = {k: (old.get(k, "absent"), new.get(k, "absent")) for k in sorted(old.keys() | new.keys())}
-    return "; ".join(f"{k}: {there} there, {here} here" for k, (there, here) in pairs.items() if there != here)
+    changed = [f"{k}: {there} there, {here} here" for k, (there, here) in pairs.items() if there != here]
+    more = [f"and {len(changed) - KEYS_SHOWN} more"] if len(changed) > KEYS_SHOWN else []
+    return "; ".join(changed[:KEYS_SHOWN] + more)
 
 
 def _flatten(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

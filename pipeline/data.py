@@ -1,7 +1,6 @@
 """Image sets: synthetic shards and real images behind one small interface, and the order of an epoch."""
 
 import hashlib
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from pipeline.codec import decode_image
 from pipeline.config import ConfigError
 from pipeline.models import ImageConfig
 from pipeline.plan import batch_ranges
-from pipeline.shards import ShardError, read_manifest
+from pipeline.shards import check_sizes, read_manifest
 from pipeline.world import make_generator
 
 KINDS = ("sklearn", "torchvision", "imagefolder", "npz", "shards")
@@ -81,10 +80,10 @@ class ShardSet:
         labels: list[int] = []
         for folder in folders:
             manifest = read_manifest(folder)
+            check_sizes(folder, manifest)
             self.channels = int(manifest["shape"][0])
             for entry in manifest["shards"]:
                 path = folder / entry["file"]
-                _check_size(path, entry["bytes"])
                 self.keys += entry["keys"]
                 self._places += [(path, o, s) for o, s in zip(entry["offsets"], entry["sizes"], strict=True)]
                 labels += [entry["class"]] * entry["count"]
@@ -99,20 +98,13 @@ class ShardSet:
         with open(path, "rb") as file:
             file.seek(offset)
             data = file.read(size)
-        return decode_image(data, self.channels, f"{self.keys[index]} in {path}"), int(self.labels[index])
+        return decode_image(data, self.channels, f"{self.keys[index]} in {path} (see `make verify`)"), int(
+            self.labels[index]
+        )
 
     def batch(self, indices: Sequence[int]) -> Tensor:
         """uint8 (len(indices), C, H, W) of these images."""
         return torch.stack([self[i][0] for i in indices])
-
-
-def _check_size(path: Path, expected: int) -> None:
-    found = path.stat().st_size if path.is_file() else 0
-    if found != expected:
-        raise ShardError(
-            f"{path} has {found} bytes, its manifest says {expected}: it is missing or truncated; remove the round's "
-            "folder and run `make synthesize` again"
-        )
 
 
 class FolderImages:
@@ -120,7 +112,6 @@ class FolderImages:
 
     def __init__(self, root: Path, images: ImageConfig) -> None:
         from torchvision.datasets import ImageFolder
-        from torchvision.transforms.v2 import CenterCrop, Compose, Resize
 
         if not root.is_dir():
             raise ValueError(f"imagefolder:{root}: there is no such folder")
@@ -132,16 +123,24 @@ class FolderImages:
             raise ValueError(
                 f"imagefolder:{root} has {len(folder.classes)} class folders, images.num_classes={images.num_classes}"
             )
-        size = (images.height, images.width)
-        self.channels = images.channels
+        self.channels, self.size = images.channels, (images.height, images.width)
         self.paths = [Path(path) for path, _ in folder.samples]
         self.labels = torch.tensor(folder.targets)
-        self.transform = Compose([Resize(min(size), antialias=True), CenterCrop(size)])
 
     def batch(self, indices: Sequence[int]) -> Tensor:
         """uint8 (len(indices), C, H, W) of these images."""
         decoded = (decode_image(self.paths[i].read_bytes(), self.channels, str(self.paths[i])) for i in indices)
-        return torch.stack([self.transform(image) for image in decoded])
+        return torch.stack([_cover(image, self.size) for image in decoded])
+
+
+def _cover(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 (C, H, W) scaled, with its proportions kept, until it just covers `size`, then cropped at the centre."""
+    from torchvision.transforms.v2.functional import center_crop, resize
+
+    scale = max(wanted / found for wanted, found in zip(size, image.shape[1:], strict=True))
+    covering = [max(wanted, round(found * scale)) for wanted, found in zip(size, image.shape[1:], strict=True)]
+    cropped: Tensor = center_crop(resize(image, covering, antialias=True), list(size))
+    return cropped
 
 
 def load_images(source: str, split: str, folder: Path, images: ImageConfig) -> ImageSet:
@@ -165,11 +164,12 @@ def load_images(source: str, split: str, folder: Path, images: ImageConfig) -> I
 def _check_fit(found: ImageSet, source: str, images: ImageConfig) -> None:
     if len(found.labels) == 0:
         raise ValueError(f"{source} holds no images")
-    shape, highest = tuple(found.batch([0]).shape[1:]), int(found.labels.max())
+    shape = tuple(found.batch([0]).shape[1:])
     if shape != images.shape:
         raise ValueError(f"{source} holds images of (C, H, W) = {shape}, the `images` section says {images.shape}")
-    if highest >= images.num_classes or int(found.labels.min()) < 0:
-        raise ValueError(f"{source} holds label {highest}, images.num_classes={images.num_classes} allows less")
+    strange = found.labels[(found.labels < 0) | (found.labels >= images.num_classes)]
+    if len(strange):
+        raise ValueError(f"{source} holds label {int(strange[0])}, images.num_classes={images.num_classes} forbids it")
 
 
 def _digits(name: str, split: str) -> ArrayImages:
@@ -188,7 +188,7 @@ def _torchvision(name: str, split: str, folder: Path) -> ArrayImages:
     import torchvision.datasets
 
     dataset = getattr(torchvision.datasets, name, None)
-    if dataset is None:
+    if not isinstance(dataset, type):
         raise ValueError(f"torchvision:{name} is not a data set of torchvision.datasets")
     try:
         found: Any = dataset(str(folder), train=split == "train", download=True)
@@ -208,10 +208,11 @@ def _npz(path: Path) -> ArrayImages:
     try:
         with np.load(path) as arrays:
             x, y = arrays["x"], arrays["y"]
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # damaged archives raise whatever the decoder at hand raises
         raise ValueError(f"npz:{path} must hold the arrays x and y ({error})") from error
-    if x.dtype != np.uint8 or x.ndim != 4 or len(x) != len(y):
-        raise ValueError(f"npz:{path}: x is {x.dtype} {x.shape}, y has {len(y)}; it needs uint8 (N, H, W, C) and (N,)")
+    if x.dtype != np.uint8 or x.ndim != 4 or y.shape != x.shape[:1] or y.dtype.kind not in "iu":
+        found = f"x is {x.dtype} {x.shape}, y is {y.dtype} {y.shape}"
+        raise ValueError(f"npz:{path}: {found}; it needs x uint8 (N, H, W, C) and y integers (N,)")
     return ArrayImages(torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(y.astype(np.int64)))
 
 

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,29 +22,47 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     Raises OSError with the path and the fix when the folder cannot be written or the disk is full.
     """
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    with explained_errors(path):
+        try:
+            make_folder(path.parent)
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
+        except BaseException:
+            _remove_quietly(temporary)
+            raise
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder` and its parents where they are not there yet; raises OSError with the fix."""
+    with explained_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def explained_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError while `path` is written into one that names it and the fix; those of other files pass."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except BaseException as error:
-        _remove_quietly(temporary)
-        if isinstance(error, OSError):
-            raise _explained(error, path) from error
-        raise
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, *_names(path)):
+            raise
+        raise OSError(error.errno, f"cannot write {path}: {_fix(error)}") from error
 
 
-def _explained(error: OSError, path: Path) -> OSError:
+def _names(path: Path) -> list[str]:
+    return [str(path), str(path) + TEMPORARY_SUFFIX, *map(str, path.parents)]
+
+
+def _fix(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        fix = "the disk or quota is full: free space and run the same command again; finished parts are kept"
-    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-        fix = "the folder cannot be written: check its permissions, or set shards_dir / checkpoints_dir"
-    else:
-        fix = os.strerror(error.errno) if error.errno else str(error)
-    return OSError(error.errno, f"cannot write {path}: {fix}")
+        return "the disk or quota is full: free space and run the same command again; finished parts are kept"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        return "the folder cannot be written: check its permissions, or set shards_dir / checkpoints_dir"
+    return error.strerror or str(error)
 
 
 def _remove_quietly(path: Path) -> None:
@@ -70,8 +89,25 @@ def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
     write_text(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; raises ValueError that names the file when it is damaged."""
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it and run the stage that writes it again") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is damaged (no object); remove it and run the stage that writes it again")
+    return value
+
+
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
+    """The SHA-256 of a file's bytes, in hexadecimal; remembered while size and time stamp stay the same."""
+    state = path.stat()
+    return _sha256(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK_BYTES):

@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import ConfigError, fingerprint, to_plain
+from pipeline.config import KEYS_SHOWN, ConfigError, fingerprint, to_plain
 from pipeline.files import atomic_file, sha256_of
 
 SOURCES = ("cifar10", "torchvision", "timm", "python")
@@ -24,7 +24,6 @@ SOURCES = ("cifar10", "torchvision", "timm", "python")
 WRAPPINGS = ("state_dict", "model_state_dict", "model", "net", "network")
 PREFIXES = ("module.", "_orig_mod.")
 METADATA_KEY = "dreamdistill"
-KEYS_SHOWN = 8
 
 
 # (mean, std), one value a channel.
@@ -353,23 +352,28 @@ def save_classifier(path: Path, classifier: Classifier, config: ModelConfig, ide
 
 
 def read_description(path: Path) -> dict[str, Any]:
-    """What `save_classifier` wrote beside the tensors; empty for files of other origin."""
+    """What `save_classifier` wrote beside the tensors; raises ValueError for files of other origin."""
     try:
         with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is truncated or no safetensors file ({error}); remove it to make it anew") from error
-    description: dict[str, Any] = json.loads(metadata.get(METADATA_KEY, "{}"))
+    if METADATA_KEY not in metadata:
+        raise ValueError(f"{path} was not written by a run; move it away, or name it as a model's `weights`")
+    description: dict[str, Any] = json.loads(metadata[METADATA_KEY])
     return description
 
 
-def weights_identity(config: ModelConfig) -> dict[str, Any]:
-    """What a frozen network is: its configuration and, for a weight file, the SHA-256 of its content."""
+def weights_identity(config: ModelConfig, key: str) -> dict[str, Any]:
+    """What a frozen network is: its configuration and, for a weight file, the SHA-256 of its content.
+
+    Raises ValueError, naming `key`, when there is no such file.
+    """
     identity: dict[str, Any] = to_plain(config)
     if config.weights and not _is_published_name(config):
         path = Path(config.weights)
         if not path.is_file():
-            raise ValueError(f"weights: there is no file {path}")
+            raise ValueError(f"{key}: there is no file {path}; correct the path")
         del identity["weights"]  # the content counts, not where it lies
         identity["sha256"] = sha256_of(path)
     return identity

@@ -1,6 +1,7 @@
 """Where numbers go while a stage runs: a progress bar, and one JSON line for each logging step."""
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,11 +10,13 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
+from pipeline.files import explained_errors, make_folder
+
 
 class Recorder:
     """Appends to `metrics.jsonl` and moves one progress bar."""
 
-    def __init__(self, file: IO[str], bar: "tqdm[Any]", place: dict[str, Any]) -> None:
+    def __init__(self, file: IO[bytes], bar: "tqdm[Any]", place: dict[str, Any]) -> None:
         self._file, self._bar, self._place = file, bar, place
         self._logged_at = time.perf_counter()
 
@@ -29,8 +32,8 @@ class Recorder:
         now = time.perf_counter()
         line = {**self._place, **place, "step": step, "elapsed_s": round(now - self._logged_at, 4), **figures}
         self._logged_at = now
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        with explained_errors(Path(self._file.name)):
+            self._file.write((json.dumps(line) + "\n").encode())
         self.advance(step + 1 if done is None else done)
 
 
@@ -46,22 +49,26 @@ def open_recorder(
     round_index: int | None = None,
 ) -> Iterator[Recorder]:
     """A recorder for one stage; `total` and `done` count `unit`s. The bar shows on a terminal, if `visible`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+b") as tail:
-        _end_line(tail)
+    make_folder(path.parent)
+    _end_last_line(path)
     place = {"stage": stage} if round_index is None else {"stage": stage, "round": round_index}
     title = " ".join(map(str, place.values()))
     hidden = None if visible else True  # None: hidden unless the output is a terminal
-    with open(path, "a") as file, tqdm(total=total, initial=done, unit=f" {unit}", desc=title, disable=hidden) as bar:
+    # Unbuffered, so that a line is either in the file or its failure is reported where it is written.
+    with (
+        open(path, "ab", buffering=0) as file,
+        tqdm(total=total, initial=done, unit=f" {unit}", desc=title, disable=hidden) as bar,
+    ):
         yield Recorder(file, bar, place)
 
 
-def _end_line(file: IO[bytes]) -> None:
+def _end_last_line(path: Path) -> None:
     """End a line that a killed process left half-written, so that the next one stays readable."""
-    if file.tell():
-        file.seek(-1, 2)
-        if file.read(1) != b"\n":
-            file.write(b"\n")
+    with explained_errors(path), open(path, "a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

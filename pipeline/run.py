@@ -1,6 +1,5 @@
 """`RunConfig`: all of one run, where its outputs lie, and what each output depends on."""
 
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,10 +12,9 @@ from pipeline.codec import PILLOW_MODES
 from pipeline.config import ConfigError, differences, fingerprint, load_yaml, parse, to_plain
 from pipeline.data import NOT_MIRRORABLE, DataConfig, content_hash, load_images
 from pipeline.evaluate import EvaluationConfig
-from pipeline.files import write_json, write_text
+from pipeline.files import read_json, write_json, write_text
 from pipeline.models import Classifier, ImageConfig, ModelConfig, build_classifier, read_description, weights_identity
 from pipeline.plan import SynthesisConfig
-from pipeline.shards import read_manifest
 from pipeline.train import DistillConfig, TrainingConfig
 
 # Settings that change how a run is watched and saved, not what it makes.
@@ -161,28 +159,28 @@ def teacher_identity(config: RunConfig) -> dict[str, Any]:
 
 def synthesis_identity(config: RunConfig, round_index: int) -> dict[str, Any]:
     """What the images of a round depend on; in later rounds that includes the rival, the student before."""
-    rival = student_fingerprint(config, round_index - 1) if round_index else None
     return _identity(
         seed=config.seed,
         round=round_index,
         images=config.images,
         synthesis=config.synthesis,
-        teacher=_frozen_identity(config.teacher_model, "make teacher"),
-        verifier=_frozen_identity(config.verifier, "") if config.verifier else None,
-        rival=rival,
+        teacher=_frozen_teacher(config),
+        verifier=weights_identity(config.verifier, "verifier.weights") if config.verifier else None,
+        rival=student_fingerprint(config, round_index - 1) if round_index else None,
     )
 
 
 def student_identity(config: RunConfig, round_index: int) -> dict[str, Any]:
-    """What the student of a round depends on: the shards of all rounds so far, the teacher, the recipe."""
+    """What the student of a round depends on: the round's images, the student before, the teacher, the recipe."""
     return _identity(
         seed=config.seed,
         round=round_index,
         images=config.images,
-        student=config.student,
+        student=weights_identity(config.student, "student.weights"),
         distill=config.distill,
-        teacher=_frozen_identity(config.teacher_model, "make teacher"),
-        shards=[read_manifest(config.round_folder(r))["fingerprint"] for r in range(round_index + 1)],
+        teacher=_frozen_teacher(config),
+        shards=fingerprint(synthesis_identity(config, round_index)),
+        before=student_fingerprint(config, round_index - 1) if round_index else None,
     )
 
 
@@ -191,16 +189,15 @@ def evaluation_identity(config: RunConfig, round_index: int, data_hash: str) -> 
     return _identity(
         images=config.images,
         student=student_fingerprint(config, round_index),
-        teacher=_frozen_identity(config.teacher_model, "make teacher"),
+        teacher=_frozen_teacher(config),
         data={"source": config.data.test, "sha256": data_hash},
     )
 
 
-def _frozen_identity(model: ModelConfig, remedy: str) -> dict[str, Any]:
-    try:
-        return weights_identity(model)
-    except ValueError as error:
-        raise ValueError(f"{error}; run `{remedy}` first" if remedy else str(error)) from None
+def _frozen_teacher(config: RunConfig) -> dict[str, Any]:
+    if config.teacher.weights is None and not config.trained_teacher_path.exists():
+        raise ValueError(f"there is no teacher yet ({config.trained_teacher_path}); run `make teacher` first")
+    return weights_identity(config.teacher_model, "teacher.weights")
 
 
 def student_fingerprint(config: RunConfig, round_index: int) -> str:
@@ -211,23 +208,31 @@ def student_fingerprint(config: RunConfig, round_index: int) -> str:
     return str(read_description(path)["fingerprint"])
 
 
+def check_student(config: RunConfig, round_index: int) -> None:
+    """Raise ValueError when there is no student of a round, ConfigError when it is of another configuration."""
+    student_fingerprint(config, round_index)
+    path = config.student_path(round_index)
+    refuse_other(str(path), read_description(path)["identity"], student_identity(config, round_index))
+
+
 def load_student(config: RunConfig, round_index: int, teacher: Classifier) -> Classifier:
     """The finished student of a round; its normalisation is the teacher's where the config gives none."""
     model = replace(config.student, weights=str(config.student_path(round_index)))
     return build_classifier(model, config.images, default_normalisation=teacher.normalisation)
 
 
-def claim_folder(folder: Path, identity: Mapping[str, Any], config: RunConfig) -> None:
-    """Write the identity and the resolved configuration into a new folder.
-
-    Raises ConfigError, naming the keys that differ, when the folder holds something of another identity.
-    """
+def check_folder(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Raise ConfigError, naming the keys that differ, when the folder holds something of another identity."""
     path = folder / IDENTITY_FILE
     if path.exists():
-        refuse_other(str(folder), json.loads(path.read_text()), identity)
-    else:
+        refuse_other(str(folder), read_json(path), identity)
+
+
+def claim_folder(folder: Path, identity: Mapping[str, Any], config: RunConfig) -> None:
+    """Write the resolved configuration and the identity into a folder that has none."""
+    if not (folder / IDENTITY_FILE).exists():
         write_text(folder / CONFIG_FILE, resolved_yaml(config))
-        write_json(path, to_plain(identity))
+        write_json(folder / IDENTITY_FILE, to_plain(identity))
 
 
 def refuse_other(what: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:

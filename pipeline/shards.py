@@ -17,7 +17,7 @@ from webdataset import TarWriter
 from pipeline.card import write_card
 from pipeline.codec import EXTENSIONS, ImageFormat
 from pipeline.config import fingerprint, to_plain
-from pipeline.files import atomic_file, sha256_of, write_json
+from pipeline.files import atomic_file, read_json, sha256_of, write_json
 
 FORMAT = 1
 SPLIT = "train"
@@ -80,12 +80,19 @@ def read_members(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
             for member in tar:
                 key, _, extension = member.name.partition(".")
                 members[key][extension] = (member.offset_data, member.size)
-            end = tar.offset
+        _check_end(path, members)
     except (tarfile.TarError, OSError) as error:
         raise ShardError(f"{path} is damaged ({error}); remove it and run `make synthesize` again") from error
-    if end > path.stat().st_size:
-        raise ShardError(f"{path} is truncated; remove it and run `make synthesize` again")
     return dict(members)
+
+
+def _check_end(path: Path, members: Mapping[str, Mapping[str, tuple[int, int]]]) -> None:
+    """Raise tarfile.ReadError when the end marker is missing: tarfile takes a cut between members for the end."""
+    ends = [offset + size for extensions in members.values() for offset, size in extensions.values()]
+    with open(path, "rb") as file:
+        file.seek(-(-max(ends, default=0) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
+        if file.read(2 * tarfile.BLOCKSIZE) != bytes(2 * tarfile.BLOCKSIZE):
+            raise tarfile.ReadError("truncated")
 
 
 def pack(folder: Path, batch_indices: Iterable[int], identity: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
@@ -165,15 +172,28 @@ def remove_parts(folder: Path) -> None:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a complete round; ShardError when it is missing, damaged or of another format."""
     path = folder / MANIFEST
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ShardError(f"{folder} holds no complete synthetic dataset; run `make synthesize` first") from None
-    except ValueError as error:
-        raise ShardError(f"{path} is damaged ({error}); remove {folder} and run `make synthesize` again") from error
+    if not path.exists():
+        raise ShardError(f"{folder} holds no complete synthetic dataset; run `make synthesize` first")
+    manifest = read_json(path)
     if manifest.get("format") != FORMAT:
         raise ShardError(f"{path} has format {manifest.get('format')!r}, this version reads {FORMAT}; synthesize again")
     return manifest
+
+
+def check_sizes(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Raise ShardError when a shard is missing or has not the size that the manifest says: a check without reading."""
+    for entry in manifest["shards"]:
+        if problem := _size_problem(folder / entry["file"], entry["bytes"]):
+            raise ShardError(f"{problem}; remove {folder} and run `make synthesize` again")
+
+
+def _size_problem(path: Path, expected: int) -> str | None:
+    if not path.is_file():
+        return f"{path} is missing"
+    found = path.stat().st_size
+    return (
+        None if found == expected else f"{path} has {found} bytes instead of {expected}: it was truncated or replaced"
+    )
 
 
 def verify(folder: Path) -> list[str]:
@@ -182,10 +202,8 @@ def verify(folder: Path) -> list[str]:
     manifest = read_manifest(folder)
     for entry in manifest["shards"]:
         path = folder / entry["file"]
-        if not path.is_file():
-            problems.append(f"{path} is missing")
-        elif path.stat().st_size != entry["bytes"]:
-            problems.append(f"{path} has {path.stat().st_size} bytes, the manifest says {entry['bytes']}: truncated?")
+        if problem := _size_problem(path, entry["bytes"]):
+            problems.append(problem)
         elif sha256_of(path) != entry["sha256"]:
             problems.append(f"{path} was altered: its SHA-256 is not the manifest's")
     listed = {entry["file"] for entry in manifest["shards"]}

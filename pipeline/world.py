@@ -43,7 +43,10 @@ def open_world() -> Iterator[World]:
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     name = os.environ.get("DREAMDISTILL_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"DREAMDISTILL_DEVICE={name} is no device; use cpu, cuda or cuda:N") from None
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise ValueError(f"DREAMDISTILL_DEVICE={name}, but PyTorch sees no CUDA device; use cpu")

@@ -15,7 +15,8 @@ def main(config: RunConfig, world: World, round_index: int | None = None) -> Non
     if round_index is None:
         doomed = [Path(config.shards_dir) / config.name, config.checkpoints]
     else:
-        doomed = [config.round_folder(round_index), config.student_path(round_index)]
+        student = config.student_path(round_index)
+        doomed = [config.round_folder(round_index), student, student.with_suffix(".state")]
     for path in doomed:
         if path.is_dir():
             shutil.rmtree(path)

@@ -29,11 +29,18 @@ def run_stage(stage: Stage, description: str) -> None:
             _check_round(arguments.round, config.synthesis.rounds)
             stage(config, world, arguments.round)
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_message(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def _message(error: Exception) -> str:
+    """The error's text, without the number that Python puts before our own words for an OSError."""
+    if isinstance(error, OSError) and error.strerror and error.filename is None:
+        return error.strerror
+    return str(error)
 
 
 def _check_round(round_index: int | None, num_rounds: int) -> None:

@@ -1,7 +1,5 @@
 """Distil a student from the teacher's logits on the synthetic images of all rounds so far."""
 
-from dataclasses import replace
-
 from pipeline.config import fingerprint
 from pipeline.data import ShardSet, hold_in_memory
 from pipeline.models import Classifier, build_classifier, load_frozen, read_description, save_classifier
@@ -21,15 +19,16 @@ def main(config: RunConfig, world: World, round_index: int | None = None) -> Non
         round_index = _next_round(config)
     _check_shards(config, round_index)
     path, identity = config.student_path(round_index), student_identity(config, round_index)
+    state_path = path.with_suffix(".state")
     if path.exists():
         refuse_other(str(path), read_description(path)["identity"], identity)
+        state_path.unlink(missing_ok=True)  # a kill can fall between writing the student and this
         print(f"distill: {path} is up to date")
         return
     teacher = load_frozen(config.teacher_model, config.images, world.device)
     student = _start(config, round_index, teacher).to(world.device)
     folders = [config.round_folder(r) for r in range(round_index + 1)]
     images = hold_in_memory(ShardSet(folders), world.device)
-    state_path = path.with_suffix(".state")
     steps = num_steps(config.distill, len(images.labels))
     with open_recorder(
         config.metrics_path(), "distill", total=steps, unit="steps", round_index=round_index
@@ -72,9 +71,7 @@ def _start(config: RunConfig, round_index: int, teacher: Classifier) -> Classifi
     if round_index:
         return load_student(config, round_index - 1, teacher)
     seed = derive_seed(config.seed, "student/weights")
-    return build_classifier(
-        replace(config.student), config.images, seed=seed, default_normalisation=teacher.normalisation
-    )
+    return build_classifier(config.student, config.images, seed=seed, default_normalisation=teacher.normalisation)
 
 
 if __name__ == "__main__":

@@ -2,17 +2,16 @@
 
 import csv
 import io
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.config import fingerprint
 from pipeline.data import content_hash, load_images
 from pipeline.evaluate import EvalReport, evaluate
-from pipeline.files import write_json, write_text
+from pipeline.files import read_json, write_json, write_text
 from pipeline.models import load_frozen
 from pipeline.recorder import open_recorder
-from pipeline.run import RunConfig, evaluation_identity, load_student
+from pipeline.run import RunConfig, check_student, evaluation_identity, load_student
 from pipeline.world import World
 from stages.command import run_stage
 
@@ -23,11 +22,12 @@ def main(config: RunConfig, world: World, round_index: int | None = None) -> Non
         return
     if round_index is None:
         round_index = last_student(config)
+    check_student(config, round_index)
     images = load_images(config.data.test, "test", Path(config.data.folder), config.images)
     identity = evaluation_identity(config, round_index, content_hash(images))
     path, own = config.evaluation_path(round_index), fingerprint(identity)
-    if path.exists() and json.loads(path.read_text())["fingerprint"] == own:
-        print(f"evaluate: {path} is up to date; {json.loads(path.read_text())['line']}")
+    if path.exists() and (done := read_json(path)).get("fingerprint") == own:
+        print(f"evaluate: {path} is up to date; {done['line']}")
         return
     teacher = load_frozen(config.teacher_model, config.images, world.device)
     student = load_student(config, round_index, teacher).freeze().to(world.device)
@@ -38,7 +38,9 @@ def main(config: RunConfig, world: World, round_index: int | None = None) -> Non
             student, teacher, images, config.images.num_classes, config.evaluation, world.device, recorder.advance
         )
     write_text(path.with_suffix(".csv"), _csv(config.name, round_index, report))
-    write_json(path, {"round": round_index, "fingerprint": own, "line": report.line(), **asdict(report)})
+    write_json(
+        path, {"round": round_index, "fingerprint": own, "identity": identity, **asdict(report), "line": report.line()}
+    )
     print(f"evaluate: {report.line()}")
 
 

@@ -1,15 +1,13 @@
 """Write one self-contained HTML page about a run."""
 
-import json
-
 import torch
 from torch import Tensor
 
 from pipeline.data import ShardSet
-from pipeline.files import write_text
+from pipeline.files import read_json, write_text
 from pipeline.recorder import read_metrics
 from pipeline.report import render
-from pipeline.run import RunConfig, resolved_yaml
+from pipeline.run import RunConfig, check_student, resolved_yaml, student_fingerprint
 from pipeline.shards import read_manifest
 from pipeline.world import World
 from stages.command import run_stage
@@ -24,16 +22,18 @@ def main(config: RunConfig, world: World, round_index: int | None = None) -> Non
         return
     if round_index is None:
         round_index = last_student(config)
+    check_student(config, round_index)
     evaluation_path = config.evaluation_path(round_index)
-    if not evaluation_path.exists():
-        raise ValueError(f"there is no evaluation {evaluation_path}; run `make evaluate` first")
+    evaluation = read_json(evaluation_path) if evaluation_path.exists() else None
+    if evaluation is None or evaluation["identity"]["student"] != student_fingerprint(config, round_index):
+        raise ValueError(f"there is no evaluation of this student ({evaluation_path}); run `make evaluate` first")
     folders = [config.round_folder(r) for r in range(round_index + 1)]
     metrics_files = [config.metrics_path(), *sorted(config.checkpoints.glob("metrics.*.jsonl"))]
     page = render(
         name=config.name,
         manifests=[read_manifest(folder) for folder in folders],
         metrics=[line for path in metrics_files for line in read_metrics(path)],
-        evaluation=json.loads(evaluation_path.read_text()),
+        evaluation=evaluation,
         tiles=_tiles(ShardSet(folders[-1:])),
         config_yaml=resolved_yaml(config),
     )

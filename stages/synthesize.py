@@ -10,8 +10,8 @@ from pipeline.invert import Inversion, OnStep, invert
 from pipeline.models import Classifier, load_frozen
 from pipeline.plan import BatchSpec, plan_batches
 from pipeline.recorder import Recorder, open_recorder
-from pipeline.run import RunConfig, claim_folder, load_student, synthesis_identity
-from pipeline.shards import MANIFEST, Sample, pack, part_path, read_manifest, remove_parts, write_part
+from pipeline.run import RunConfig, check_folder, claim_folder, load_student, synthesis_identity
+from pipeline.shards import MANIFEST, Sample, check_sizes, pack, part_path, read_manifest, remove_parts, write_part
 from pipeline.world import World, versions
 from stages.command import run_stage
 
@@ -21,18 +21,21 @@ def main(config: RunConfig, world: World, round_index: int | None = None) -> Non
     if round_index is None:
         round_index = _next_round(config)
     folder, identity = config.round_folder(round_index), synthesis_identity(config, round_index)
-    if world.is_leader:
-        claim_folder(folder, identity, config)
-    world.barrier()
+    check_folder(folder, identity)
     specs = plan_batches(config.synthesis, config.images.num_classes, config.seed, round_index)
     complete = (folder / MANIFEST).exists()
     pending = [spec for spec in specs if not complete and not part_path(folder, spec.index).exists()]
     world.barrier()  # all workers have listed the same pending batches before one of them adds a part
     if pending:
-        _make_parts(config, world, round_index, pending[world.rank :: world.size])
+        networks = _load_networks(config, world, round_index)  # before anything is written: their files can be wrong
+        if world.is_leader:
+            claim_folder(folder, identity, config)
+        _make_parts(config, world, round_index, pending[world.rank :: world.size], *networks)
         world.barrier()
     if world.is_leader:
-        if not complete:
+        if complete:
+            check_sizes(folder, read_manifest(folder))
+        else:
             pack(folder, [spec.index for spec in specs], identity, _facts(config, round_index))
         remove_parts(folder)
         print(f"synthesize: {_summary(config, round_index)}{' (up to date)' if complete else ''}")
@@ -44,12 +47,27 @@ def _next_round(config: RunConfig) -> int:
     return next((r for r in rounds if not (config.round_folder(r) / MANIFEST).exists()), rounds[-1])
 
 
-def _make_parts(config: RunConfig, world: World, round_index: int, specs: list[BatchSpec]) -> None:
+def _load_networks(
+    config: RunConfig, world: World, round_index: int
+) -> tuple[Classifier, Classifier | None, Classifier | None]:
+    """Teacher, verifier if there is one, rival if the round has one."""
     teacher = load_frozen(config.teacher_model, config.images, world.device)
     verifier = load_frozen(config.verifier, config.images, world.device) if config.verifier else None
     rival = None
     if round_index and config.synthesis.inversion.terms.competition:
         rival = load_student(config, round_index - 1, teacher).freeze().to(world.device)
+    return teacher, verifier, rival
+
+
+def _make_parts(
+    config: RunConfig,
+    world: World,
+    round_index: int,
+    specs: list[BatchSpec],
+    teacher: Classifier,
+    verifier: Classifier | None,
+    rival: Classifier | None,
+) -> None:
     steps = config.synthesis.inversion.num_steps
     with open_recorder(
         config.metrics_path(world.rank),

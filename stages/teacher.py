@@ -22,14 +22,15 @@ def main(config: RunConfig, world: World, round_index: int | None = None) -> Non
         print(f"teacher: {config.teacher.source} with weights {config.teacher.weights}, nothing to train")
         return
     path, identity = config.trained_teacher_path, teacher_identity(config)
+    state_path = path.with_suffix(".state")
     if path.exists():
         refuse_other(str(path), read_description(path)["identity"], identity)
+        state_path.unlink(missing_ok=True)  # a kill can fall between writing the teacher and this
         print(f"teacher: {path} is up to date")
         return
     images = load_images(config.data.train or "", "train", Path(config.data.folder), config.images)
     teacher = build_classifier(config.teacher, config.images, seed=derive_seed(config.seed, "teacher/weights"))
     teacher.to(world.device)
-    state_path = path.with_suffix(".state")
     steps = num_steps(config.teacher_training, len(images.labels))
     with open_recorder(config.metrics_path(), "teacher", total=steps, unit="steps") as recorder:
         train(

@@ -14,7 +14,7 @@ def main(config: RunConfig, world: World, round_index: int | None = None) -> Non
         raise ShardError(f"{config.round_folder(rounds[0])} holds no complete dataset; run `make synthesize` first")
     problems = [problem for folder in folders for problem in verify(folder)]
     if problems:
-        raise ShardError("\n  ".join([f"{len(problems)} problems:", *problems]))
+        raise ShardError("\n  ".join(["shards are not as written:", *problems]))
     for folder in folders:
         manifest = read_manifest(folder)
         print(f"verify: {folder}, {len(manifest['shards'])} shards with {manifest['num_images']:,} images as written")

@@ -2,11 +2,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 from tiny_run import copy_run, digests, run_command, run_in_process, tiny_config, write_config
 
 from pipeline.files import TEMPORARY_SUFFIX
 from pipeline.run import CONFIG_FILE, load_run
 from stages import chain, distill, evaluate, report, synthesize, teacher, verify
+from stages.command import run_stage
 
 STAGES = (teacher, synthesize, distill, evaluate, report, verify, chain)
 Refusal = Callable[..., str]
@@ -181,6 +183,8 @@ OTHER_CONFIGURATIONS = {
     "shards": (synthesize, "synthesis.num_images", "60", "50", "shards/tiny/0"),
     "shards before distillation": (distill, "synthesis.num_images", "60", "50", "shards/tiny/0"),
     "shards in the chain": (chain, "synthesis.inversion.lr", "0.1", "0.2", "shards/tiny/0"),
+    "student before evaluation": (evaluate, "distill.lr", "0.1", "0.2", "checkpoints/tiny/student-0.safetensors"),
+    "student before the report": (report, "distill.lr", "0.1", "0.2", "checkpoints/tiny/student-0.safetensors"),
     "student": (distill, "distill.lr", "0.1", "0.2", "checkpoints/tiny/student-0.safetensors"),
     "teacher": (teacher, "teacher_training.epochs", "2", "3", "checkpoints/tiny/teacher.safetensors"),
 }
@@ -236,7 +240,9 @@ def test_each_stage_asks_for_what_the_one_before_makes(refusal, finished, tmp_pa
     config = load_run(path)
     config.evaluation_path(0).unlink()
     message = refusal(report, path)
-    assert message == f"error: there is no evaluation {config.evaluation_path(0)}; run `make evaluate` first\n"
+    assert message == (
+        f"error: there is no evaluation of this student ({config.evaluation_path(0)}); run `make evaluate` first\n"
+    )
     config.student_path(0).unlink()
     message = refusal(evaluate, path)
     assert message == f"error: there is no student of round 0 ({config.student_path(0)}); run `make distill` first\n"
@@ -350,3 +356,52 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, monkeypatch, capsys):
 
     assert run_command(monkeypatch, interrupted, write_config(tmp_path)) == 130
     assert capsys.readouterr().err == "interrupted; the same command goes on from here\n"
+
+
+def test_weights_that_were_wrong_can_be_corrected(refusal, weights, tmp_path, monkeypatch):
+    own = tmp_path / "own.safetensors"
+    own.write_bytes(weights.read_bytes()[:2000])
+    path = write_config(tmp_path, **with_weights(own))
+    refusal(synthesize, path)
+    own.write_bytes(weights.read_bytes())
+    assert run_command(monkeypatch, synthesize.main, path) == 0
+
+
+@pytest.mark.parametrize("stage", [distill, evaluate])
+def test_a_student_of_other_origin_is_refused(refusal, finished, tmp_path, stage):
+    path = copy_run(finished, tmp_path)
+    student = load_run(path).student_path(0)
+    safetensors.torch.save_file(safetensors.torch.load_file(student), student)
+    assert f"{student} was not written by a run" in refusal(stage, path)
+
+
+@pytest.mark.parametrize(
+    ("name", "stage"), [("shards/tiny/0/identity.json", synthesize), ("checkpoints/tiny/eval-0.json", report)]
+)
+def test_damaged_records_are_named(refusal, finished, tmp_path, name, stage):
+    path = copy_run(finished, tmp_path)
+    (tmp_path / name).write_text("{")
+    assert f"{tmp_path / name} is damaged" in refusal(stage, path)
+
+
+def test_a_full_disk_under_the_metrics_is_named(refusal, tmp_path, weights):
+    path = write_config(tmp_path, **with_weights(weights))
+    metrics = load_run(path).metrics_path()
+    metrics.parent.mkdir(parents=True)
+    metrics.symlink_to("/dev/full")
+    assert f"cannot write {metrics}: the disk or quota is full: free space" in refusal(synthesize, path)
+
+
+def test_a_device_that_is_none_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DREAMDISTILL_DEVICE", "gpu")
+    monkeypatch.setattr("sys.argv", ["stage", "--config", str(write_config(tmp_path))])
+    with pytest.raises(SystemExit, match="2"):
+        run_stage(teacher.main, "")
+    assert capsys.readouterr().err == "error: DREAMDISTILL_DEVICE=gpu is no device; use cpu, cuda or cuda:N\n"
+
+
+def test_synthesis_notices_a_lost_shard(refusal, finished, tmp_path):
+    path = copy_run(finished, tmp_path)
+    lost = load_run(path).round_folder(0) / "train" / "0003-00000.tar"
+    lost.unlink()
+    assert f"{lost} is missing; remove" in refusal(synthesize, path)

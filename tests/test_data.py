@@ -221,11 +221,14 @@ def test_npz_without_an_array_is_refused(tmp_path, name):
         {"x": np.zeros((20, 8, 8, 3), np.float32)},
         {"x": np.zeros((20, 8, 8), np.uint8)},
         {"y": np.zeros(19, np.int64)},
+        {"y": np.arange(20) % 12 + 0.7},
+        {"y": (np.arange(20) % 12)[:, None]},
+        {"y": np.array(3)},
     ],
 )
 def test_npz_of_another_type_or_form_is_refused(tmp_path, changes):
     path = save_npz(tmp_path / "images.npz", **changes)
-    with pytest.raises(ValueError, match=f"npz:{path}: x is .* it needs uint8"):
+    with pytest.raises(ValueError, match=f"npz:{path}: x is .* it needs x uint8"):
         load_npz(path)
 
 
@@ -340,3 +343,13 @@ def test_the_cifar10_test_set_is_read_whole():
     assert found.batch(range(2)).shape == (2, 3, 32, 32)
     assert torch.bincount(found.labels).tolist() == [1000] * 10
     assert found.labels[:10].tolist() == [3, 8, 8, 0, 6, 6, 1, 6, 3, 1]
+
+
+def test_imagefolder_covers_a_target_that_is_not_square(tmp_path):
+    for label in range(2):
+        (tmp_path / str(label)).mkdir()
+        Image.fromarray(np.full((20, 20, 3), 200, np.uint8)).save(tmp_path / str(label) / "0.png")
+    wide = ImageConfig(channels=3, height=8, width=16, num_classes=2)
+    pixels = load_images(f"imagefolder:{tmp_path}", "test", Path("unused"), wide).batch([0])
+    assert pixels.shape == (1, 3, 8, 16)
+    assert pixels.unique().tolist() == [200]

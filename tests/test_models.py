@@ -336,14 +336,15 @@ def test_a_saved_classifier_reads_back_with_its_description(tmp_path):
 
 def test_a_file_of_other_origin_has_no_description(tmp_path):
     safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "x.safetensors")
-    assert read_description(tmp_path / "x.safetensors") == {}
+    with pytest.raises(ValueError, match=r"x\.safetensors was not written by a run"):
+        read_description(tmp_path / "x.safetensors")
 
 
 def test_the_identity_of_weights_is_their_content_not_their_place(tmp_path):
     for name, content in (("a.pt", b"1"), ("b.pt", b"1"), ("c.pt", b"2")):
         (tmp_path / name).write_bytes(content)
     same, moved, other = (
-        weights_identity(ModelConfig(source="cifar10:resnet8", weights=str(tmp_path / name)))
+        weights_identity(ModelConfig(source="cifar10:resnet8", weights=str(tmp_path / name)), "teacher.weights")
         for name in ("a.pt", "b.pt", "c.pt")
     )
     assert same == moved != other

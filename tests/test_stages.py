@@ -30,9 +30,9 @@ from tiny_run import (
 
 from pipeline.config import fingerprint
 from pipeline.data import ShardSet
-from pipeline.models import read_description
+from pipeline.models import load_frozen, read_description, save_classifier
 from pipeline.recorder import read_metrics
-from pipeline.run import CONFIG_FILE, load_run, synthesis_identity
+from pipeline.run import CONFIG_FILE, load_run, student_identity, synthesis_identity
 from pipeline.shards import read_manifest, verify
 from pipeline.world import World
 from stages import chain, clean, distill, evaluate, synthesize, teacher
@@ -177,9 +177,10 @@ def test_two_rounds_share_the_images_and_pool_them(two_rounds):
     keys = [ShardSet([folder]).keys for folder in folders]
     assert [len(k) for k in keys] == [30, 30]
     assert sorted(key.split("/")[1] for key in (*keys[0], *keys[1])) == [f"{i:06d}" for i in range(60)]
-    pools = [read_description(config.student_path(r))["identity"]["shards"] for r in range(2)]
+    students = [read_description(config.student_path(r)) for r in range(2)]
     fingerprints = [read_manifest(folder)["fingerprint"] for folder in folders]
-    assert pools == [fingerprints[:1], fingerprints]
+    assert [student["identity"]["shards"] for student in students] == fingerprints
+    assert [student["identity"]["before"] for student in students] == [None, students[0]["fingerprint"]]
     lines = [line for line in read_metrics(config.metrics_path()) if line["stage"] == "distill"]
     assert {line["round"]: line["step"] + 1 for line in lines} == {0: 30 / 15, 1: 60 / 15}
     assert json.loads(config.evaluation_path(1).read_text())["round"] == 1
@@ -237,7 +238,8 @@ def test_each_stage_takes_the_next_round_that_waits(tmp_path, finished):
 
 def test_a_teacher_evaluated_as_its_own_student_agrees_with_itself(finished, tmp_path):
     config = load_run(copy_run(finished, tmp_path, student__options={"width": 4}))
-    shutil.copy(config.trained_teacher_path, config.student_path(0))
+    teacher = load_frozen(config.teacher_model, config.images, torch.device("cpu"))
+    save_classifier(config.student_path(0), teacher, config.student, student_identity(config, 0))
     run_in_process(evaluate.main, config)
     figures = json.loads(config.evaluation_path(0).read_text())
     assert figures["agreement"] == figures["recovered"] == 1
@@ -427,3 +429,11 @@ def test_make_variables_reach_the_command(variables, command):
 def test_make_prepares_an_environment_only_without_python():
     assert "venv" not in " ".join(make_commands("test", PYTHON="p"))
     assert make_commands("test")[-1] == ".venv/bin/python -m pytest"
+
+
+def test_a_state_left_by_a_kill_after_the_student_is_removed(finished, tmp_path):
+    config = load_run(copy_run(finished, tmp_path))
+    state = config.student_path(0).with_suffix(".state")
+    state.write_bytes(b"left over")
+    run_in_process(distill.main, config)
+    assert not state.exists()
