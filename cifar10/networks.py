@@ -1,113 +1,37 @@
-"""Residual networks for small images: the 6n+2 family (He et al., 2015, section 4.2), ResNet-18/34 with a 3x3 stem."""
+"""The networks of the CIFAR-10 literature by name, for any small image."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-# Name: (blocks in each stage, width of the first). Depth 6n+2 has three stages of n blocks of two convolutions.
-NETWORKS: dict[str, tuple[tuple[int, ...], int]] = {
-    **{f"resnet{depth}": (((depth - 2) // 6,) * 3, 16) for depth in (8, 14, 20, 26, 32, 38, 44, 56, 110)},
-    "resnet18": ((2, 2, 2, 2), 64),
-    "resnet34": ((3, 4, 6, 3), 64),
+from cifar10.resnet import ResNet
+from cifar10.vgg import VGG
+from cifar10.wide_resnet import WideResNet
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    # Depth 6n+2: three stages of n blocks of two convolutions.
+    **{
+        f"resnet{depth}": partial(ResNet, ((depth - 2) // 6,) * 3, default_width=16)
+        for depth in (8, 14, 20, 26, 32, 38, 44, 56, 110)
+    },
+    "resnet18": partial(ResNet, (2, 2, 2, 2), default_width=64),
+    "resnet34": partial(ResNet, (3, 4, 6, 3), default_width=64),
+    "vgg11": VGG,
+    # Depth 6n+4: three groups of n blocks.
+    **{
+        f"wrn{depth}_{widen}": partial(WideResNet, (depth - 4) // 6, widen)
+        for depth, widen in ((16, 1), (16, 2), (40, 1), (40, 2))
+    },
 }
 
 
-class PaddedShortcut(nn.Module):
-    """Shortcut A of He et al.: every `stride`-th pixel, the new channels filled with zeros; no parameters."""
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
-        super().__init__()
-        self.stride = stride
-        added = out_channels - in_channels
-        self.before, self.after = added // 2, added - added // 2
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride))."""
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
-
-
-def _shortcut(kind: str, in_channels: int, out_channels: int, stride: int) -> nn.Module:
-    if stride == 1 and in_channels == out_channels:
-        return nn.Identity()
-    if kind == "A":
-        return PaddedShortcut(in_channels, out_channels, stride)
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
-        nn.BatchNorm2d(out_channels),
-    )
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with BatchNorm and a shortcut around them."""
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: str) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(out_channels)
-        self.downsample = _shortcut(shortcut, in_channels, out_channels, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, out_channels, H / stride, W / stride)."""
-        inner = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(inner)) + self.downsample(x))
-
-
-class ResNet(nn.Module):
-    """A 3x3 stem, stages of basic blocks that double the width and halve the size, average pooling, a linear layer."""
-
-    def __init__(
-        self, stages: Sequence[int], *, width: int, shortcut: str = "B", in_channels: int = 3, num_classes: int = 10
-    ) -> None:
-        super().__init__()
-        if shortcut not in ("A", "B"):
-            raise ValueError(f"shortcut: {shortcut!r} must be A (zero padding) or B (1x1 convolution)")
-        if width < 1:
-            raise ValueError(f"width: {width} must be at least 1")
-        self.num_stages = len(stages)
-        self.conv1 = nn.Conv2d(in_channels, width, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        channels = width
-        for i, depth in enumerate(stages):
-            out_channels, blocks = width * 2**i, []
-            for j in range(depth):
-                blocks.append(BasicBlock(channels, out_channels, 2 if i > 0 and j == 0 else 1, shortcut))
-                channels = out_channels
-            self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
-        self.fc = nn.Linear(channels, num_classes)
-        self.apply(_initialise)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, in_channels, H, W) to logits (N, num_classes)."""
-        x = F.relu(self.bn1(self.conv1(x)))
-        for i in range(self.num_stages):
-            x = self.get_submodule(f"layer{i + 1}")(x)
-        logits: Tensor = self.fc(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
-        return logits
-
-
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d):
-        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-
-def build_network(
-    name: str, *, in_channels: int, num_classes: int, shortcut: str = "B", width: int | None = None
-) -> nn.Module:
+def build_network(name: str, *, in_channels: int, num_classes: int, **options: Any) -> nn.Module:
     """The network called `name`; raises ValueError with the nearest known name."""
     if name not in NETWORKS:
         close = difflib.get_close_matches(name, NETWORKS, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise ValueError(f"cifar10 has no network {name!r}{hint} (known: {', '.join(NETWORKS)})")
-    stages, default_width = NETWORKS[name]
-    return ResNet(
-        stages,
-        width=default_width if width is None else width,
-        shortcut=shortcut,
-        in_channels=in_channels,
-        num_classes=num_classes,
-    )
+    return NETWORKS[name](in_channels=in_channels, num_classes=num_classes, **options)

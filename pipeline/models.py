@@ -23,6 +23,8 @@ SOURCES = ("cifar10", "torchvision", "timm", "python")
 # The names under which public training scripts wrap a state dict, and the prefixes that wrappers of a network add.
 WRAPPINGS = ("state_dict", "model_state_dict", "model", "net", "network")
 PREFIXES = ("module.", "_orig_mod.")
+# Other names that public checkpoints of the same networks use for a part of a key.
+ALIASES = (("linear.", "fc."), ("classifier.", "fc."), (".shortcut.", ".downsample."))
 METADATA_KEY = "dreamdistill"
 
 
@@ -309,6 +311,7 @@ def load_weights(network: nn.Module, path: Path, source: str) -> None:
     while prefix := next((p for p in PREFIXES if tensors and all(key.startswith(p) for key in tensors)), None):
         tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
     expected = network.state_dict()
+    tensors = {key if key in expected else _rename(key, expected): value for key, value in tensors.items()}
     counter = "num_batches_tracked"  # BatchNorm's step counter, which older files and converters leave out
     missing = [k for k in expected if k not in tensors and not k.endswith(counter)]
     unexpected = [k for k in tensors if k not in expected and not k.endswith(counter)]
@@ -321,6 +324,12 @@ def load_weights(network: nn.Module, path: Path, source: str) -> None:
         lists = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
         raise ValueError(f"weights: {path} does not belong to {source}: {'; '.join(_shorten(lists))}")
     network.load_state_dict({k: v for k, v in tensors.items() if k in expected}, strict=False)
+
+
+def _rename(key: str, expected: Mapping[str, Tensor]) -> str:
+    """The name that `key` goes by in this network, if an alias leads to one; else `key` itself."""
+    renamed = (key.replace(theirs, ours) for theirs, ours in ALIASES)
+    return next((name for name in renamed if name in expected), key)
 
 
 def _shorten(lists: dict[str, list[str]]) -> list[str]:
