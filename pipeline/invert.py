@@ -1,6 +1,7 @@
 """Inversion: optimise a batch of images until a frozen teacher sees the wanted classes with familiar statistics."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +13,7 @@ from pipeline.capture import LayerStatistics, capture_statistics
 from pipeline.config import ConfigError
 from pipeline.models import Classifier
 from pipeline.schedules import Schedule, learning_rates
-from pipeline.terms import Term, TermConfig, View, build_terms, weighted_sum
+from pipeline.terms import TermConfig, View, build_terms, weighted_sum
 from pipeline.views import roll_and_flip
 
 Precision = Literal["float32", "bfloat16"]
@@ -46,6 +47,7 @@ class InversionConfig:
     flip: bool = False
     clamp: bool = True
     precision: Precision = "float32"
+    compile: bool = False
     log_every: int = 50
 
     def __post_init__(self) -> None:
@@ -78,6 +80,49 @@ class Inversion:
     trace: Tensor
 
 
+class Objective:
+    """The weighted loss of a view, with the teacher's hooks in place; made by `open_objective`."""
+
+    def __init__(
+        self,
+        teacher: Classifier,
+        rival: Classifier | None,
+        config: InversionConfig,
+        statistics: list[LayerStatistics],
+    ) -> None:
+        self.teacher, self.rival, self.precision = teacher, rival, config.precision
+        self.terms = build_terms(config.terms, has_rival=rival is not None)
+        self._statistics = statistics
+        self._loss = torch.compile(self._eager_loss, dynamic=False) if config.compile else self._eager_loss
+
+    def __call__(self, view: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The total, and the weighted terms, detached, of shape (T,), of view (N, C, H, W) and labels (N,)."""
+        total, parts = self._loss(view, labels)
+        self._statistics.clear()
+        return total, parts
+
+    def _eager_loss(self, view: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        self._statistics.clear()
+        with torch.autocast(view.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            logits = self.teacher.network(view)
+            rival_logits = None if self.rival is None else self.rival(self.teacher.denormalise(view))
+        seen = View(
+            images=view, logits=logits, labels=labels, statistics=list(self._statistics), rival_logits=rival_logits
+        )
+        total, parts = weighted_sum(self.terms, seen)
+        return total, torch.stack(list(parts.values()))
+
+
+@contextmanager
+def open_objective(teacher: Classifier, rival: Classifier | None, config: InversionConfig) -> Iterator[Objective]:
+    """The objective of `invert`, for any number of batches: what is compiled for one serves the others of its size.
+
+    `teacher` and `rival` are frozen and on the same device. The teacher's hooks are removed when the block ends.
+    """
+    with capture_statistics(teacher.network) as statistics:
+        yield Objective(teacher, rival, config, statistics)
+
+
 OnStep = Callable[[int, dict[str, float]], None]
 
 
@@ -87,28 +132,22 @@ def phase_size(scale: float, height: int, width: int) -> tuple[int, int]:
 
 
 def invert(
-    teacher: Classifier,
+    objective: Objective,
     labels: Tensor,
     size: tuple[int, int],
     config: InversionConfig,
     generator: torch.Generator,
-    *,
-    rival: Classifier | None = None,
     on_step: OnStep | None = None,
 ) -> Inversion:
     """Optimise one canvas for each label (N,) through all phases and return the last iterate, quantised.
 
-    `teacher` and `rival` are frozen and on the device of `labels`. All randomness comes from `generator`. `on_step`
-    is called every `log_every` steps with the step and the weighted terms. Raises FloatingPointError with step and
-    term when a term is not finite.
+    `labels` are on the device of the objective's networks. All randomness comes from `generator`. `on_step` is called
+    every `log_every` steps with the step and the weighted terms. Raises FloatingPointError with step and term when a
+    term is not finite.
     """
-    objective = _Objective(
-        teacher, labels, rival, build_terms(config.terms, has_rival=rival is not None), config.precision
-    )
-    names = tuple(objective.terms)
-    logger = _TraceLogger(
-        torch.zeros(config.num_steps, len(names), device=labels.device), names, config.log_every, on_step
-    )
+    teacher, names = objective.teacher, tuple(objective.terms)
+    trace = torch.zeros(config.num_steps, len(names), device=labels.device)
+    logger = _TraceLogger(trace, names, config.log_every, on_step)
     shape = phase_size(config.phases[0].scale, *size)
     canvas = torch.randn(len(labels), teacher.mean.shape[1], *shape, generator=generator).to(labels.device)
     first_step = 0
@@ -116,16 +155,13 @@ def invert(
         shape = phase_size(phase.scale, *size)
         if canvas.shape[2:] != shape:
             canvas = F.interpolate(canvas, shape, mode="bilinear", align_corners=False)
-        canvas = _run_phase(objective, canvas, phase, config, generator, logger, first_step)
+        canvas = _run_phase(objective, canvas, labels, phase, config, generator, logger, first_step)
         first_step += phase.steps
     if not torch.isfinite(canvas).all():
         raise FloatingPointError(f"inversion: the images are not finite after step {config.num_steps}; lower lr")
     pixels = teacher.denormalise(canvas).clamp(0, 1)
     return Inversion(
-        images=(pixels * 255).round().to(torch.uint8).cpu(),
-        labels=labels.cpu(),
-        term_names=names,
-        trace=logger.trace.cpu(),
+        images=(pixels * 255).round().to(torch.uint8).cpu(), labels=labels.cpu(), term_names=names, trace=trace.cpu()
     )
 
 
@@ -136,9 +172,9 @@ class _TraceLogger:
         self.trace, self.names, self.every, self.on_step = trace, names, every, on_step
         self.checked = 0
 
-    def record(self, step: int, parts: dict[str, Tensor]) -> None:
+    def record(self, step: int, parts: Tensor) -> None:
         """Store the terms of `step`; before a logging step's update, check all since the last one and report."""
-        self.trace[step] = torch.stack([parts[name] for name in self.names])
+        self.trace[step] = parts
         if step % self.every == 0 or step == len(self.trace) - 1:
             self.check(step + 1)
             if self.on_step:
@@ -156,31 +192,10 @@ class _TraceLogger:
         self.checked = end
 
 
-@dataclass(frozen=True)
-class _Objective:
-    """The weighted loss of one view of the canvas."""
-
-    teacher: Classifier
-    labels: Tensor
-    rival: Classifier | None
-    terms: dict[str, tuple[float, Term]]
-    precision: Precision
-
-    def __call__(self, view: Tensor, statistics: list[LayerStatistics]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The total and its weighted parts; `statistics` is the list that the teacher's hooks extend."""
-        statistics.clear()
-        with torch.autocast(view.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            logits = self.teacher.network(view)
-            rival_logits = None if self.rival is None else self.rival(self.teacher.denormalise(view))
-        seen = View(
-            images=view, logits=logits, labels=self.labels, statistics=list(statistics), rival_logits=rival_logits
-        )
-        return weighted_sum(self.terms, seen)
-
-
 def _run_phase(
-    objective: _Objective,
+    objective: Objective,
     canvas: Tensor,
+    labels: Tensor,
     phase: PhaseConfig,
     config: InversionConfig,
     generator: torch.Generator,
@@ -194,15 +209,17 @@ def _run_phase(
     low, high = teacher.normalise(torch.zeros_like(teacher.mean)), teacher.normalise(torch.ones_like(teacher.mean))
     rates = learning_rates(config.schedule, config.lr, phase.steps, config.warmup_fraction)
     shift_px = round(config.shift_px * phase.scale)
-    with capture_statistics(teacher.network) as statistics:
-        for step, lr in enumerate(rates, first_step):
-            total, parts = objective(roll_and_flip(canvas, shift_px, config.flip, generator), statistics)
-            optimizer.zero_grad()
-            torch.autograd.backward(total)
-            logger.record(step, parts)
-            optimizer.param_groups[0]["lr"] = lr
-            optimizer.step()
-            if config.clamp:
-                with torch.no_grad():
-                    canvas.clamp_(low, high)
+    for step, lr in enumerate(rates, first_step):
+        view = roll_and_flip(canvas, shift_px, config.flip, generator)
+        leaf = view.detach().requires_grad_()  # what is compiled for a leaf never meets a graph of its caller
+        total, parts = objective(leaf, labels)
+        optimizer.zero_grad()
+        torch.autograd.backward(total)
+        torch.autograd.backward(view, leaf.grad)
+        logger.record(step, parts)
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.step()
+        if config.clamp:
+            with torch.no_grad():
+                canvas.clamp_(low, high)
     return canvas.detach()

@@ -38,6 +38,7 @@ class TrainingConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     label_smoothing: float = 0.0
     precision: Precision = "float32"
+    compile: bool = False
     log_every: int = 20
     save_every_s: float = 15.0
 
@@ -73,6 +74,7 @@ class DistillConfig(TrainingConfig):
 
 # Loss of (logits (N, K), the view the student saw (N, C, H, W), its class probabilities (N, K)).
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
+LossOfView = Callable[[Tensor, Tensor], Tensor]
 OnStep = Callable[[int, dict[str, float]], None]
 
 
@@ -165,7 +167,8 @@ def train(
     `on_step` is called every `log_every` steps and after the last. Raises FloatingPointError when the loss is not
     finite; a state saved before stays as it was.
     """
-    state = TrainState(classifier.train(), build_optimizer(classifier.network, config))
+    loss = _loss_function(classifier.train(), objective, config)
+    state = TrainState(classifier, build_optimizer(classifier.network, config))
     state.restore(state_path, fingerprint)
     total = num_steps(config, len(images.labels))
     rates = learning_rates(config.schedule, config.lr, total, config.warmup_fraction)
@@ -177,7 +180,7 @@ def train(
         for indices in epoch_batches(len(images.labels), config.batch_size, seed, f"{purpose}/order", epoch)[first:]:
             step = state.step
             losses[step] = _train_step(
-                state, images, indices, num_classes, objective, config, rates[step], make_generator(seed, purpose, step)
+                state, loss, images, indices, num_classes, config, rates[step], make_generator(seed, purpose, step)
             )
             state.step += 1
             log = step % config.log_every == 0 or state.step == total
@@ -192,12 +195,20 @@ def train(
                 saved_at = time.monotonic()
 
 
+def _loss_function(classifier: Classifier, objective: Objective, config: TrainingConfig) -> LossOfView:
+    def loss(view: Tensor, targets: Tensor) -> Tensor:
+        with torch.autocast(view.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+            return objective(classifier(view), view, targets)
+
+    return torch.compile(loss, dynamic=False) if config.compile else loss
+
+
 def _train_step(
     state: TrainState,
+    loss_of: LossOfView,
     images: ArrayImages,
     indices: Tensor,
     num_classes: int,
-    objective: Objective,
     config: TrainingConfig,
     lr: float,
     generator: torch.Generator,
@@ -208,8 +219,7 @@ def _train_step(
     pixels = images.pixels[indices].float().div(255)
     targets = F.one_hot(images.labels[indices], num_classes).float()
     view, targets = augment(pixels, targets, config.augment, generator)
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-        loss = objective(state.classifier(view), view, targets)
+    loss = loss_of(view, targets)
     state.optimizer.zero_grad()
     torch.autograd.backward(loss)
     for group in state.optimizer.param_groups:

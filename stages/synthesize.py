@@ -6,7 +6,7 @@ import torch
 
 from pipeline.codec import decode_image, encode_image
 from pipeline.evidence import judge
-from pipeline.invert import Inversion, OnStep, invert
+from pipeline.invert import Inversion, OnStep, invert, open_objective
 from pipeline.models import Classifier, load_frozen
 from pipeline.plan import BatchSpec, plan_batches
 from pipeline.recorder import Recorder, open_recorder
@@ -69,23 +69,25 @@ def _make_parts(
     rival: Classifier | None,
 ) -> None:
     steps = config.synthesis.inversion.num_steps
-    with open_recorder(
-        config.metrics_path(world.rank),
-        "synthesize",
-        total=len(specs) * steps,
-        unit="steps",
-        visible=world.is_leader,
-        round_index=round_index,
-    ) as recorder:
+    with (
+        open_objective(teacher, rival, config.synthesis.inversion) as objective,
+        open_recorder(
+            config.metrics_path(world.rank),
+            "synthesize",
+            total=len(specs) * steps,
+            unit="steps",
+            visible=world.is_leader,
+            round_index=round_index,
+        ) as recorder,
+    ):
         for i, spec in enumerate(specs):
             inversion = invert(
-                teacher,
+                objective,
                 torch.tensor(spec.labels, device=world.device),
                 (config.images.height, config.images.width),
                 config.synthesis.inversion,
                 torch.Generator().manual_seed(spec.seed),
-                rival=rival,
-                on_step=_logger(recorder, spec.index, i * steps),
+                _logger(recorder, spec.index, i * steps),
             )
             samples = _samples(config, spec, inversion, teacher, verifier, world.device)
             write_part(config.round_folder(round_index), spec.index, samples, config.synthesis.image_format)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import pipeline.invert
 from pipeline.config import ConfigError
-from pipeline.invert import InversionConfig, PhaseConfig, invert, phase_size
+from pipeline.invert import Inversion, InversionConfig, PhaseConfig, open_objective, phase_size
 from pipeline.models import Classifier
 from pipeline.schedules import learning_rates
 from pipeline.terms import TermConfig
@@ -26,6 +26,11 @@ def phases(*pairs: tuple[float, int]) -> tuple[PhaseConfig, ...]:
 CONFIG = InversionConfig(
     phases=phases((1.0, 6)), terms=TermConfig(feature_divergence=1.0, tv_l2=1e-3), shift_px=1, flip=True
 )
+
+
+def invert(teacher, labels, size, config, generator, *, rival=None, on_step=None) -> Inversion:
+    with open_objective(teacher, rival, config) as objective:
+        return pipeline.invert.invert(objective, labels, size, config, generator, on_step)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -335,3 +340,13 @@ def test_an_inversion_that_cannot_be_run_is_refused(values, message):
         replace(CONFIG, **values)
     with pytest.raises(ConfigError, match=r"scale: 1\.5 must be in \(0, 1\]"):
         PhaseConfig(scale=1.5, steps=1)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # raised inside torch's compiler
+def test_a_compiled_step_makes_the_images_of_the_eager_one_for_batches_of_any_size(teacher, labels):
+    eager = [invert(teacher, labels[:n], SIZE, CONFIG, seeded()) for n in (6, 5)]
+    with open_objective(teacher, None, replace(CONFIG, compile=True)) as objective:
+        compiled = [pipeline.invert.invert(objective, labels[:n], SIZE, CONFIG, seeded()) for n in (6, 5)]
+    for plain, fast in zip(eager, compiled, strict=True):
+        torch.testing.assert_close(fast.trace, plain.trace, rtol=1e-3, atol=1e-4)
+        assert (fast.images.int() - plain.images.int()).abs().max() <= 1
