@@ -2,7 +2,9 @@
 #
 #   CONFIG=configs/x.yaml   the run               SET="seed=1 distill.epochs=10"   override its keys
 #   PYTHON=python3          an interpreter that has the packages: no .venv is made
-#   NPROC=4                 workers for synthesis (torchrun)        ROUND=2   one round only
+#   NPROC=4                 workers for synthesis (torchrun)        ROUND=2   one round only (make all: up to it)
+#
+# SET is split at spaces, so a value holds none: synthesis.classes=[1,2], not [1, 2].
 
 CONFIG ?= configs/digits.yaml
 SET ?=
@@ -23,6 +25,7 @@ WORKERS = $(if $(filter-out 1,$(NPROC)),-m torch.distributed.run --standalone --
 STAGE = $(PYTHON) $(WORKERS) -m stages
 
 .DEFAULT_GOAL := all
+.NOTPARALLEL:
 .PHONY: all teacher synthesize distill evaluate report verify test lint bench clean help
 
 all: $(READY)  ## teacher, synthesis and distillation round by round, evaluation, report

@@ -6,19 +6,19 @@ import statistics
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pipeline.codec import to_uint8
 from pipeline.data import ArrayImages, load_images
 from pipeline.evaluate import EvalReport, evaluate
 from pipeline.files import write_json
-from pipeline.models import Classifier, build_classifier, load_frozen
-from pipeline.run import RunConfig
-from pipeline.train import distillation_objective, train
-from pipeline.world import World, derive_seed, make_generator, versions
+from pipeline.models import Classifier, load_frozen
+from pipeline.run import RunConfig, build_student
+from pipeline.train import Task, TrainState, distillation_objective, train
+from pipeline.world import World, make_generator, versions
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -43,8 +43,9 @@ def machine_facts(world: World) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    info = Path("/proc/cpuinfo")  # Linux only
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
 
 
@@ -65,28 +66,23 @@ def gaussian_noise(teacher: Classifier, config: RunConfig, num_images: int) -> A
     """The control: pixels from a Gaussian with the teacher's normalisation, balanced labels, clipped and rounded."""
     generator = make_generator(config.seed, "noise")
     noise = torch.randn(num_images, *config.images.shape, generator=generator)
-    pixels = (teacher.denormalise(noise.to(teacher.mean.device)).clamp(0, 1) * 255).round().to(torch.uint8)
+    pixels = to_uint8(teacher.denormalise(noise.to(teacher.mean.device)))
     return ArrayImages(pixels, torch.arange(num_images, device=pixels.device) % config.images.num_classes)
 
 
 def distil_and_evaluate(config: RunConfig, images: ArrayImages, world: World) -> EvalReport:
     """A student trained on `images` by the recipe of `config.distill`, judged on the real test images."""
     teacher = load_frozen(config.teacher_model, config.images, world.device)
-    seed = derive_seed(config.seed, "student/weights")
-    student = build_classifier(
-        config.student, config.images, seed=seed, default_normalisation=teacher.normalisation
-    ).to(world.device)
+    student = build_student(config, teacher.normalisation).to(world.device)
+    task = Task(
+        images=images,
+        num_classes=config.images.num_classes,
+        objective=distillation_objective(teacher, config.distill),
+        seed=config.seed,
+        purpose="distill/0",
+    )
     with tempfile.TemporaryDirectory() as folder:
-        train(
-            student,
-            images,
-            config.images.num_classes,
-            distillation_objective(teacher, config.distill),
-            replace(config.distill, save_every_s=float("inf")),
-            config.seed,
-            "distill/0",
-            Path(folder) / "student.state",
-            "benchmark",
-        )
+        state = TrainState.open(student, config.distill, Path(folder) / "student.state", {})
+        train(state, task, config.distill)
     test = load_images(config.data.test, "test", Path(config.data.folder), config.images)
     return evaluate(student, teacher, test, config.images.num_classes, config.evaluation, world.device)

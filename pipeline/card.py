@@ -33,6 +33,8 @@ timm.data.create_dataset("wds/", root=folder, split="train")
 torchvision.datasets.ImageFolder(unpacked)    # after: for f in train/*.tar; do tar xf $f -C unpacked; done
 ```
 
+`ImageFolder` numbers the class folders that are there: where a run made only some classes, take the label from `.cls`.
+
 ## Caveats
 
 The images show what the teacher responds to, not what the world looks like. They can hold traces of the teacher's
@@ -54,7 +56,7 @@ def write_card(folder: Path, manifest: Mapping[str, Any]) -> None:
         header=yaml.safe_dump(header, sort_keys=False),
         title=f"Synthetic images of round {manifest['round']}",
         extension=extension,
-        **{**manifest, "verdict": verdict},
+        **{**manifest, "verdict": verdict, "num_classes": len({entry["class"] for entry in shards})},
     )
     write_text(folder / "README.md", text)
     split = {

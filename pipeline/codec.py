@@ -14,6 +14,16 @@ EXTENSIONS: dict[str, str] = {"png": "png", "webp": "webp", "jpeg": "jpg"}
 PILLOW_MODES = {1: "L", 3: "RGB"}
 
 
+def to_unit(pixels: Tensor) -> Tensor:
+    """uint8 pixels as float32 in [0, 1]."""
+    return pixels.float().div(255)
+
+
+def to_uint8(pixels: Tensor) -> Tensor:
+    """Pixels in [0, 1], clipped, rounded to uint8."""
+    return (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
 def encode_image(image: Tensor, image_format: ImageFormat, jpeg_quality: int) -> bytes:
     """File bytes of uint8 (C, H, W). PNG and WebP are lossless; JPEG keeps full colour resolution."""
     assert image.dtype == torch.uint8 and image.shape[0] in PILLOW_MODES

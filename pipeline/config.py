@@ -135,7 +135,8 @@ def _parse_scalar(kind: type, value: Any, key: str) -> Any:
             return number
     elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
-    raise ConfigError(f"{key}: expected {_type_name(kind)}, got {_describe(value)}")
+    fix = f"; write it in quotes: '{value}'" if kind is str and value is not None else ""
+    raise ConfigError(f"{key}: expected {_type_name(kind)}, got {_describe(value)}{fix}")
 
 
 def _type_name(kind: Any) -> str:
@@ -165,17 +166,26 @@ def to_plain(value: Any) -> Any:
 
 def fingerprint(identity: Mapping[str, Any]) -> str:
     """Sixteen hexadecimal digits that change with anything in `identity`."""
-    text = json.dumps(to_plain(identity), sort_keys=True, allow_nan=False)
+    text = json.dumps(to_plain(identity), sort_keys=True, allow_nan=False, default=str)  # YAML can hold dates
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """The keys in which two identities differ, as `key: there -> here`, for an error message."""
-    old, new = dict(_flatten(to_plain(there))), dict(_flatten(to_plain(here)))
-    pairs = {k: (old.get(k, "absent"), new.get(k, "absent")) for k in sorted(old.keys() | new.keys())}
-    changed = [f"{k}: {there} there, {here} here" for k, (there, here) in pairs.items() if there != here]
+    before, after = dict(_flatten(to_plain(there))), dict(_flatten(to_plain(here)))
+    pairs = {k: (before.get(k, "absent"), after.get(k, "absent")) for k in sorted(before.keys() | after.keys())}
+    changed = [f"{k}: {old} there, {new} here" for k, (old, new) in pairs.items() if old != new]
     more = [f"and {len(changed) - KEYS_SHOWN} more"] if len(changed) > KEYS_SHOWN else []
     return "; ".join(changed[:KEYS_SHOWN] + more)
+
+
+def refuse_other(what: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Raise ConfigError when an existing output was made under another identity."""
+    if fingerprint(there) != fingerprint(here):
+        raise ConfigError(
+            f"{what} was made with another configuration ({differences(there, here)}); nothing was changed. Set "
+            "another `name`, or remove it (`make clean` removes all of the run)"
+        )
 
 
 def _flatten(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,10 +13,11 @@ from torch import Tensor
 
 from pipeline.codec import decode_image
 from pipeline.config import ConfigError
+from pipeline.files import sha256_of
 from pipeline.models import ImageConfig
 from pipeline.plan import batch_ranges
 from pipeline.shards import check_sizes, read_manifest
-from pipeline.world import make_generator
+from pipeline.world import make_generator, to_device
 
 KINDS = ("sklearn", "torchvision", "imagefolder", "npz", "shards")
 SPLITS = ("train", "test")
@@ -24,6 +26,8 @@ NOT_MIRRORABLE = ("sklearn:digits", "torchvision:MNIST")
 # scikit-learn's digits come in one piece of 1,797 images; these many, drawn with this seed, are held out.
 DIGITS_HELD_OUT, DIGITS_SPLIT_SEED = 500, 0
 DIGITS_LEVELS = 16
+# Images that one thread decodes at a time.
+READ_BATCH = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +196,9 @@ def _torchvision(name: str, split: str, folder: Path) -> ArrayImages:
         raise ValueError(f"torchvision:{name} is not a data set of torchvision.datasets")
     try:
         found: Any = dataset(str(folder), train=split == "train", download=True)
+        targets = torch.as_tensor(found.targets)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"torchvision:{name} is not laid out like CIFAR10 or MNIST ({error}); use npz:PATH") from error
     except (OSError, RuntimeError) as error:
         raise ValueError(
             f"torchvision:{name} is not complete under {folder} and could not be downloaded ({error}); put it "
@@ -199,7 +206,7 @@ def _torchvision(name: str, split: str, folder: Path) -> ArrayImages:
         ) from error
     pixels = torch.as_tensor(np.asarray(found.data))
     pixels = pixels[:, None] if pixels.dim() == 3 else pixels.permute(0, 3, 1, 2)
-    return ArrayImages(pixels.contiguous(), torch.as_tensor(found.targets))
+    return ArrayImages(pixels.contiguous(), targets)
 
 
 def _npz(path: Path) -> ArrayImages:
@@ -217,20 +224,35 @@ def _npz(path: Path) -> ArrayImages:
 
 
 def hold_in_memory(images: ImageSet, device: torch.device) -> ArrayImages:
-    """All images decoded once, as one uint8 tensor on `device`."""
-    pixels = torch.cat([images.batch(r) for r in batch_ranges(len(images.labels), 1024)])
-    return ArrayImages(pixels.to(device), images.labels.to(device))
+    """All images decoded once, by several threads, into one uint8 tensor on `device`, which has to hold it."""
+    ranges = batch_ranges(len(images.labels), READ_BATCH)
+    pixels = torch.empty(len(images.labels), *images.batch([0]).shape[1:], dtype=torch.uint8, device=device)
+    with ThreadPoolExecutor() as threads:  # Pillow decodes without holding the interpreter's lock
+        for indices, decoded in zip(ranges, threads.map(images.batch, ranges), strict=True):
+            pixels[indices.start : indices.stop] = decoded.to(device)
+    return ArrayImages(pixels, images.labels.to(device))
 
 
-def content_hash(images: ImageSet) -> str:
-    """SHA-256 of all labels and pixels in order: the identity of a real image set."""
-    digest = hashlib.sha256(images.labels.numpy().tobytes())
-    for indices in batch_ranges(len(images.labels), 1024):
-        digest.update(images.batch(indices).contiguous().numpy().tobytes())
-    return digest.hexdigest()
+def source_identity(source: str, split: str, folder: Path, images: ImageConfig) -> dict[str, Any]:
+    """What a real image set is: its source, and a hash of its content, or, for folders, of file names and sizes."""
+    kind, _, name = source.partition(":")
+    found = load_images(source, split, folder, images)
+    if kind == "npz":
+        digest = sha256_of(Path(name))
+    elif kind == "shards":
+        digest = read_manifest(Path(name))["fingerprint"]
+    elif isinstance(found, FolderImages):
+        files = "".join(f"{path.relative_to(name)} {path.stat().st_size}\n" for path in found.paths)
+        digest = hashlib.sha256(files.encode()).hexdigest()
+    else:
+        assert isinstance(found, ArrayImages)
+        digest = hashlib.sha256(found.labels.numpy().tobytes() + found.pixels.numpy().tobytes()).hexdigest()
+    return {"source": source, "hash": digest}
 
 
-def epoch_batches(num_images: int, batch_size: int, seed: int, purpose: str, epoch: int) -> list[Tensor]:
-    """The batches of one epoch: every index once, in an order drawn for this epoch, batch sizes even within one."""
-    order = torch.randperm(num_images, generator=make_generator(seed, purpose, epoch))
+def epoch_batches(
+    num_images: int, batch_size: int, seed: int, purpose: str, epoch: int, device: torch.device
+) -> list[Tensor]:
+    """The batches of one epoch, on `device`: every index once, in an order drawn for it, sizes even within one."""
+    order = to_device(torch.randperm(num_images, generator=make_generator(seed, purpose, epoch)), device)
     return [order[r.start : r.stop] for r in batch_ranges(num_images, batch_size)]

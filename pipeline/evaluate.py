@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from pipeline.codec import to_unit
 from pipeline.config import ConfigError
 from pipeline.data import ImageSet
 from pipeline.metrics import Likeness, Tally
@@ -46,7 +47,7 @@ class EvalReport:
 
     def row(self) -> dict[str, float]:
         """The scalar figures under flat names, for a CSV line."""
-        flat = {"num_images": float(self.num_images)}
+        flat: dict[str, float] = {"num_images": self.num_images}
         for name in ("student", "teacher"):
             figures = getattr(self, name)
             flat |= {f"{name}_{k}": v for k, v in figures.items() if isinstance(v, int | float)}
@@ -73,11 +74,12 @@ def evaluate(
     on_batch: Callable[[int], None] | None = None,
 ) -> EvalReport:
     """Judge both networks (in evaluation mode, on `device`) on every image; `on_batch` gets the images done so far."""
-    student.eval(), teacher.eval()
+    student.eval()
+    teacher.eval()
     tallies = [Tally(num_classes, device) for _ in range(2)]
     likeness = Likeness()
     for indices in batch_ranges(len(images.labels), config.batch_size):
-        pixels = images.batch(indices).to(device).float().div(255)
+        pixels = to_unit(images.batch(indices).to(device))
         labels = images.labels[indices.start : indices.stop].to(device)
         logits = [network(pixels) for network in (student, teacher)]
         for tally, answer, name in zip(tallies, logits, ("student", "teacher"), strict=True):

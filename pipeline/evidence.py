@@ -5,13 +5,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.codec import to_unit
+from pipeline.metrics import top5_hits
 from pipeline.models import Classifier
 
 
 @torch.no_grad()
 def judge(images: Tensor, labels: Tensor, teacher: Classifier, verifier: Classifier | None) -> list[dict[str, Any]]:
     """The evidence of each image of uint8 (N, C, H, W) with labels (N,), both on the networks' device."""
-    pixels = images.float().div(255)
+    pixels = to_unit(images)
     columns = _opinion("teacher", teacher, pixels, labels)
     if verifier is not None:
         columns |= _opinion("verifier", verifier, pixels, labels)
@@ -21,11 +23,10 @@ def judge(images: Tensor, labels: Tensor, teacher: Classifier, verifier: Classif
 def _opinion(name: str, network: Classifier, pixels: Tensor, labels: Tensor) -> dict[str, list[Any]]:
     logits = network(pixels).float()
     own = labels[:, None]
-    best = logits.topk(min(5, logits.shape[1]), dim=1).indices
     return {
         f"{name}_logit": logits.gather(1, own)[:, 0].tolist(),
         f"{name}_probability": logits.softmax(1).gather(1, own)[:, 0].tolist(),
-        f"{name}_prediction": best[:, 0].tolist(),
-        f"{name}_top1": (best[:, :1] == own).any(1).tolist(),
-        f"{name}_top5": (best == own).any(1).tolist(),
+        f"{name}_prediction": logits.argmax(1).tolist(),
+        f"{name}_top1": (logits.argmax(1) == labels).tolist(),
+        f"{name}_top5": top5_hits(logits, labels).tolist(),
     }

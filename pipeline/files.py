@@ -1,6 +1,7 @@
 """Files that are complete or absent: written under a temporary name, synced, then renamed."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -76,6 +77,20 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def exclusive_lock(path: Path) -> Iterator[None]:
+    """Hold `path` as a lock; raises ValueError when another process holds it. A killed process lets go of it."""
+    make_folder(path.parent)
+    with explained_errors(path):
+        file = open(path, "w")  # noqa: SIM115  # closed below; only the opening is explained as an error of this file
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another process works on {path.parent}; wait for it, or set another `name`") from None
+        yield
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,22 +1,21 @@
 """Inversion: optimise a batch of images until a frozen teacher sees the wanted classes with familiar statistics."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.capture import LayerStatistics, capture_statistics
+from pipeline.codec import to_uint8
 from pipeline.config import ConfigError
-from pipeline.models import Classifier
+from pipeline.models import Classifier, Precision
+from pipeline.recorder import OnStep
 from pipeline.schedules import Schedule, learning_rates
 from pipeline.terms import TermConfig, View, build_terms, weighted_sum
 from pipeline.views import roll_and_flip
-
-Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,12 +122,9 @@ def open_objective(teacher: Classifier, rival: Classifier | None, config: Invers
         yield Objective(teacher, rival, config, statistics)
 
 
-OnStep = Callable[[int, dict[str, float]], None]
-
-
 def phase_size(scale: float, height: int, width: int) -> tuple[int, int]:
-    """Canvas (height, width) of a phase, at least one pixel."""
-    return max(1, round(height * scale)), max(1, round(width * scale))
+    """Canvas (height, width) of a phase, at least two pixels, since the variation of one is nothing."""
+    return max(2, round(height * scale)), max(2, round(width * scale))
 
 
 def invert(
@@ -158,10 +154,11 @@ def invert(
         canvas = _run_phase(objective, canvas, labels, phase, config, generator, logger, first_step)
         first_step += phase.steps
     if not torch.isfinite(canvas).all():
-        raise FloatingPointError(f"inversion: the images are not finite after step {config.num_steps}; lower lr")
-    pixels = teacher.denormalise(canvas).clamp(0, 1)
+        raise FloatingPointError(
+            f"inversion: the images are not finite after step {config.num_steps}; lower synthesis.inversion.lr"
+        )
     return Inversion(
-        images=(pixels * 255).round().to(torch.uint8).cpu(), labels=labels.cpu(), term_names=names, trace=trace.cpu()
+        images=to_uint8(teacher.denormalise(canvas)).cpu(), labels=labels.cpu(), term_names=names, trace=trace.cpu()
     )
 
 
@@ -187,7 +184,7 @@ class _TraceLogger:
             step, term = (self.checked + int(bad[0, 0]), self.names[int(bad[0, 1])])
             raise FloatingPointError(
                 f"inversion: term {term!r} is {self.trace[step, bad[0, 1]].item()} at step {step}; "
-                f"lower inversion.lr or inversion.terms.{term}"
+                f"lower synthesis.inversion.lr or synthesis.inversion.terms.{term}"
             )
         self.checked = end
 

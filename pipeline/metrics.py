@@ -12,6 +12,12 @@ from torch import Tensor
 CALIBRATION_BINS = 15
 
 
+def top5_hits(logits: Tensor, labels: Tensor) -> Tensor:
+    """Whether the label is among the five highest logits (all of them where there are fewer); bool (N,)."""
+    best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    return (best == labels[:, None]).any(1)
+
+
 class Tally:
     """Sums for one network: confusion counts (K, K) by (label, prediction), top-5 hits, NLL, calibration bins."""
 
@@ -29,8 +35,7 @@ class Tally:
         hits = prediction == labels
         ones = torch.ones(len(labels), dtype=torch.float64, device=labels.device)
         self.confusion.index_put_((labels, prediction), ones, accumulate=True)
-        best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        self.top5 += (best == labels[:, None]).sum()
+        self.top5 += top5_hits(logits, labels).sum()
         self.nll += F.cross_entropy(logits.float(), labels, reduction="sum")
         index = (confidence * CALIBRATION_BINS).long().clamp_max(CALIBRATION_BINS - 1)
         self.bins.index_add_(0, index, torch.stack([ones, confidence.double(), hits.double()], dim=1))

@@ -9,7 +9,7 @@ import urllib.error
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import safetensors
 import safetensors.torch
@@ -28,6 +28,7 @@ ALIASES = (("linear.", "fc."), ("classifier.", "fc."), (".shortcut.", ".downsamp
 METADATA_KEY = "dreamdistill"
 
 
+Precision = Literal["float32", "bfloat16"]
 # (mean, std), one value a channel.
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -145,7 +146,7 @@ def build_classifier(
     if config.weights and not _is_published_name(config):
         load_weights(network, Path(config.weights), config.source)
     classifier = Classifier(network, mean, std)
-    _check_fit(classifier, config, images)
+    check_fit(classifier, config, images)
     return classifier
 
 
@@ -155,8 +156,11 @@ def load_frozen(config: ModelConfig, images: ImageConfig, device: torch.device) 
 
 
 def _is_published_name(config: ModelConfig) -> bool:
-    has_names = config.source.startswith(("torchvision:", "timm:"))
-    return has_names and config.weights is not None and Path(config.weights).suffix == "" and "/" not in config.weights
+    if config.weights is None:
+        return False
+    if config.source.startswith("timm:"):
+        return config.weights == "DEFAULT"  # timm names its weights in the model, as in resnet50.a1_in1k
+    return config.source.startswith("torchvision:") and Path(config.weights).suffix == "" and "/" not in config.weights
 
 
 def _build_network(config: ModelConfig, images: ImageConfig) -> tuple[nn.Module, Normalisation | None]:
@@ -246,11 +250,12 @@ def _import_file(path: Path) -> Any:
     return module
 
 
-def _check_fit(classifier: Classifier, config: ModelConfig, images: ImageConfig) -> None:
+def check_fit(classifier: Classifier, config: ModelConfig, images: ImageConfig) -> None:
+    """Raise ValueError unless the classifier turns images of that shape into `num_classes` logits."""
     was_training = classifier.training
     try:
         with torch.no_grad():
-            logits = classifier.eval()(torch.zeros(1, *images.shape))
+            logits = classifier.eval()(torch.zeros(1, *images.shape, device=classifier.mean.device))
     except (RuntimeError, ValueError, AssertionError) as error:
         raise ValueError(f"{config.source} cannot read images of (C, H, W) = {images.shape}: {error}") from error
     finally:
@@ -374,7 +379,7 @@ def read_description(path: Path) -> dict[str, Any]:
 
 
 def weights_identity(config: ModelConfig, key: str) -> dict[str, Any]:
-    """What a frozen network is: its configuration and, for a weight file, the SHA-256 of its content.
+    """What a network is: its configuration, and the SHA-256 of its weight file and of its `python:FILE.py` code.
 
     Raises ValueError, naming `key`, when there is no such file.
     """
@@ -385,4 +390,8 @@ def weights_identity(config: ModelConfig, key: str) -> dict[str, Any]:
             raise ValueError(f"{key}: there is no file {path}; correct the path")
         del identity["weights"]  # the content counts, not where it lies
         identity["sha256"] = sha256_of(path)
+    kind, _, name = config.source.partition(":")
+    code = Path(name.rpartition(":")[0])
+    if kind == "python" and code.is_file():
+        identity["code_sha256"] = sha256_of(code)
     return identity

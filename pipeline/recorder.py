@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -11,6 +11,9 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from pipeline.files import explained_errors, make_folder
+
+# What a loop calls on a logging step: the step, and its figures.
+OnStep = Callable[[int, dict[str, float]], None]
 
 
 class Recorder:

@@ -16,6 +16,7 @@ from pipeline.charts import Points, line_chart
 
 # Matrices up to this many classes are shown as numbers, larger ones as a picture.
 MAX_TABLE_CLASSES = 20
+TILE_PX, PAGE_PX = 64, 1000
 STAGES = ("teacher", "synthesize", "distill", "evaluate")
 NOT_CURVES = ("stage", "round", "batch", "step", "elapsed_s", "lr")
 
@@ -31,7 +32,7 @@ th:first-child, td:first-child { text-align: left; } .matrix td, .matrix th { pa
 svg text { font-size: 12px; fill: var(--soft); } svg .grid { stroke: var(--line); }
 .legend span { margin-right: 1rem; white-space: nowrap; }
 .legend i { display: inline-block; width: .8em; height: .8em; margin-right: .3em; border-radius: 2px; }
-img { image-rendering: pixelated; width: 100%; }
+img { image-rendering: pixelated; max-width: 100%; }
 pre { background: #f9fafb; padding: 1rem; overflow: auto; font-size: 13px; }
 """
 
@@ -48,7 +49,7 @@ def render(
     """The page. `tiles` is uint8 (classes, images, C, H, W): some synthetic images of some classes, a class a row."""
     sections = {
         "Figures": _figures(evaluation) + _rounds(manifests) + _times(metrics),
-        "Synthetic images, one class a row": f'<img alt="grid of synthetic images" src="{_png(_grid(tiles))}">',
+        "Synthetic images, one class a row": _grid(tiles),
         "Curves": _curves(metrics),
         "Confusion matrix of the student: rows are labels, columns predictions": _confusion(
             evaluation["student"]["confusion"]
@@ -138,18 +139,21 @@ def _series(lines: Sequence[Mapping[str, Any]]) -> dict[str, Points]:
     }
 
 
-def _grid(tiles: Tensor) -> Tensor:
-    """uint8 (classes, images, C, H, W) as one picture (C, height, width) with a gap of one pixel between the tiles."""
+def _grid(tiles: Tensor) -> str:
+    """uint8 (classes, images, C, H, W) as one picture with a gap of one pixel between the tiles."""
     padded = torch.nn.functional.pad(tiles, (0, 1, 0, 1), value=255)
     classes, images, channels, height, width = padded.shape
-    return padded.permute(2, 0, 3, 1, 4).reshape(channels, classes * height, images * width)
+    picture = padded.permute(2, 0, 3, 1, 4).reshape(channels, classes * height, images * width)
+    return _image("grid of synthetic images", picture, images * TILE_PX)
 
 
-def _png(picture: Tensor) -> str:
+def _image(title: str, picture: Tensor, width_px: int) -> str:
+    """An <img> of uint8 (C, H, W), `width_px` wide where the page has room for it."""
     array = picture.permute(1, 2, 0).numpy()
     buffer = io.BytesIO()
     Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(buffer, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img alt="{title}" src="data:image/png;base64,{data}" style="width:{width_px}px">'
 
 
 def _confusion(matrix: Sequence[Sequence[int]]) -> str:
@@ -157,7 +161,7 @@ def _confusion(matrix: Sequence[Sequence[int]]) -> str:
     shares = counts / counts.sum(1, keepdims=True).clip(min=1)
     if len(matrix) > MAX_TABLE_CLASSES:
         picture = torch.from_numpy(255 - np.rint(255 * shares).astype(np.uint8))[None]
-        return f'<img alt="confusion matrix" src="{_png(picture)}">'
+        return _image("confusion matrix", picture, PAGE_PX)
     head = "".join(f"<th>{i}</th>" for i in range(len(matrix)))
     rows = "".join(
         f"<tr><th>{i}</th>"

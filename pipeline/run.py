@@ -9,16 +9,28 @@ from typing import Any
 import yaml
 
 from pipeline.codec import PILLOW_MODES
-from pipeline.config import ConfigError, differences, fingerprint, load_yaml, parse, to_plain
-from pipeline.data import NOT_MIRRORABLE, DataConfig, content_hash, load_images
+from pipeline.config import ConfigError, fingerprint, load_yaml, parse, refuse_other, to_plain
+from pipeline.data import NOT_MIRRORABLE, DataConfig, load_images, source_identity
 from pipeline.evaluate import EvaluationConfig
 from pipeline.files import read_json, write_json, write_text
-from pipeline.models import Classifier, ImageConfig, ModelConfig, build_classifier, read_description, weights_identity
+from pipeline.models import (
+    Classifier,
+    ImageConfig,
+    ModelConfig,
+    Normalisation,
+    build_classifier,
+    read_description,
+    weights_identity,
+)
 from pipeline.plan import SynthesisConfig
+from pipeline.shards import MANIFEST, read_manifest
 from pipeline.train import DistillConfig, TrainingConfig
+from pipeline.world import derive_seed
 
 # Settings that change how a run is watched and saved, not what it makes.
 NOT_IDENTITY = ("log_every", "save_every_s")
+# Class folders have four digits; more classes would sort out of order.
+MAX_CLASSES = 10_000
 IDENTITY_FILE, CONFIG_FILE = "identity.json", "config.yaml"
 
 
@@ -49,6 +61,10 @@ class RunConfig:
             raise ConfigError(f"name: {self.name!r} must be usable as a folder name")
         if self.images.channels not in PILLOW_MODES:
             raise ConfigError(f"images.channels: {self.images.channels} cannot be stored as an image file; use 1 or 3")
+        if self.images.num_classes > MAX_CLASSES:
+            raise ConfigError(
+                f"images.num_classes: {self.images.num_classes} is more than the {MAX_CLASSES} of the layout"
+            )
         self._check_teacher()
         self._check_synthesis()
         self._warn_of_mirrors()
@@ -147,13 +163,12 @@ def _identity(**parts: Any) -> dict[str, Any]:
 def teacher_identity(config: RunConfig) -> dict[str, Any]:
     """What a trained teacher depends on."""
     assert config.data.train is not None
-    images = load_images(config.data.train, "train", Path(config.data.folder), config.images)
     return _identity(
         seed=config.seed,
         images=config.images,
-        teacher=config.teacher,
+        teacher=weights_identity(config.teacher, "teacher.weights"),
         training=config.teacher_training,
-        data={"source": config.data.train, "sha256": content_hash(images)},
+        data=source_identity(config.data.train, "train", Path(config.data.folder), config.images),
     )
 
 
@@ -184,13 +199,13 @@ def student_identity(config: RunConfig, round_index: int) -> dict[str, Any]:
     )
 
 
-def evaluation_identity(config: RunConfig, round_index: int, data_hash: str) -> dict[str, Any]:
+def evaluation_identity(config: RunConfig, round_index: int) -> dict[str, Any]:
     """What an evaluation depends on."""
     return _identity(
         images=config.images,
         student=student_fingerprint(config, round_index),
         teacher=_frozen_teacher(config),
-        data={"source": config.data.test, "sha256": data_hash},
+        data=source_identity(config.data.test, "test", Path(config.data.folder), config.images),
     )
 
 
@@ -215,33 +230,53 @@ def check_student(config: RunConfig, round_index: int) -> None:
     refuse_other(str(path), read_description(path)["identity"], student_identity(config, round_index))
 
 
-def load_student(config: RunConfig, round_index: int, teacher: Classifier) -> Classifier:
-    """The finished student of a round; its normalisation is the teacher's where the config gives none."""
-    model = replace(config.student, weights=str(config.student_path(round_index)))
-    return build_classifier(model, config.images, default_normalisation=teacher.normalisation)
+def check_inputs(config: RunConfig) -> None:
+    """Raise ValueError for what would stop the run only after hours: the test images, the student, the verifier."""
+    load_images(config.data.test, "test", Path(config.data.folder), config.images)
+    neutral = ((0.0,) * config.images.channels, (1.0,) * config.images.channels)
+    build_student(config, neutral)
+    if config.verifier is not None:
+        weights_identity(config.verifier, "verifier.weights")
+
+
+def build_student(config: RunConfig, normalisation: Normalisation) -> Classifier:
+    """A student that has learnt nothing yet, unless its config names weights.
+
+    `normalisation`, the teacher's, is used where the config and published weights give none.
+    """
+    seed = derive_seed(config.seed, "student/weights")
+    return build_classifier(config.student, config.images, seed=seed, default_normalisation=normalisation)
+
+
+def load_student(config: RunConfig, round_index: int) -> Classifier:
+    """The finished student of a round, with the normalisation it was trained with."""
+    path = config.student_path(round_index)
+    description = read_description(path)
+    mean, std = (tuple(description[name]) for name in ("mean", "std"))
+    return build_classifier(replace(config.student, weights=str(path), mean=mean, std=std), config.images)
+
+
+def last_student(config: RunConfig) -> int:
+    """The last round with a student; the last round of all when there is none yet."""
+    rounds = [r for r in range(config.synthesis.rounds) if config.student_path(r).exists()]
+    return rounds[-1] if rounds else config.synthesis.rounds - 1
 
 
 def check_folder(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Raise ConfigError, naming the keys that differ, when the folder holds something of another identity."""
-    path = folder / IDENTITY_FILE
-    if path.exists():
+    """Raise ConfigError, naming the keys that differ, when images in the folder are of another identity."""
+    if (folder / MANIFEST).exists():
+        refuse_other(str(folder), read_manifest(folder)["identity"], identity)
+    elif any((folder / "parts").glob("*.tar")):
+        path = folder / IDENTITY_FILE
+        if not path.exists():
+            raise ConfigError(f"{folder} holds parts but no {IDENTITY_FILE}, so nobody knows whose; remove it")
         refuse_other(str(folder), read_json(path), identity)
 
 
 def claim_folder(folder: Path, identity: Mapping[str, Any], config: RunConfig) -> None:
-    """Write the resolved configuration and the identity into a folder that has none."""
-    if not (folder / IDENTITY_FILE).exists():
-        write_text(folder / CONFIG_FILE, resolved_yaml(config))
-        write_json(folder / IDENTITY_FILE, to_plain(identity))
-
-
-def refuse_other(what: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Raise ConfigError when an existing output was made under another identity."""
-    if fingerprint(there) != fingerprint(here):
-        raise ConfigError(
-            f"{what} was made with another configuration ({differences(there, here)}); nothing was changed. Set "
-            "another `name`, or remove it (`make clean` removes all of the run)"
-        )
+    """Write the resolved configuration and the identity of the images that are about to come."""
+    write_text(folder / CONFIG_FILE, resolved_yaml(config))
+    write_json(folder / IDENTITY_FILE, to_plain(identity))
 
 
 def resolved_yaml(config: RunConfig) -> str:

@@ -1,26 +1,29 @@
 """Training of a classifier on images, for a teacher on labels and for a student on a teacher's logits; resumable."""
 
+import json
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.config import ConfigError
+from pipeline.codec import to_unit
+from pipeline.config import ConfigError, refuse_other, to_plain
 from pipeline.data import ArrayImages, epoch_batches
 from pipeline.files import atomic_file
-from pipeline.invert import Precision
 from pipeline.losses import distillation_loss, label_loss
-from pipeline.models import Classifier, load_tensors
+from pipeline.models import Classifier, Precision, load_tensors
 from pipeline.plan import MIN_BATCH, batch_ranges
+from pipeline.recorder import OnStep
 from pipeline.schedules import Schedule, learning_rates
 from pipeline.views import AugmentConfig, augment
-from pipeline.world import make_generator
+from pipeline.world import derive_seed, make_generator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +78,17 @@ class DistillConfig(TrainingConfig):
 # Loss of (logits (N, K), the view the student saw (N, C, H, W), its class probabilities (N, K)).
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 LossOfView = Callable[[Tensor, Tensor], Tensor]
-OnStep = Callable[[int, dict[str, float]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is learnt: a loss on images, in an order and with views drawn for (seed, purpose, step)."""
+
+    images: ArrayImages
+    num_classes: int
+    objective: Objective
+    seed: int
+    purpose: str
 
 
 def label_objective(config: TrainingConfig) -> Objective:
@@ -99,36 +112,42 @@ def distillation_objective(teacher: Classifier, config: DistillConfig) -> Object
 
 @dataclass
 class TrainState:
-    """All that a resume needs: the network, its optimiser, and the number of steps done."""
+    """All that a resume needs: the network, its optimiser, the number of steps done; and the file that keeps it."""
 
     classifier: Classifier
     optimizer: torch.optim.Optimizer
+    path: Path
+    identity: Mapping[str, Any]
     step: int = 0
 
-    def save(self, path: Path, fingerprint: str) -> None:
+    @classmethod
+    def open(cls, classifier: Classifier, config: TrainingConfig, path: Path, identity: Mapping[str, Any]) -> Self:
+        """The state kept in `path`, or a fresh one where there is none.
+
+        Raises ValueError when the file is damaged, ConfigError when it is of another identity.
+        """
+        state = cls(classifier, build_optimizer(classifier.network, config), path, identity)
+        if path.exists():
+            state._restore()
+        return state
+
+    def save(self) -> None:
         """Write the state atomically."""
         content = {
-            "fingerprint": fingerprint,
+            "identity": json.dumps(to_plain(self.identity), default=str),
             "step": self.step,
             "network": self.classifier.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        with atomic_file(path) as file:
+        with atomic_file(self.path) as file:
             torch.save(content, file)
 
-    def restore(self, path: Path, fingerprint: str) -> None:
-        """Read the state back if there is one; raises ValueError when it is damaged or of another configuration."""
-        if not path.exists():
-            return
+    def _restore(self) -> None:
         try:
-            content: dict[str, Any] = load_tensors(path)
+            content: dict[str, Any] = load_tensors(self.path)
         except (ValueError, pickle.UnpicklingError) as error:
-            raise ValueError(f"{path} is damaged ({error}); remove it to train from the start") from error
-        if content["fingerprint"] != fingerprint:
-            raise ValueError(
-                f"{path} belongs to another configuration (fingerprint {content['fingerprint']} there, "
-                f"{fingerprint} here); remove it to train from the start, or set another `name`"
-            )
+            raise ValueError(f"{self.path} is damaged ({error}); remove it to train from the start") from error
+        refuse_other(str(self.path), json.loads(content["identity"]), self.identity)
         self.classifier.network.load_state_dict(content["network"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.step = content["step"]
@@ -149,39 +168,22 @@ def num_steps(config: TrainingConfig, num_images: int) -> int:
     return config.epochs * len(batch_ranges(num_images, config.batch_size))
 
 
-def train(
-    classifier: Classifier,
-    images: ArrayImages,
-    num_classes: int,
-    objective: Objective,
-    config: TrainingConfig,
-    seed: int,
-    purpose: str,
-    state_path: Path,
-    fingerprint: str,
-    on_step: OnStep | None = None,
-) -> None:
-    """Train `classifier` in place, from `state_path` where that exists.
+def train(state: TrainState, task: Task, config: TrainingConfig, on_step: OnStep | None = None) -> None:
+    """Train `state.classifier` in place, from `state.step` on.
 
-    Order and views are drawn for (seed, purpose, step), so a resumed run sees what an uninterrupted one sees.
-    `on_step` is called every `log_every` steps and after the last. Raises FloatingPointError when the loss is not
-    finite; a state saved before stays as it was.
+    A resumed run sees what an uninterrupted one sees. `on_step` is called every `log_every` steps and after the last.
+    Raises FloatingPointError when the loss is not finite; a state saved before stays as it was.
     """
-    loss = _loss_function(classifier.train(), objective, config)
-    state = TrainState(classifier, build_optimizer(classifier.network, config))
-    state.restore(state_path, fingerprint)
-    total = num_steps(config, len(images.labels))
+    device = task.images.pixels.device
+    loss_of = _loss_function(state.classifier.train(), task.objective, config)
+    total = num_steps(config, len(task.images.labels))
     rates = learning_rates(config.schedule, config.lr, total, config.warmup_fraction)
-    losses = torch.zeros(total, device=images.pixels.device)
+    losses = torch.zeros(total, device=device)
     checked, saved_at = state.step, time.monotonic()
-    per_epoch = total // config.epochs
-    while state.step < total:
-        epoch, first = divmod(state.step, per_epoch)
-        for indices in epoch_batches(len(images.labels), config.batch_size, seed, f"{purpose}/order", epoch)[first:]:
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        while state.step < total:
             step = state.step
-            losses[step] = _train_step(
-                state, loss, images, indices, num_classes, config, rates[step], make_generator(seed, purpose, step)
-            )
+            losses[step] = _train_step(state, loss_of, task, config, _batch(task, config, step), rates[step])
             state.step += 1
             log = step % config.log_every == 0 or state.step == total
             save = time.monotonic() - saved_at > config.save_every_s
@@ -191,8 +193,20 @@ def train(
             if log and on_step:
                 on_step(step, {"loss": losses[step].item(), "lr": rates[step]})
             if save:
-                state.save(state_path, fingerprint)
+                state.save()
                 saved_at = time.monotonic()
+
+
+def _batch(task: Task, config: TrainingConfig, step: int) -> Tensor:
+    """Indices of the images of one step."""
+    count = len(task.images.labels)
+    epoch, index = divmod(step, num_steps(config, count) // config.epochs)
+    order = _epoch_order(count, config.batch_size, task.seed, f"{task.purpose}/order", epoch, task.images.pixels.device)
+    return order[index]
+
+
+# Consecutive steps are of the same epoch.
+_epoch_order = lru_cache(maxsize=1)(epoch_batches)
 
 
 def _loss_function(classifier: Classifier, objective: Objective, config: TrainingConfig) -> LossOfView:
@@ -204,21 +218,13 @@ def _loss_function(classifier: Classifier, objective: Objective, config: Trainin
 
 
 def _train_step(
-    state: TrainState,
-    loss_of: LossOfView,
-    images: ArrayImages,
-    indices: Tensor,
-    num_classes: int,
-    config: TrainingConfig,
-    lr: float,
-    generator: torch.Generator,
+    state: TrainState, loss_of: LossOfView, task: Task, config: TrainingConfig, indices: Tensor, lr: float
 ) -> Tensor:
     """One update; returns the loss, detached and still on the device."""
-    device = images.pixels.device
-    indices = indices.to(device)
-    pixels = images.pixels[indices].float().div(255)
-    targets = F.one_hot(images.labels[indices], num_classes).float()
-    view, targets = augment(pixels, targets, config.augment, generator)
+    targets = F.one_hot(task.images.labels[indices], task.num_classes).float()
+    generator = make_generator(task.seed, task.purpose, state.step)
+    view, targets = augment(to_unit(task.images.pixels[indices]), targets, config.augment, generator)
+    torch.manual_seed(derive_seed(task.seed, f"{task.purpose}/layers", state.step))  # dropout takes no generator
     loss = loss_of(view, targets)
     state.optimizer.zero_grad()
     torch.autograd.backward(loss)

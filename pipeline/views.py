@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.config import ConfigError
+from pipeline.world import to_device
 
 
 def roll_and_flip(canvas: Tensor, shift_px: int, flip: bool, generator: torch.Generator) -> Tensor:
@@ -59,7 +60,7 @@ def augment(
         pixels = _crop(pixels, config.shift_px, generator)
     if config.flip:
         mirrored = torch.rand(count, generator=generator) < 0.5
-        pixels = torch.where(mirrored.to(pixels.device)[:, None, None, None], pixels.flip(3), pixels)
+        pixels = torch.where(to_device(mirrored, pixels.device)[:, None, None, None], pixels.flip(3), pixels)
     draw = torch.rand((), generator=generator).item()
     if draw < config.mixup_probability:
         return _mixup(pixels, targets, config.mixup_alpha, generator)
@@ -71,8 +72,8 @@ def augment(
 def _crop(pixels: Tensor, shift_px: int, generator: torch.Generator) -> Tensor:
     count, _, height, width = pixels.shape
     offsets = torch.randint(0, 2 * shift_px + 1, (2, count, 1), generator=generator)
-    rows = (offsets[0] + torch.arange(height)).to(pixels.device)
-    columns = (offsets[1] + torch.arange(width)).to(pixels.device)
+    rows = to_device(offsets[0] + torch.arange(height), pixels.device)
+    columns = to_device(offsets[1] + torch.arange(width), pixels.device)
     padded = F.pad(pixels, (shift_px,) * 4)
     batch = torch.arange(count, device=pixels.device)[:, None, None]
     cropped = padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]]
@@ -85,7 +86,7 @@ def _beta(alpha: float, generator: torch.Generator) -> float:
 
 
 def _partner(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randperm(len(pixels), generator=generator).to(pixels.device)
+    return to_device(torch.randperm(len(pixels), generator=generator), pixels.device)
 
 
 def _mixup(pixels: Tensor, targets: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

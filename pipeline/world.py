@@ -11,6 +11,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed
+from torch import Tensor
 
 # Synthesis can keep some workers busy for hours after others have finished theirs.
 BARRIER_TIMEOUT = timedelta(days=7)
@@ -42,16 +43,8 @@ def open_world() -> Iterator[World]:
     `DREAMDISTILL_DEVICE` names the device (`cpu`, `cuda`, `cuda:1`); without it, CUDA is used where there is one.
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    name = os.environ.get("DREAMDISTILL_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"DREAMDISTILL_DEVICE={name} is no device; use cpu, cuda or cuda:N") from None
+    device = _device(os.environ.get("DREAMDISTILL_DEVICE"), int(os.environ.get("LOCAL_RANK", "0")))
     if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ValueError(f"DREAMDISTILL_DEVICE={name}, but PyTorch sees no CUDA device; use cpu")
-        if device.index is None:
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         torch.cuda.set_device(device)
     if size > 1:
         torch.distributed.init_process_group("gloo", timeout=BARRIER_TIMEOUT)
@@ -60,6 +53,30 @@ def open_world() -> Iterator[World]:
     finally:
         if size > 1:
             torch.distributed.destroy_process_group()
+
+
+def _device(name: str | None, local_rank: int) -> torch.device:
+    found = torch.cuda.device_count()
+    try:
+        device = torch.device(name or ("cuda" if found else "cpu"))
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"DREAMDISTILL_DEVICE={name} is no device to compute on; use cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= found:
+        raise ValueError(
+            f"DREAMDISTILL_DEVICE={name}, but PyTorch sees {found} CUDA devices; use cpu or a lower number"
+        )
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", local_rank % found)
+    return device
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on `device`, without making the host wait for it."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def derive_seed(seed: int, purpose: str, index: int = 0) -> int:

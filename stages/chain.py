@@ -1,6 +1,6 @@
 """The whole run in one process: teacher, then synthesis and distillation round by round, evaluation, report."""
 
-from pipeline.run import RunConfig
+from pipeline.run import RunConfig, check_inputs
 from pipeline.world import World
 from stages import distill, evaluate, report, synthesize, teacher
 from stages.command import run_stage
@@ -8,6 +8,7 @@ from stages.command import run_stage
 
 def main(config: RunConfig, world: World, round_index: int | None = None) -> None:
     """Run every stage; what is finished already is only checked. With `round_index`, stop after that round."""
+    check_inputs(config)
     teacher.main(config, world)
     world.barrier()
     last = config.synthesis.rounds - 1 if round_index is None else round_index

@@ -9,14 +9,16 @@ from stages.command import run_stage
 
 
 def main(config: RunConfig, world: World, round_index: int | None = None) -> None:
-    """Remove both output folders of the run; with `round_index`, only that round's shards and student."""
+    """Remove both output folders of the run; with `round_index`, only what came of that round."""
     if not world.is_leader:
         return
     if round_index is None:
         doomed = [Path(config.shards_dir) / config.name, config.checkpoints]
     else:
         student = config.student_path(round_index)
+        evaluation = config.evaluation_path(round_index)
         doomed = [config.round_folder(round_index), student, student.with_suffix(".state")]
+        doomed += [evaluation, evaluation.with_suffix(".csv"), config.checkpoints / "report.html"]
     for path in doomed:
         if path.is_dir():
             shutil.rmtree(path)

@@ -4,8 +4,12 @@ import argparse
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
+import torch
+
+from pipeline.files import exclusive_lock
 from pipeline.run import RunConfig, load_run
 from pipeline.world import World, open_world
 
@@ -13,8 +17,11 @@ Stage = Callable[[RunConfig, World, int | None], None]
 INTERRUPTED = 130
 
 
-def run_stage(stage: Stage, description: str) -> None:
-    """Parse `--config`, `--set` and `--round`, run the stage, and exit: 0 done, 2 an error, 130 interrupted."""
+def run_stage(stage: Stage, description: str, *, exclusive: bool = True) -> None:
+    """Parse `--config`, `--set` and `--round`, run the stage, and exit: 0 done, 2 an error, 130 interrupted.
+
+    Of the stages that are `exclusive`, only one at a time works on a run.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", type=Path, default=Path("configs/digits.yaml"), help="the run's YAML file")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="override keys, e.g. seed=1")
@@ -27,7 +34,11 @@ def run_stage(stage: Stage, description: str) -> None:
         with open_world() as world:
             config = load_run(arguments.config, arguments.set)
             _check_round(arguments.round, config.synthesis.rounds)
-            stage(config, world, arguments.round)
+            with exclusive_lock(config.checkpoints / ".lock") if exclusive and world.is_leader else nullcontext():
+                stage(config, world, arguments.round)
+    except torch.OutOfMemoryError as error:
+        print(f"error: the device is out of memory; lower batch_size ({error})", file=sys.stderr)
+        sys.exit(2)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {_message(error)}", file=sys.stderr)
         sys.exit(2)

@@ -1,13 +1,15 @@
 """Distil a student from the teacher's logits on the synthetic images of all rounds so far."""
 
-from pipeline.config import fingerprint
+from pathlib import Path
+
+from pipeline.config import refuse_other
 from pipeline.data import ShardSet, hold_in_memory
-from pipeline.models import Classifier, build_classifier, load_frozen, read_description, save_classifier
+from pipeline.models import load_frozen, read_description, save_classifier
 from pipeline.recorder import open_recorder
-from pipeline.run import RunConfig, load_student, refuse_other, student_identity, synthesis_identity
-from pipeline.shards import MANIFEST, ShardError, read_manifest, verify
-from pipeline.train import distillation_objective, num_steps, train
-from pipeline.world import World, derive_seed
+from pipeline.run import RunConfig, build_student, load_student, student_identity, synthesis_identity
+from pipeline.shards import MANIFEST, ShardError, check_sizes, read_manifest, verify
+from pipeline.train import Task, TrainState, distillation_objective, num_steps, train
+from pipeline.world import World
 from stages.command import run_stage
 
 
@@ -17,7 +19,11 @@ def main(config: RunConfig, world: World, round_index: int | None = None) -> Non
         return
     if round_index is None:
         round_index = _next_round(config)
-    _check_shards(config, round_index)
+    folders = [config.round_folder(r) for r in range(round_index + 1)]
+    for r, folder in enumerate(folders):
+        manifest = read_manifest(folder)
+        refuse_other(str(folder), manifest["identity"], synthesis_identity(config, r))
+        check_sizes(folder, manifest)
     path, identity = config.student_path(round_index), student_identity(config, round_index)
     state_path = path.with_suffix(".state")
     if path.exists():
@@ -25,29 +31,28 @@ def main(config: RunConfig, world: World, round_index: int | None = None) -> Non
         state_path.unlink(missing_ok=True)  # a kill can fall between writing the student and this
         print(f"distill: {path} is up to date")
         return
+    _verify(folders)
     teacher = load_frozen(config.teacher_model, config.images, world.device)
-    student = _start(config, round_index, teacher).to(world.device)
-    folders = [config.round_folder(r) for r in range(round_index + 1)]
-    images = hold_in_memory(ShardSet(folders), world.device)
-    steps = num_steps(config.distill, len(images.labels))
+    student = (
+        load_student(config, round_index - 1) if round_index else build_student(config, teacher.normalisation)
+    ).to(world.device)
+    state = TrainState.open(student, config.distill, state_path, identity)
+    task = Task(
+        images=hold_in_memory(ShardSet(folders), world.device),
+        num_classes=config.images.num_classes,
+        objective=distillation_objective(teacher, config.distill),
+        seed=config.seed,
+        purpose=f"distill/{round_index}",
+    )
+    count = len(task.images.labels)
+    steps = num_steps(config.distill, count)
     with open_recorder(
-        config.metrics_path(), "distill", total=steps, unit="steps", round_index=round_index
+        config.metrics_path(), "distill", total=steps, done=state.step, unit="steps", round_index=round_index
     ) as recorder:
-        train(
-            student,
-            images,
-            config.images.num_classes,
-            distillation_objective(teacher, config.distill),
-            config.distill,
-            config.seed,
-            f"distill/{round_index}",
-            state_path,
-            fingerprint(identity),
-            recorder.log,
-        )
+        train(state, task, config.distill, recorder.log)
     save_classifier(path, student, config.student, identity)
     state_path.unlink(missing_ok=True)
-    print(f"distill: {path}, {len(images.labels):,} synthetic images, {steps:,} steps")
+    print(f"distill: {path}, {count:,} synthetic images, {steps:,} steps")
 
 
 def _next_round(config: RunConfig) -> int:
@@ -57,21 +62,11 @@ def _next_round(config: RunConfig) -> int:
     return (waiting or packed[-1:] or [0])[0]
 
 
-def _check_shards(config: RunConfig, round_index: int) -> None:
-    """Raise when shards of the pool are missing, altered, or made with another configuration."""
-    for r in range(round_index + 1):
-        folder = config.round_folder(r)
-        refuse_other(str(folder), read_manifest(folder)["identity"], synthesis_identity(config, r))
-        problems = verify(folder)
-        if problems:
-            raise ShardError(f"{'; '.join(problems)}. Remove {folder} and run `make synthesize` again")
-
-
-def _start(config: RunConfig, round_index: int, teacher: Classifier) -> Classifier:
-    if round_index:
-        return load_student(config, round_index - 1, teacher)
-    seed = derive_seed(config.seed, "student/weights")
-    return build_classifier(config.student, config.images, seed=seed, default_normalisation=teacher.normalisation)
+def _verify(folders: list[Path]) -> None:
+    """Raise ShardError when a shard of the pool is not as it was written."""
+    for folder in folders:
+        if problems := verify(folder):
+            raise ShardError(f"{'; '.join(problems)}; remove {folder} and run `make synthesize` again")
 
 
 if __name__ == "__main__":

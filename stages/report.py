@@ -7,11 +7,10 @@ from pipeline.data import ShardSet
 from pipeline.files import read_json, write_text
 from pipeline.recorder import read_metrics
 from pipeline.report import render
-from pipeline.run import RunConfig, check_student, resolved_yaml, student_fingerprint
+from pipeline.run import RunConfig, check_student, last_student, resolved_yaml, student_fingerprint
 from pipeline.shards import read_manifest
 from pipeline.world import World
 from stages.command import run_stage
-from stages.evaluate import last_student
 
 GRID_CLASSES, GRID_IMAGES = 10, 16
 
@@ -32,7 +31,7 @@ def main(config: RunConfig, world: World, round_index: int | None = None) -> Non
     page = render(
         name=config.name,
         manifests=[read_manifest(folder) for folder in folders],
-        metrics=[line for path in metrics_files for line in read_metrics(path)],
+        metrics=[line for path in metrics_files for line in read_metrics(path) if line.get("round", 0) <= round_index],
         evaluation=evaluation,
         tiles=_tiles(ShardSet(folders[-1:])),
         config_yaml=resolved_yaml(config),
@@ -52,4 +51,4 @@ def _tiles(images: ShardSet) -> Tensor:
 
 
 if __name__ == "__main__":
-    run_stage(main, __doc__ or "")
+    run_stage(main, __doc__ or "", exclusive=False)

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from pipeline.config import fingerprint
+from pipeline.config import refuse_other
 from pipeline.data import hold_in_memory, load_images
 from pipeline.evaluate import evaluate
 from pipeline.files import write_json
 from pipeline.models import build_classifier, read_description, save_classifier
 from pipeline.recorder import open_recorder
-from pipeline.run import RunConfig, refuse_other, teacher_identity
-from pipeline.train import label_objective, num_steps, train
+from pipeline.run import RunConfig, teacher_identity
+from pipeline.train import Task, TrainState, label_objective, num_steps, train
 from pipeline.world import World, derive_seed
 from stages.command import run_stage
 
@@ -30,21 +30,17 @@ def main(config: RunConfig, world: World, round_index: int | None = None) -> Non
         return
     images = load_images(config.data.train or "", "train", Path(config.data.folder), config.images)
     teacher = build_classifier(config.teacher, config.images, seed=derive_seed(config.seed, "teacher/weights"))
-    teacher.to(world.device)
+    state = TrainState.open(teacher.to(world.device), config.teacher_training, state_path, identity)
+    task = Task(
+        images=hold_in_memory(images, world.device),
+        num_classes=config.images.num_classes,
+        objective=label_objective(config.teacher_training),
+        seed=config.seed,
+        purpose="teacher",
+    )
     steps = num_steps(config.teacher_training, len(images.labels))
-    with open_recorder(config.metrics_path(), "teacher", total=steps, unit="steps") as recorder:
-        train(
-            teacher,
-            hold_in_memory(images, world.device),
-            config.images.num_classes,
-            label_objective(config.teacher_training),
-            config.teacher_training,
-            config.seed,
-            "teacher",
-            state_path,
-            fingerprint(identity),
-            recorder.log,
-        )
+    with open_recorder(config.metrics_path(), "teacher", total=steps, done=state.step, unit="steps") as recorder:
+        train(state, task, config.teacher_training, recorder.log)
     test = load_images(config.data.test, "test", Path(config.data.folder), config.images)
     report = evaluate(teacher, teacher, test, config.images.num_classes, config.evaluation, world.device)
     write_json(path.with_suffix(".json"), {"test": config.data.test, "num_images": report.num_images, **report.teacher})

@@ -21,4 +21,4 @@ def main(config: RunConfig, world: World, round_index: int | None = None) -> Non
 
 
 if __name__ == "__main__":
-    run_stage(main, __doc__ or "")
+    run_stage(main, __doc__ or "", exclusive=False)

@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -5,7 +6,7 @@ import pytest
 import safetensors.torch
 from tiny_run import copy_run, digests, run_command, run_in_process, tiny_config, write_config
 
-from pipeline.files import TEMPORARY_SUFFIX
+from pipeline.files import TEMPORARY_SUFFIX, exclusive_lock
 from pipeline.run import CONFIG_FILE, load_run
 from stages import chain, distill, evaluate, report, synthesize, teacher, verify
 from stages.command import run_stage
@@ -134,12 +135,12 @@ def with_weights(path: Path | str, **overrides) -> dict:
 def test_a_missing_weight_file_is_named(refusal, tmp_path):
     path = write_config(tmp_path, **with_weights(tmp_path / "no.safetensors"))
     assert f"there is no file {tmp_path / 'no.safetensors'}" in refusal(chain, path)
-    assert list(digests(tmp_path)) == ["tiny.yaml"]
+    assert list(digests(tmp_path, leave_out=[".lock"])) == ["tiny.yaml"]
 
 
 def test_a_teacher_that_is_not_trained_yet_is_asked_for(refusal, tmp_path):
     assert "run `make teacher` first" in refusal(synthesize, write_config(tmp_path))
-    assert list(digests(tmp_path)) == ["tiny.yaml"]
+    assert list(digests(tmp_path, leave_out=[".lock"])) == ["tiny.yaml"]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.99])
@@ -164,13 +165,13 @@ OTHER_NETWORKS = {
 
 @pytest.mark.parametrize(("overrides", "fragments"), OTHER_NETWORKS.values(), ids=OTHER_NETWORKS)
 def test_weights_of_another_network_are_named_with_their_keys(refusal, tmp_path, weights, overrides, fragments):
-    message = refusal(chain, write_config(tmp_path, **with_weights(weights, **overrides)))
+    message = refusal(synthesize, write_config(tmp_path, **with_weights(weights, **overrides)))
     for fragment in (f"weights: {weights} does not belong to cifar10:resnet", *fragments):
         assert fragment in message
 
 
 def test_a_normalisation_for_other_channels_is_named(refusal, tmp_path, weights):
-    message = refusal(chain, write_config(tmp_path, **with_weights(weights, images__channels=3)))
+    message = refusal(synthesize, write_config(tmp_path, **with_weights(weights, images__channels=3)))
     assert "mean (0.3,) and std (0.37,) need one value for each of images.channels=3" in message
 
 
@@ -217,9 +218,15 @@ def truncate(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "complaint"), [(alter, "was altered"), (truncate, "truncated"), (Path.unlink, "is missing")]
+    ("damage", "complaint", "has_student"),
+    [
+        (alter, "was altered", False),
+        (truncate, "truncated", False),
+        (truncate, "truncated", True),
+        (Path.unlink, "is missing", False),
+        (Path.unlink, "is missing", True),
+    ],
 )
-@pytest.mark.parametrize("has_student", [True, False])
 def test_a_student_learns_from_no_damaged_shard(refusal, finished, tmp_path, damage, complaint, has_student):
     path = copy_run(finished, tmp_path)
     config = load_run(path)
@@ -230,7 +237,7 @@ def test_a_student_learns_from_no_damaged_shard(refusal, finished, tmp_path, dam
     message = refusal(distill, path)
     assert f"{tar} " in message
     assert complaint in message
-    assert f"Remove {config.round_folder(0)} and run `make synthesize` again" in message
+    assert f"remove {config.round_folder(0)} and run `make synthesize` again" in message
     assert config.student_path(0).exists() == has_student
     assert f"{tar} " in refusal(verify, path)
 
@@ -376,7 +383,7 @@ def test_a_student_of_other_origin_is_refused(refusal, finished, tmp_path, stage
 
 
 @pytest.mark.parametrize(
-    ("name", "stage"), [("shards/tiny/0/identity.json", synthesize), ("checkpoints/tiny/eval-0.json", report)]
+    ("name", "stage"), [("shards/tiny/0/manifest.json", synthesize), ("checkpoints/tiny/eval-0.json", report)]
 )
 def test_damaged_records_are_named(refusal, finished, tmp_path, name, stage):
     path = copy_run(finished, tmp_path)
@@ -397,7 +404,10 @@ def test_a_device_that_is_none_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["stage", "--config", str(write_config(tmp_path))])
     with pytest.raises(SystemExit, match="2"):
         run_stage(teacher.main, "")
-    assert capsys.readouterr().err == "error: DREAMDISTILL_DEVICE=gpu is no device; use cpu, cuda or cuda:N\n"
+    assert (
+        capsys.readouterr().err
+        == "error: DREAMDISTILL_DEVICE=gpu is no device to compute on; use cpu, cuda or cuda:N\n"
+    )
 
 
 def test_synthesis_notices_a_lost_shard(refusal, finished, tmp_path):
@@ -405,3 +415,32 @@ def test_synthesis_notices_a_lost_shard(refusal, finished, tmp_path):
     lost = load_run(path).round_folder(0) / "train" / "0003-00000.tar"
     lost.unlink()
     assert f"{lost} is missing; remove" in refusal(synthesize, path)
+
+
+def test_a_second_process_on_the_same_run_is_refused(refusal, finished, tmp_path):
+    path = copy_run(finished, tmp_path)
+    with exclusive_lock(load_run(path).checkpoints / ".lock"):
+        assert "another process works on" in refusal(chain, path)
+
+
+def test_a_recipe_that_diverged_can_be_corrected(refusal, tmp_path, weights, monkeypatch):
+    path = write_config(tmp_path, **with_weights(weights))
+    diverging = ["--set", "synthesis.inversion.lr=1e38", "synthesis.inversion.clamp=false"]
+    assert "lower synthesis.inversion.lr" in refusal(synthesize, path, *diverging)
+    assert run_command(monkeypatch, synthesize.main, path) == 0
+
+
+@pytest.mark.parametrize("setting", ["student.source=cifar10:resnet9", "data.test=npz:no.npz"])
+def test_the_chain_looks_at_its_last_inputs_first(refusal, tmp_path, setting):
+    refusal(chain, write_config(tmp_path), "--set", setting)
+    assert list(digests(tmp_path, leave_out=[".lock"])) == ["tiny.yaml"]
+
+
+def test_parts_of_unknown_origin_are_refused(refusal, finished, tmp_path):
+    path = copy_run(finished, tmp_path)
+    folder = load_run(path).round_folder(0)
+    (folder / "manifest.json").unlink()
+    (folder / "identity.json").unlink()
+    (folder / "parts").mkdir()
+    shutil.copy(folder / "train" / "0003-00000.tar", folder / "parts" / "000000.tar")
+    assert f"{folder} holds parts but no identity.json" in refusal(synthesize, path)

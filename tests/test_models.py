@@ -462,3 +462,19 @@ def test_a_network_of_a_fixed_size_names_the_size_it_was_given():
     images = ImageConfig(channels=3, height=48, width=48, num_classes=10)
     with pytest.raises(ValueError, match=r"torchvision:vit_b_16 cannot read images of \(C, H, W\) = \(3, 48, 48\)"):
         build_classifier(config, images)
+
+
+def test_the_code_of_a_users_own_network_counts(tmp_path):
+    code, weights = tmp_path / "own.py", tmp_path / "w.pt"
+    weights.write_bytes(b"1")
+    config = ModelConfig(source=f"python:{code}:build", weights=str(weights))
+    code.write_text("first")
+    first = weights_identity(config, "teacher.weights")
+    code.write_text("second")
+    assert weights_identity(config, "teacher.weights") != first
+
+
+def test_a_name_that_timm_does_not_know_for_weights_is_a_path():
+    images = ImageConfig(channels=3, height=32, width=32, num_classes=10)
+    with pytest.raises(ValueError, match="weights: there is no file foo"):
+        build_classifier(ModelConfig(source="timm:resnet10t", weights="foo"), images)

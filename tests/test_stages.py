@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -32,7 +32,7 @@ from pipeline.config import fingerprint
 from pipeline.data import ShardSet
 from pipeline.models import load_frozen, read_description, save_classifier
 from pipeline.recorder import read_metrics
-from pipeline.run import CONFIG_FILE, load_run, student_identity, synthesis_identity
+from pipeline.run import CONFIG_FILE, build_student, load_run, load_student, student_identity, synthesis_identity
 from pipeline.shards import read_manifest, verify
 from pipeline.world import World
 from stages import chain, clean, distill, evaluate, synthesize, teacher
@@ -212,8 +212,8 @@ def test_the_second_student_starts_from_the_first(two_rounds, tmp_path):
     config = load_run(copy_run(two_rounds, tmp_path, **TWO_ROUNDS))
     config.student_path(1).unlink()
 
-    def keep_start(classifier, *arguments, **keywords):
-        started.append({k: v.clone() for k, v in classifier.network.state_dict().items()})
+    def keep_start(state, *arguments, **keywords):
+        started.append({k: v.clone() for k, v in state.classifier.network.state_dict().items()})
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distill, "train", keep_start)
@@ -437,3 +437,15 @@ def test_a_state_left_by_a_kill_after_the_student_is_removed(finished, tmp_path)
     state.write_bytes(b"left over")
     run_in_process(distill.main, config)
     assert not state.exists()
+
+
+def test_a_student_keeps_the_normalisation_it_was_trained_with(finished, tmp_path):
+    config = load_run(copy_run(finished, tmp_path))
+    description = read_description(config.student_path(0))
+    teacher = load_frozen(config.teacher_model, config.images, torch.device("cpu"))
+    assert load_student(config, 0).normalisation == teacher.normalisation
+    assert description["mean"] == pytest.approx([0.3])
+    own = replace(config, student=replace(config.student, mean=(0.1,), std=(0.5,)))
+    student = build_student(own, teacher.normalisation)
+    save_classifier(config.student_path(0), student, config.student, {})
+    assert load_student(config, 0).normalisation == student.normalisation

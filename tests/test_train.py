@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.config import ConfigError
 from pipeline.data import ArrayImages
@@ -14,13 +14,14 @@ from pipeline.losses import distillation_loss, label_loss
 from pipeline.schedules import learning_rates
 from pipeline.train import (
     DistillConfig,
+    Task,
     TrainingConfig,
     TrainState,
     build_optimizer,
     distillation_objective,
     label_objective,
-    train,
 )
+from pipeline.train import train as train_state
 from pipeline.views import AugmentConfig
 
 CONFIG = TrainingConfig(epochs=3, batch_size=5, lr=0.05, log_every=1)
@@ -34,6 +35,11 @@ def images(device) -> ArrayImages:
     noise = torch.randint(0, 40, (24, 3, 8, 8), generator=torch.Generator().manual_seed(0))
     pixels = (noise + 60 * labels[:, None, None, None]).to(torch.uint8)
     return ArrayImages(pixels.to(device), labels.to(device))
+
+
+def train(classifier, images, num_classes, objective, config, seed, purpose, path, run="f", on_step=None) -> None:
+    task = Task(images=images, num_classes=num_classes, objective=objective, seed=seed, purpose=purpose)
+    train_state(TrainState.open(classifier, config, path, {"run": run}), task, config, on_step)
 
 
 class Stop(Exception):
@@ -125,6 +131,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_by_bit(make_classifier, 
                 raise Stop
             log.append((step, numbers["loss"]))
 
+        classifier.network.fc = nn.Sequential(nn.Dropout(0.5), classifier.network.fc)  # layers draw, too
         train(classifier, images, 4, label_objective(config), config, 3, "t", state_path, "f", on_step)
 
     whole = make_classifier(0)
@@ -164,18 +171,17 @@ def test_nothing_is_saved_before_the_time_has_passed(make_classifier, images, tm
     assert not (tmp_path / "s.pt").exists()
 
 
-def saved_state(classifier, path, fingerprint="of another run"):
-    state = TrainState(classifier, build_optimizer(classifier.network, CONFIG), step=3)
-    state.save(path, fingerprint)
+def saved_state(classifier, path, run="another"):
+    state = TrainState.open(classifier, CONFIG, path, {"run": run})
+    state.step = 3
+    state.save()
     return path.read_bytes()
 
 
 def test_a_state_of_another_configuration_is_refused_and_kept(make_classifier, images, tmp_path):
     path = tmp_path / "s.pt"
     data = saved_state(make_classifier(0), path)
-    with pytest.raises(
-        ValueError, match=r"s\.pt belongs to another configuration \(fingerprint of another run there, f"
-    ):
+    with pytest.raises(ConfigError, match=r"s\.pt was made with another configuration \(run: another there, f here\)"):
         train(make_classifier(0), images, 4, label_objective(CONFIG), CONFIG, 0, "t", path, "f")
     assert path.read_bytes() == data
 
@@ -352,3 +358,9 @@ def test_bfloat16_trains_single_precision_weights(make_classifier, images, tmp_p
 def test_a_recipe_that_cannot_be_meant_is_refused(values, message):
     with pytest.raises(ConfigError, match=message):
         DistillConfig(**{"epochs": 1, "batch_size": 4, "lr": 0.1} | values)
+
+
+def test_training_leaves_the_global_generator_alone(make_classifier, images, tmp_path):
+    before = torch.get_rng_state()
+    train(make_classifier(0), images, 4, label_objective(CONFIG), CONFIG, 0, "t", tmp_path / "s.pt")
+    assert torch.equal(torch.get_rng_state(), before)
