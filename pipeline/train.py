@@ -18,11 +18,12 @@ from pipeline.config import ConfigError, refuse_other, to_plain
 from pipeline.data import ArrayImages, epoch_batches
 from pipeline.files import atomic_file
 from pipeline.losses import distillation_loss, label_loss
-from pipeline.models import Classifier, Precision, load_tensors
+from pipeline.models import Classifier, Precision
 from pipeline.plan import MIN_BATCH, batch_ranges
 from pipeline.recorder import OnStep
 from pipeline.schedules import Schedule, learning_rates
 from pipeline.views import AugmentConfig, augment
+from pipeline.weights import load_tensors
 from pipeline.world import derive_seed, make_generator
 
 

@@ -23,12 +23,11 @@ from pipeline.models import (
     ModelConfig,
     build_classifier,
     load_frozen,
-    load_weights,
     read_description,
-    read_weights,
     save_classifier,
     weights_identity,
 )
+from pipeline.weights import load_weights, read_weights
 
 IMAGES = ImageConfig(channels=3, height=32, width=32, num_classes=5)
 SMALL = ModelConfig(source="cifar10:resnet8", options={"width": 4})

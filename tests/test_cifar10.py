@@ -1,0 +1,56 @@
+"""The networks of the literature: their sizes, and the names that public checkpoints use."""
+
+import pytest
+import torch
+
+from cifar10.networks import NETWORKS, build_network
+from pipeline.weights import load_weights
+
+# Parameters in millions that the literature quotes for ten classes.
+PARAMETERS = {
+    "resnet20": 0.27,
+    "resnet56": 0.86,
+    "resnet110": 1.73,
+    "resnet18": 11.17,
+    "resnet34": 21.28,
+    "vgg11": 9.23,
+    "wrn16_1": 0.18,
+    "wrn16_2": 0.69,
+    "wrn40_1": 0.56,
+    "wrn40_2": 2.24,
+}
+
+
+@pytest.mark.parametrize(("name", "millions"), PARAMETERS.items())
+def test_networks_have_the_size_of_the_literature(name, millions):
+    network = build_network(name, in_channels=3, num_classes=10)
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6, 2) == millions
+
+
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in ("resnet110", "resnet34")])
+@pytest.mark.parametrize(("channels", "size", "num_classes"), [(1, 28, 7), (3, 64, 100)])
+def test_networks_take_any_small_image(name, channels, size, num_classes):
+    network = build_network(name, in_channels=channels, num_classes=num_classes).eval()
+    with torch.no_grad():
+        assert network(torch.zeros(1, channels, size, size)).shape == (1, num_classes)
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        ("resnet18", {"fc.": "linear.", ".downsample.": ".shortcut."}),
+        ("resnet20", {"fc.": "linear."}),
+        ("vgg11", {"fc.": "classifier."}),
+        ("wrn16_1", {"fc.": "linear."}),
+    ],
+)
+def test_the_names_of_public_checkpoints_are_understood(tmp_path, name, theirs):
+    source, target = (build_network(name, in_channels=3, num_classes=10) for _ in range(2))
+    renamed = {}
+    for key, value in source.state_dict().items():
+        for ours, their in theirs.items():
+            key = key.replace(ours, their)
+        renamed[f"module.{key}"] = value
+    torch.save({"net": renamed, "acc": 95.0, "epoch": 3}, tmp_path / "checkpoint.pth")
+    load_weights(target, tmp_path / "checkpoint.pth", f"cifar10:{name}")
+    assert all(torch.equal(value, target.state_dict()[key]) for key, value in source.state_dict().items())
