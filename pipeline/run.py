@@ -223,11 +223,24 @@ def student_fingerprint(config: RunConfig, round_index: int) -> str:
     return str(read_description(path)["fingerprint"])
 
 
+def state_path(network_path: Path) -> Path:
+    """Where the training of a network keeps its state until the network is finished."""
+    return network_path.with_suffix(".state")
+
+
+def is_finished(network_path: Path, identity: Mapping[str, Any]) -> bool:
+    """Whether a trained network is there; raises ConfigError when it is of another identity."""
+    if not network_path.exists():
+        return False
+    refuse_other(str(network_path), read_description(network_path)["identity"], identity)
+    state_path(network_path).unlink(missing_ok=True)  # a kill can fall between writing the network and this
+    return True
+
+
 def check_student(config: RunConfig, round_index: int) -> None:
     """Raise ValueError when there is no student of a round, ConfigError when it is of another configuration."""
     student_fingerprint(config, round_index)
-    path = config.student_path(round_index)
-    refuse_other(str(path), read_description(path)["identity"], student_identity(config, round_index))
+    is_finished(config.student_path(round_index), student_identity(config, round_index))
 
 
 def check_inputs(config: RunConfig) -> None:

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from pipeline.run import RunConfig
+from pipeline.run import RunConfig, state_path
 from pipeline.world import World
 from stages.command import run_stage
 
@@ -17,7 +17,7 @@ def main(config: RunConfig, world: World, round_index: int | None = None) -> Non
     else:
         student = config.student_path(round_index)
         evaluation = config.evaluation_path(round_index)
-        doomed = [config.round_folder(round_index), student, student.with_suffix(".state")]
+        doomed = [config.round_folder(round_index), student, state_path(student)]
         doomed += [evaluation, evaluation.with_suffix(".csv"), config.checkpoints / "report.html"]
     for path in doomed:
         if path.is_dir():

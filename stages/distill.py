@@ -4,9 +4,17 @@ from pathlib import Path
 
 from pipeline.config import refuse_other
 from pipeline.data import ShardSet, hold_in_memory
-from pipeline.models import load_frozen, read_description, save_classifier
+from pipeline.models import load_frozen, save_classifier
 from pipeline.recorder import open_recorder
-from pipeline.run import RunConfig, build_student, load_student, student_identity, synthesis_identity
+from pipeline.run import (
+    RunConfig,
+    build_student,
+    is_finished,
+    load_student,
+    state_path,
+    student_identity,
+    synthesis_identity,
+)
 from pipeline.shards import MANIFEST, ShardError, check_sizes, read_manifest, verify
 from pipeline.train import Task, TrainState, distillation_objective, num_steps, train
 from pipeline.world import World
@@ -25,10 +33,7 @@ def main(config: RunConfig, world: World, round_index: int | None = None) -> Non
         refuse_other(str(folder), manifest["identity"], synthesis_identity(config, r))
         check_sizes(folder, manifest)
     path, identity = config.student_path(round_index), student_identity(config, round_index)
-    state_path = path.with_suffix(".state")
-    if path.exists():
-        refuse_other(str(path), read_description(path)["identity"], identity)
-        state_path.unlink(missing_ok=True)  # a kill can fall between writing the student and this
+    if is_finished(path, identity):
         print(f"distill: {path} is up to date")
         return
     _verify(folders)
@@ -36,7 +41,7 @@ def main(config: RunConfig, world: World, round_index: int | None = None) -> Non
     student = (
         load_student(config, round_index - 1) if round_index else build_student(config, teacher.normalisation)
     ).to(world.device)
-    state = TrainState.open(student, config.distill, state_path, identity)
+    state = TrainState.open(student, config.distill, state_path(path), identity)
     task = Task(
         images=hold_in_memory(ShardSet(folders), world.device),
         num_classes=config.images.num_classes,
@@ -51,7 +56,7 @@ def main(config: RunConfig, world: World, round_index: int | None = None) -> Non
     ) as recorder:
         train(state, task, config.distill, recorder.log)
     save_classifier(path, student, config.student, identity)
-    state_path.unlink(missing_ok=True)
+    state_path(path).unlink(missing_ok=True)
     print(f"distill: {path}, {count:,} synthetic images, {steps:,} steps")
 
 

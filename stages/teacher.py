@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-from pipeline.config import refuse_other
 from pipeline.data import hold_in_memory, load_images
 from pipeline.evaluate import evaluate
 from pipeline.files import write_json
-from pipeline.models import build_classifier, read_description, save_classifier
+from pipeline.models import build_classifier, save_classifier
 from pipeline.recorder import open_recorder
-from pipeline.run import RunConfig, teacher_identity
+from pipeline.run import RunConfig, is_finished, state_path, teacher_identity
 from pipeline.train import Task, TrainState, label_objective, num_steps, train
 from pipeline.world import World, derive_seed
 from stages.command import run_stage
@@ -22,15 +21,12 @@ def main(config: RunConfig, world: World, round_index: int | None = None) -> Non
         print(f"teacher: {config.teacher.source} with weights {config.teacher.weights}, nothing to train")
         return
     path, identity = config.trained_teacher_path, teacher_identity(config)
-    state_path = path.with_suffix(".state")
-    if path.exists():
-        refuse_other(str(path), read_description(path)["identity"], identity)
-        state_path.unlink(missing_ok=True)  # a kill can fall between writing the teacher and this
+    if is_finished(path, identity):
         print(f"teacher: {path} is up to date")
         return
     images = load_images(config.data.train or "", "train", Path(config.data.folder), config.images)
     teacher = build_classifier(config.teacher, config.images, seed=derive_seed(config.seed, "teacher/weights"))
-    state = TrainState.open(teacher.to(world.device), config.teacher_training, state_path, identity)
+    state = TrainState.open(teacher.to(world.device), config.teacher_training, state_path(path), identity)
     task = Task(
         images=hold_in_memory(images, world.device),
         num_classes=config.images.num_classes,
@@ -45,7 +41,7 @@ def main(config: RunConfig, world: World, round_index: int | None = None) -> Non
     report = evaluate(teacher, teacher, test, config.images.num_classes, config.evaluation, world.device)
     write_json(path.with_suffix(".json"), {"test": config.data.test, "num_images": report.num_images, **report.teacher})
     save_classifier(path, teacher, config.teacher, identity)
-    state_path.unlink(missing_ok=True)
+    state_path(path).unlink(missing_ok=True)
     print(f"teacher: {path}, top-1 {report.teacher['top1']:.2%} on {report.num_images} test images")
 
 
