@@ -16,6 +16,7 @@ from pipeline.recorder import OnStep
 from pipeline.schedules import Schedule, learning_rates
 from pipeline.terms import TermConfig, View, build_terms, weighted_sum
 from pipeline.views import roll_and_flip
+from pipeline.world import compiled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,7 @@ class Objective:
         self.teacher, self.rival, self.precision = teacher, rival, config.precision
         self.terms = build_terms(config.terms, has_rival=rival is not None)
         self._statistics = statistics
-        self._loss = torch.compile(self._eager_loss, dynamic=False) if config.compile else self._eager_loss
+        self._loss = compiled(self._eager_loss, teacher.mean.device) if config.compile else self._eager_loss
 
     def __call__(self, view: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The total, and the weighted terms, detached, of shape (T,), of view (N, C, H, W) and labels (N,)."""

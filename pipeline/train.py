@@ -24,7 +24,7 @@ from pipeline.recorder import OnStep
 from pipeline.schedules import Schedule, learning_rates
 from pipeline.views import AugmentConfig, augment
 from pipeline.weights import load_tensors
-from pipeline.world import derive_seed, make_generator
+from pipeline.world import compiled, derive_seed, make_generator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +215,7 @@ def _loss_function(classifier: Classifier, objective: Objective, config: Trainin
         with torch.autocast(view.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
             return objective(classifier(view), view, targets)
 
-    return torch.compile(loss, dynamic=False) if config.compile else loss
+    return compiled(loss, classifier.mean.device) if config.compile else loss
 
 
 def _train_step(

@@ -2,12 +2,16 @@
 
 import hashlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
-from collections.abc import Iterator
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import ParamSpec, TypeVar
 
 import torch
 import torch.distributed
@@ -77,6 +81,26 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def compiled(function: Callable[Parameters, Result], device: torch.device) -> Callable[Parameters, Result]:
+    """`function` compiled for each shape it meets; uncompiled, with a warning, where the compiler it needs is missing.
+
+    PyTorch makes C++ for the CPU and Triton kernels for CUDA.
+    """
+    if device.type == "cuda":
+        missing = None if importlib.util.find_spec("triton") else "the package triton"
+    else:
+        known = [os.environ.get("CXX", "g++"), "g++", "clang++"]
+        missing = None if any(map(shutil.which, known)) else "a C++ compiler such as g++"
+    if missing:
+        warnings.warn(f"compile: true needs {missing}; the steps run uncompiled, several times slower", stacklevel=2)
+        return function
+    return torch.compile(function, dynamic=False)
 
 
 def derive_seed(seed: int, purpose: str, index: int = 0) -> int:
