@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -449,3 +450,26 @@ def test_a_student_keeps_the_normalisation_it_was_trained_with(finished, tmp_pat
     student = build_student(own, teacher.normalisation)
     save_classifier(config.student_path(0), student, config.student, {})
     assert load_student(config, 0).normalisation == student.normalisation
+
+
+def test_another_set_of_a_hundred_classes_works_by_configuration_alone(tmp_path):
+    labels = np.arange(200) % 100
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "hundred.npz", x=pixels, y=labels)
+    config = tiny_config(
+        tmp_path,
+        images={"channels": 3, "height": 16, "width": 16, "num_classes": 100},
+        data={"train": f"npz:{tmp_path}/hundred.npz", "test": f"npz:{tmp_path}/hundred.npz"},
+        teacher={"source": "cifar10:wrn16_1"},
+        student={"source": "cifar10:resnet8", "options": {"width": 4}},
+        synthesis__num_images=250,
+        synthesis__batch_size=125,
+        synthesis__inversion__flip=True,
+    )
+    run_in_process(chain.main, config)
+    images = ShardSet([config.round_folder(0)])
+    assert torch.bincount(images.labels, minlength=100).unique().tolist() == [2, 3]
+    assert images[0][0].shape == (3, 16, 16)
+    figures = json.loads(config.evaluation_path(0).read_text())
+    assert len(figures["student"]["per_class_top1"]) == 100
+    assert (config.checkpoints / "report.html").exists()
