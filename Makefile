@@ -4,7 +4,8 @@
 #   PYTHON=python3          an interpreter that has the packages: no .venv is made
 #   NPROC=4                 workers for synthesis (torchrun)        ROUND=2   one round only (make all: up to it)
 #
-# SET is split at spaces, so a value holds none: synthesis.classes=[1,2], not [1, 2].
+# SET is split at spaces, so a value holds none: synthesis.classes=[1,2], not [1, 2]. Items of lists go by number:
+# synthesis.inversion.phases.0.steps=500.
 
 CONFIG ?= configs/digits.yaml
 SET ?=

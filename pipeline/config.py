@@ -49,17 +49,26 @@ def _apply(mapping: dict[str, Any], override: str) -> None:
     *parents, leaf = key.split(".")
     node: Any = mapping
     for i, parent in enumerate(parents):
-        if node.get(parent) is None:
-            node[parent] = {}
-        node = node[parent]
-        if not isinstance(node, dict):
-            raise ConfigError(
-                f"override {override!r}: {'.'.join(parents[: i + 1])} is {_describe(node)}, it has no keys"
-            )
+        node = _child(node, parent)
+        if not isinstance(node, dict | list):
+            place = ".".join(parents[: i + 1])
+            raise ConfigError(f"override {override!r}: {place} is {_describe(node)}, it has no keys")
     try:
-        node[leaf] = yaml.safe_load(text)
+        value = yaml.safe_load(text)
+        node[int(leaf) if isinstance(node, list) else leaf] = value
     except yaml.YAMLError:
         raise ConfigError(f"override {override!r}: {text!r} is not a valid YAML value") from None
+    except (ValueError, IndexError):
+        raise ConfigError(f"override {override!r}: the list has items 0 to {len(node) - 1}, not {leaf}") from None
+
+
+def _child(node: Any, name: str) -> Any:
+    """The value under `name`, a new mapping where there is none; items of lists are named by their number."""
+    if isinstance(node, list):
+        return node[int(name)] if name.isdigit() and int(name) < len(node) else None
+    if node.get(name) is None:
+        node[name] = {}
+    return node[name]
 
 
 def parse(kind: type[T], value: Any, key: str = "") -> T:

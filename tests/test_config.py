@@ -232,3 +232,16 @@ def test_numbers_that_are_not_finite_are_refused(value):
 
 def test_differences_tell_null_from_absent():
     assert differences({"b": 1, "a": None}, {"b": 1}) == "a: None there, absent here"
+
+
+def test_an_override_reaches_the_items_of_a_list(tmp_path):
+    (tmp_path / "a.yaml").write_text("phases: [{steps: 1}, {steps: 2}]\nsizes: [1, 2]")
+    plain = load_yaml(tmp_path / "a.yaml", ["phases.1.steps=20", "phases.0.scale=0.5", "sizes.1=7"])
+    assert plain == {"phases": [{"steps": 1, "scale": 0.5}, {"steps": 20}], "sizes": [1, 7]}
+
+
+@pytest.mark.parametrize("override", ["phases.2.steps=1", "phases.x.steps=1", "sizes.2=1", "sizes.x=1"])
+def test_an_item_that_is_not_there_is_refused(tmp_path, override):
+    (tmp_path / "a.yaml").write_text("phases: [{steps: 1}, {steps: 2}]\nsizes: [1, 2]")
+    with pytest.raises(ConfigError, match=f"override '{override}'"):
+        load_yaml(tmp_path / "a.yaml", [override])
