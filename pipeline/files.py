@@ -84,8 +84,8 @@ def exclusive_lock(path: Path) -> Iterator[None]:
     """Hold `path` as a lock; raises ValueError when another process holds it. A killed process lets go of it."""
     make_folder(path.parent)
     with explained_errors(path):
-        file = open(path, "w")  # noqa: SIM115  # closed below; only the opening is explained as an error of this file
-    with file:
+        path.touch()
+    with open(path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

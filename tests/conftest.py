@@ -2,13 +2,16 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_run import run_in_process, tiny_config
 from torch import Tensor, nn
 
 from pipeline.models import Classifier
+from stages import chain
 
 torch.set_num_threads(1)  # tensors this small only lose by threads, and a reduction's order depends on them
 
@@ -57,3 +60,11 @@ def make_classifier(device: torch.device) -> Callable[..., Classifier]:
         return classifier
 
     return build
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all outputs of the tiny run, to be copied rather than changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    run_in_process(chain.main, tiny_config(folder))
+    return folder

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
-from tiny_run import copy_run, digests, run_command, run_in_process, tiny_config, write_config
+from tiny_run import copy_run, digests, run_command, write_config
 
 from pipeline.files import TEMPORARY_SUFFIX, exclusive_lock
 from pipeline.run import CONFIG_FILE, load_run
@@ -13,14 +13,6 @@ from stages.command import run_stage
 
 STAGES = (teacher, synthesize, distill, evaluate, report, verify, chain)
 Refusal = Callable[..., str]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    """A folder with all outputs of the tiny run."""
-    folder = tmp_path_factory.mktemp("finished")
-    run_in_process(chain.main, tiny_config(folder))
-    return folder
 
 
 @pytest.fixture(scope="module")

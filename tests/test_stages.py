@@ -71,14 +71,6 @@ runpy.run_module("stages.synthesize", run_name="__main__", alter_sys=True)
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    """A folder with all outputs of the tiny run."""
-    folder = tmp_path_factory.mktemp("finished")
-    run_in_process(chain.main, tiny_config(folder))
-    return folder
-
-
-@pytest.fixture(scope="module")
 def two_rounds(tmp_path_factory) -> Path:
     """A folder with all outputs of two rounds, the second with competition."""
     folder = tmp_path_factory.mktemp("two_rounds")
