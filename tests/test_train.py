@@ -42,6 +42,13 @@ def train(classifier, images, num_classes, objective, config, seed, purpose, pat
     train_state(TrainState.open(classifier, config, path, {"run": run}), task, config, on_step)
 
 
+def logged_steps(classifier, images, config, path) -> list[int]:
+    """The steps that a training on labels reports."""
+    steps: list[int] = []
+    train(classifier, images, 4, label_objective(config), config, 0, "t", path, "f", lambda step, _: steps.append(step))
+    return steps
+
+
 class Stop(Exception):
     """A run that is killed."""
 
@@ -151,18 +158,7 @@ def test_a_finished_training_is_not_repeated(make_classifier, images, tmp_path):
     config = replace(CONFIG, save_every_s=0)
     classifier, steps = make_classifier(0), []
     for _ in range(2):
-        train(
-            classifier,
-            images,
-            4,
-            label_objective(config),
-            config,
-            0,
-            "t",
-            tmp_path / "s.pt",
-            "f",
-            lambda step, _: steps.append(step),
-        )
+        steps += logged_steps(classifier, images, config, tmp_path / "s.pt")
     assert steps == list(range(STEPS))
 
 
@@ -226,20 +222,8 @@ def test_a_loss_that_is_not_finite_between_logging_steps_is_found_with_its_step(
 
 
 def test_logging_steps_are_every_nth_and_the_last(make_classifier, images, tmp_path):
-    config, steps = replace(CONFIG, log_every=4), []
-    train(
-        make_classifier(0),
-        images,
-        4,
-        label_objective(config),
-        config,
-        0,
-        "t",
-        tmp_path / "s.pt",
-        "f",
-        lambda step, _: steps.append(step),
-    )
-    assert steps == [0, 4, 8, 12, 14]
+    config = replace(CONFIG, log_every=4)
+    assert logged_steps(make_classifier(0), images, config, tmp_path / "s.pt") == [0, 4, 8, 12, 14]
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])
