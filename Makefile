@@ -1,6 +1,6 @@
 # The whole run is `make`. Every target can be interrupted and run again: it goes on where it was.
 #
-#   CONFIG=configs/x.yaml   the run               SET="seed=1 distill.epochs=10"   override its keys
+#   CONFIG=configs/x.yaml   the run               SET="seed=1 distill.steps=100"   override its keys
 #   PYTHON=python3          an interpreter that has the packages: no .venv is made
 #   NPROC=4                 workers for synthesis (torchrun)        ROUND=2   one round only (make all: up to it)
 #

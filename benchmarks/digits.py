@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 from benchmarks.harness import distil_and_evaluate, gaussian_noise, mean_and_deviation, write_result
-from pipeline.models import load_frozen
 from pipeline.run import load_run
+from pipeline.session import open_session
 from pipeline.world import World, open_world
 from stages import chain
 
@@ -23,10 +23,11 @@ def measure(seed: int, folder: str, world: World) -> dict[str, float]:
     overrides = [f"seed={seed}", f"name=seed{seed}", f"shards_dir={folder}/shards", f"checkpoints_dir={folder}/out"]
     config = load_run(CONFIG, overrides)
     started = time.perf_counter()
-    chain.main(config, world)
-    chain_s = time.perf_counter() - started
+    with open_session(config, world) as session:
+        chain.main(session)
+        chain_s = time.perf_counter() - started
+        teacher = session.teacher
     report = json.loads(config.evaluation_path(config.synthesis.rounds - 1).read_text())
-    teacher = load_frozen(config.teacher_model, config.images, world.device)
     control = distil_and_evaluate(config, gaussian_noise(teacher, config, config.synthesis.num_images), world)
     return {
         "teacher_top1": report["teacher"]["top1"],

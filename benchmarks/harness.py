@@ -17,7 +17,7 @@ from pipeline.evaluate import EvalReport, evaluate
 from pipeline.files import write_json
 from pipeline.models import Classifier, load_frozen
 from pipeline.run import RunConfig, build_student
-from pipeline.train import Task, TrainState, distillation_objective, train
+from pipeline.train import TrainState, distillation_objective, make_task, train
 from pipeline.world import World, make_generator, versions
 
 RESULTS = Path(__file__).parent / "results"
@@ -74,15 +74,16 @@ def distil_and_evaluate(config: RunConfig, images: ArrayImages, world: World) ->
     """A student trained on `images` by the recipe of `config.distill`, judged on the real test images."""
     teacher = load_frozen(config.teacher_model, config.images, world.device)
     student = build_student(config, teacher.normalisation).to(world.device)
-    task = Task(
-        images=images,
+    task = make_task(
+        student,
+        distillation_objective(teacher, config.distill),
+        config.distill,
         num_classes=config.images.num_classes,
-        objective=distillation_objective(teacher, config.distill),
         seed=config.seed,
-        purpose="distill/0",
+        purpose="distill",
     )
     with tempfile.TemporaryDirectory() as folder:
         state = TrainState.open(student, config.distill, Path(folder) / "student.state", {})
-        train(state, task, config.distill)
+        train(state, task, images, config.distill)
     test = load_images(config.data.test, "test", Path(config.data.folder), config.images)
     return evaluate(student, teacher, test, config.images.num_classes, config.evaluation, world.device)

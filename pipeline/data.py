@@ -1,9 +1,10 @@
-"""Image sets: synthetic shards and real images behind one small interface, and the order of an epoch."""
+"""Image sets: synthetic shards and real images behind one small interface, and the order in which they are learnt."""
 
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -250,9 +251,19 @@ def source_identity(source: str, split: str, folder: Path, images: ImageConfig) 
     return {"source": source, "hash": digest}
 
 
-def epoch_batches(
-    num_images: int, batch_size: int, seed: int, purpose: str, epoch: int, device: torch.device
-) -> list[Tensor]:
-    """The batches of one epoch, on `device`: every index once, in an order drawn for it, sizes even within one."""
-    order = to_device(torch.randperm(num_images, generator=make_generator(seed, purpose, epoch)), device)
-    return [order[r.start : r.stop] for r in batch_ranges(num_images, batch_size)]
+def draw_batch(num_images: int, batch_size: int, seed: int, purpose: str, step: int, device: torch.device) -> Tensor:
+    """Indices (batch_size,), on `device`, of one training step.
+
+    The steps cut an endless stream of epochs into equal batches; an epoch is every index once, in an order of its own.
+    """
+    epoch, start = divmod(step * batch_size, num_images)
+    drawn = [_epoch_order(num_images, seed, purpose, epoch, device)[start : start + batch_size]]
+    while (missing := batch_size - sum(map(len, drawn))) > 0:
+        epoch += 1
+        drawn.append(_epoch_order(num_images, seed, purpose, epoch, device)[:missing])
+    return torch.cat(drawn)
+
+
+@lru_cache(maxsize=2)  # consecutive steps are of the same epoch or of two neighbours
+def _epoch_order(num_images: int, seed: int, purpose: str, epoch: int, device: torch.device) -> Tensor:
+    return to_device(torch.randperm(num_images, generator=make_generator(seed, purpose, epoch)), device)

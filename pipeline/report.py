@@ -116,7 +116,7 @@ def _curves(metrics: Sequence[Mapping[str, Any]]) -> str:
     charts = []
     for stage, title, x_label in (
         ("synthesize", "Inversion: weighted loss terms, mean over batches", "step of a batch"),
-        ("distill", "Distillation loss", "step of a round"),
+        ("distill", "Distillation loss", "step"),
         ("teacher", "Training loss of the teacher", "step"),
     ):
         lines = [line for line in metrics if line["stage"] == stage]

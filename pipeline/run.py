@@ -22,7 +22,7 @@ from pipeline.models import (
     read_description,
     weights_identity,
 )
-from pipeline.plan import SynthesisConfig
+from pipeline.plan import SynthesisConfig, even_ranges
 from pipeline.shards import MANIFEST, read_manifest
 from pipeline.train import DistillConfig, TrainingConfig
 from pipeline.world import derive_seed
@@ -90,6 +90,11 @@ class RunConfig:
                 "synthesis.inversion.terms.competition: the rival is the student of the round before, so it needs "
                 "synthesis.rounds of at least 2 (or set it to 0)"
             )
+        if self.distill.steps < self.synthesis.rounds:
+            raise ConfigError(
+                f"distill.steps: {self.distill.steps} is less than one for each of synthesis.rounds="
+                f"{self.synthesis.rounds}; raise it or lower synthesis.rounds"
+            )
         in_a_round = self.synthesis.num_images // self.synthesis.rounds
         if self.distill.batch_size > in_a_round:
             raise ConfigError(
@@ -127,6 +132,10 @@ class RunConfig:
     def round_folder(self, round_index: int) -> Path:
         """Folder of the synthetic images of one round."""
         return Path(self.shards_dir) / self.name / str(round_index)
+
+    def distill_steps(self, round_index: int) -> range:
+        """The steps of distillation that belong to a round."""
+        return even_ranges(self.distill.steps, self.synthesis.rounds)[round_index]
 
     def student_path(self, round_index: int) -> Path:
         """The student distilled on all rounds up to this one."""
@@ -173,7 +182,7 @@ def teacher_identity(config: RunConfig) -> dict[str, Any]:
 
 
 def synthesis_identity(config: RunConfig, round_index: int) -> dict[str, Any]:
-    """What the images of a round depend on; in later rounds that includes the rival, the student before."""
+    """What the images of a round depend on; where the student before is the rival, that includes its recipe."""
     return _identity(
         seed=config.seed,
         round=round_index,
@@ -181,29 +190,31 @@ def synthesis_identity(config: RunConfig, round_index: int) -> dict[str, Any]:
         synthesis=config.synthesis,
         teacher=_frozen_teacher(config),
         verifier=weights_identity(config.verifier, "verifier.weights") if config.verifier else None,
-        rival=student_fingerprint(config, round_index - 1) if round_index else None,
+        rival=_student_recipe(config) if round_index and config.synthesis.inversion.terms.competition else None,
     )
 
 
 def student_identity(config: RunConfig, round_index: int) -> dict[str, Any]:
-    """What the student of a round depends on: the round's images, the student before, the teacher, the recipe."""
+    """What the student of a round depends on: the images up to that round, the teacher, the recipe."""
     return _identity(
         seed=config.seed,
         round=round_index,
         images=config.images,
-        student=weights_identity(config.student, "student.weights"),
-        distill=config.distill,
+        **_student_recipe(config),
         teacher=_frozen_teacher(config),
         shards=fingerprint(synthesis_identity(config, round_index)),
-        before=student_fingerprint(config, round_index - 1) if round_index else None,
     )
+
+
+def _student_recipe(config: RunConfig) -> dict[str, Any]:
+    return {"student": weights_identity(config.student, "student.weights"), "distill": config.distill}
 
 
 def evaluation_identity(config: RunConfig, round_index: int) -> dict[str, Any]:
     """What an evaluation depends on."""
     return _identity(
         images=config.images,
-        student=student_fingerprint(config, round_index),
+        student=fingerprint(student_identity(config, round_index)),
         teacher=_frozen_teacher(config),
         data=source_identity(config.data.test, "test", Path(config.data.folder), config.images),
     )
@@ -213,14 +224,6 @@ def _frozen_teacher(config: RunConfig) -> dict[str, Any]:
     if config.teacher.weights is None and not config.trained_teacher_path.exists():
         raise ValueError(f"there is no teacher yet ({config.trained_teacher_path}); run `make teacher` first")
     return weights_identity(config.teacher_model, "teacher.weights")
-
-
-def student_fingerprint(config: RunConfig, round_index: int) -> str:
-    """The fingerprint in a finished student's file; ValueError when there is none."""
-    path = config.student_path(round_index)
-    if not path.exists():
-        raise ValueError(f"there is no student of round {round_index} ({path}); run `make distill` first")
-    return str(read_description(path)["fingerprint"])
 
 
 def state_path(network_path: Path) -> Path:
@@ -237,10 +240,11 @@ def is_finished(network_path: Path, identity: Mapping[str, Any]) -> bool:
     return True
 
 
-def check_student(config: RunConfig, round_index: int) -> None:
+def require_student(config: RunConfig, round_index: int) -> None:
     """Raise ValueError when there is no student of a round, ConfigError when it is of another configuration."""
-    student_fingerprint(config, round_index)
-    is_finished(config.student_path(round_index), student_identity(config, round_index))
+    path = config.student_path(round_index)
+    if not is_finished(path, student_identity(config, round_index)):
+        raise ValueError(f"there is no student of round {round_index} ({path}); run `make distill` first")
 
 
 def check_inputs(config: RunConfig) -> None:

@@ -5,7 +5,6 @@ import pickle
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -15,11 +14,10 @@ from torch import Tensor, nn
 
 from pipeline.codec import to_unit
 from pipeline.config import ConfigError, refuse_other, to_plain
-from pipeline.data import ArrayImages, epoch_batches
+from pipeline.data import ArrayImages, draw_batch
 from pipeline.files import atomic_file
 from pipeline.losses import distillation_loss, label_loss
 from pipeline.models import Classifier, Precision
-from pipeline.plan import MIN_BATCH, batch_ranges
 from pipeline.recorder import OnStep
 from pipeline.schedules import Schedule, learning_rates
 from pipeline.views import AugmentConfig, augment
@@ -29,9 +27,9 @@ from pipeline.world import compiled, derive_seed, make_generator
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How a classifier is trained. Progress is saved every `save_every_s` seconds."""
+    """How a classifier is trained: `steps` updates in all. Progress is saved every `save_every_s` seconds."""
 
-    epochs: int
+    steps: int
     batch_size: int
     lr: float
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -47,11 +45,11 @@ class TrainingConfig:
     save_every_s: float = 15.0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "log_every"):
+        for name in ("steps", "log_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} must be at least 1")
-        if self.batch_size < MIN_BATCH:
-            raise ConfigError(f"batch_size: {self.batch_size} must be at least {MIN_BATCH}, BatchNorm needs a batch")
+        if self.batch_size < 2:
+            raise ConfigError(f"batch_size: {self.batch_size} must be at least 2, BatchNorm needs a batch")
         if self.lr <= 0:
             raise ConfigError(f"lr: {self.lr} must be positive")
         if self.weight_decay < 0:
@@ -83,13 +81,34 @@ LossOfView = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is learnt: a loss on images, in an order and with views drawn for (seed, purpose, step)."""
+    """What is learnt: a loss of views (N, C, H, W) with class probabilities (N, K); made by `make_task`.
 
-    images: ArrayImages
+    Batches and views are drawn for (seed, purpose, step).
+    """
+
+    loss: LossOfView
     num_classes: int
-    objective: Objective
     seed: int
     purpose: str
+
+
+def make_task(
+    classifier: Classifier,
+    objective: Objective,
+    config: TrainingConfig,
+    *,
+    num_classes: int,
+    seed: int,
+    purpose: str,
+) -> Task:
+    """The task of training `classifier` on an objective; what is compiled for it lives as long as the task."""
+
+    def loss(view: Tensor, targets: Tensor) -> Tensor:
+        with torch.autocast(view.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+            return objective(classifier(view), view, targets)
+
+    loss_of = compiled(loss, classifier.mean.device) if config.compile else loss
+    return Task(loss=loss_of, num_classes=num_classes, seed=seed, purpose=purpose)
 
 
 def label_objective(config: TrainingConfig) -> Objective:
@@ -122,12 +141,14 @@ class TrainState:
     step: int = 0
 
     @classmethod
-    def open(cls, classifier: Classifier, config: TrainingConfig, path: Path, identity: Mapping[str, Any]) -> Self:
-        """The state kept in `path`, or a fresh one where there is none.
+    def open(
+        cls, classifier: Classifier, config: TrainingConfig, path: Path, identity: Mapping[str, Any], step: int = 0
+    ) -> Self:
+        """The state kept in `path`, or, where there is none, a fresh one before `step`.
 
         Raises ValueError when the file is damaged, ConfigError when it is of another identity.
         """
-        state = cls(classifier, build_optimizer(classifier.network, config), path, identity)
+        state = cls(classifier, build_optimizer(classifier.network, config), path, identity, step)
         if path.exists():
             state._restore()
         return state
@@ -164,29 +185,32 @@ def build_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.O
     return torch.optim.AdamW(groups, lr=config.lr)
 
 
-def num_steps(config: TrainingConfig, num_images: int) -> int:
-    """Steps of the whole training."""
-    return config.epochs * len(batch_ranges(num_images, config.batch_size))
-
-
-def train(state: TrainState, task: Task, config: TrainingConfig, on_step: OnStep | None = None) -> None:
-    """Train `state.classifier` in place, from `state.step` on.
+def train(
+    state: TrainState,
+    task: Task,
+    images: ArrayImages,
+    config: TrainingConfig,
+    *,
+    until: int | None = None,
+    on_step: OnStep | None = None,
+) -> None:
+    """Train `state.classifier` in place, from `state.step` up to step `until`, by default all of `config.steps`.
 
     A resumed run sees what an uninterrupted one sees. `on_step` is called every `log_every` steps and after the last.
     Raises FloatingPointError when the loss is not finite; a state saved before stays as it was.
     """
-    device = task.images.pixels.device
-    loss_of = _loss_function(state.classifier.train(), task.objective, config)
-    total = num_steps(config, len(task.images.labels))
-    rates = learning_rates(config.schedule, config.lr, total, config.warmup_fraction)
-    losses = torch.zeros(total, device=device)
+    device = images.pixels.device
+    state.classifier.train()
+    rates = learning_rates(config.schedule, config.lr, config.steps, config.warmup_fraction)
+    until = config.steps if until is None else until
+    losses = torch.zeros(until, device=device)
     checked, saved_at = state.step, time.monotonic()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        while state.step < total:
+        while state.step < until:
             step = state.step
-            losses[step] = _train_step(state, loss_of, task, config, _batch(task, config, step), rates[step])
+            losses[step] = _train_step(state, task, images, config, rates[step])
             state.step += 1
-            log = step % config.log_every == 0 or state.step == total
+            log = step % config.log_every == 0 or state.step == until
             save = time.monotonic() - saved_at > config.save_every_s
             if log or save:
                 _check_finite(losses, checked, state.step)
@@ -198,35 +222,16 @@ def train(state: TrainState, task: Task, config: TrainingConfig, on_step: OnStep
                 saved_at = time.monotonic()
 
 
-def _batch(task: Task, config: TrainingConfig, step: int) -> Tensor:
-    """Indices of the images of one step."""
-    count = len(task.images.labels)
-    epoch, index = divmod(step, num_steps(config, count) // config.epochs)
-    order = _epoch_order(count, config.batch_size, task.seed, f"{task.purpose}/order", epoch, task.images.pixels.device)
-    return order[index]
-
-
-# Consecutive steps are of the same epoch.
-_epoch_order = lru_cache(maxsize=1)(epoch_batches)
-
-
-def _loss_function(classifier: Classifier, objective: Objective, config: TrainingConfig) -> LossOfView:
-    def loss(view: Tensor, targets: Tensor) -> Tensor:
-        with torch.autocast(view.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-            return objective(classifier(view), view, targets)
-
-    return compiled(loss, classifier.mean.device) if config.compile else loss
-
-
-def _train_step(
-    state: TrainState, loss_of: LossOfView, task: Task, config: TrainingConfig, indices: Tensor, lr: float
-) -> Tensor:
+def _train_step(state: TrainState, task: Task, images: ArrayImages, config: TrainingConfig, lr: float) -> Tensor:
     """One update; returns the loss, detached and still on the device."""
-    targets = F.one_hot(task.images.labels[indices], task.num_classes).float()
+    indices = draw_batch(
+        len(images.labels), config.batch_size, task.seed, f"{task.purpose}/order", state.step, images.pixels.device
+    )
+    targets = F.one_hot(images.labels[indices], task.num_classes).float()
     generator = make_generator(task.seed, task.purpose, state.step)
-    view, targets = augment(to_unit(task.images.pixels[indices]), targets, config.augment, generator)
+    view, targets = augment(to_unit(images.pixels[indices]), targets, config.augment, generator)
     torch.manual_seed(derive_seed(task.seed, f"{task.purpose}/layers", state.step))  # dropout takes no generator
-    loss = loss_of(view, targets)
+    loss = task.loss(view, targets)
     state.optimizer.zero_grad()
     torch.autograd.backward(loss)
     for group in state.optimizer.param_groups:

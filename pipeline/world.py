@@ -100,7 +100,8 @@ def compiled(function: Callable[Parameters, Result], device: torch.device) -> Ca
     if missing:
         warnings.warn(f"compile: true needs {missing}; the steps run uncompiled, several times slower", stacklevel=2)
         return function
-    return torch.compile(function, dynamic=False)
+    # Code for the CPU has the number of threads in it; as an option it is also part of the key of the compiler's cache.
+    return torch.compile(function, dynamic=False, options={"cpp.threads": torch.get_num_threads()})
 
 
 def derive_seed(seed: int, purpose: str, index: int = 0) -> int:

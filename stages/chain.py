@@ -1,23 +1,24 @@
 """The whole run in one process: teacher, then synthesis and distillation round by round, evaluation, report."""
 
-from pipeline.run import RunConfig, check_inputs
-from pipeline.world import World
+from pipeline.run import check_inputs
+from pipeline.session import Session
 from stages import distill, evaluate, report, synthesize, teacher
 from stages.command import run_stage
 
 
-def main(config: RunConfig, world: World, round_index: int | None = None) -> None:
+def main(session: Session, round_index: int | None = None) -> None:
     """Run every stage; what is finished already is only checked. With `round_index`, stop after that round."""
+    config, world = session.config, session.world
     check_inputs(config)
-    teacher.main(config, world)
+    teacher.main(session)
     world.barrier()
     last = config.synthesis.rounds - 1 if round_index is None else round_index
     for r in range(last + 1):
-        synthesize.main(config, world, r)
-        distill.main(config, world, r)
+        synthesize.main(session, r)
+        distill.main(session, r)
         world.barrier()
-    evaluate.main(config, world, last)
-    report.main(config, world, last)
+    evaluate.main(session, last)
+    report.main(session, last)
 
 
 if __name__ == "__main__":

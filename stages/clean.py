@@ -3,14 +3,15 @@
 import shutil
 from pathlib import Path
 
-from pipeline.run import RunConfig, state_path
-from pipeline.world import World
+from pipeline.run import state_path
+from pipeline.session import Session
 from stages.command import run_stage
 
 
-def main(config: RunConfig, world: World, round_index: int | None = None) -> None:
+def main(session: Session, round_index: int | None = None) -> None:
     """Remove both output folders of the run; with `round_index`, only what came of that round."""
-    if not world.is_leader:
+    config = session.config
+    if not session.world.is_leader:
         return
     if round_index is None:
         doomed = [Path(config.shards_dir) / config.name, config.checkpoints]

@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 
 from pipeline.files import exclusive_lock
-from pipeline.run import RunConfig, load_run
-from pipeline.world import World, open_world
+from pipeline.run import load_run
+from pipeline.session import Session, open_session
+from pipeline.world import open_world
 
-Stage = Callable[[RunConfig, World, int | None], None]
+Stage = Callable[[Session, int | None], None]
 INTERRUPTED = 130
 
 
@@ -34,8 +35,9 @@ def run_stage(stage: Stage, description: str, *, exclusive: bool = True) -> None
         with open_world() as world:
             config = load_run(arguments.config, arguments.set)
             _check_round(arguments.round, config.synthesis.rounds)
-            with exclusive_lock(config.checkpoints / ".lock") if exclusive and world.is_leader else nullcontext():
-                stage(config, world, arguments.round)
+            lock = exclusive_lock(config.checkpoints / ".lock") if exclusive and world.is_leader else nullcontext()
+            with lock, open_session(config, world) as session:
+                stage(session, arguments.round)
     except torch.OutOfMemoryError as error:
         print(f"error: the device is out of memory; lower batch_size ({error})", file=sys.stderr)
         sys.exit(2)

@@ -9,33 +9,38 @@ from pipeline.config import fingerprint
 from pipeline.data import load_images
 from pipeline.evaluate import EvalReport, evaluate
 from pipeline.files import read_json, write_json, write_text
-from pipeline.models import load_frozen
 from pipeline.recorder import open_recorder
-from pipeline.run import RunConfig, check_student, evaluation_identity, last_student, load_student
-from pipeline.world import World
+from pipeline.run import evaluation_identity, last_student, load_student, require_student
+from pipeline.session import Session
 from stages.command import run_stage
 
 
-def main(config: RunConfig, world: World, round_index: int | None = None) -> None:
+def main(session: Session, round_index: int | None = None) -> None:
     """Write `eval-R.json` and `eval-R.csv` of the student of round R, by default of the last one there is."""
-    if not world.is_leader:
+    config = session.config
+    if not session.world.is_leader:
         return
     if round_index is None:
         round_index = last_student(config)
-    check_student(config, round_index)
+    require_student(config, round_index)
     identity = evaluation_identity(config, round_index)
     path, own = config.evaluation_path(round_index), fingerprint(identity)
     if path.exists() and (done := read_json(path)).get("fingerprint") == own:
         print(f"evaluate: {path} is up to date; {done['line']}")
         return
     images = load_images(config.data.test, "test", Path(config.data.folder), config.images)
-    teacher = load_frozen(config.teacher_model, config.images, world.device)
-    student = load_student(config, round_index).freeze().to(world.device)
+    student = load_student(config, round_index).freeze().to(session.world.device)
     with open_recorder(
         config.metrics_path(), "evaluate", total=len(images.labels), unit="images", round_index=round_index
     ) as recorder:
         report = evaluate(
-            student, teacher, images, config.images.num_classes, config.evaluation, world.device, recorder.advance
+            student,
+            session.teacher,
+            images,
+            config.images.num_classes,
+            config.evaluation,
+            session.world.device,
+            recorder.advance,
         )
         recorder.log(report.num_images - 1, report.row())
     write_text(path.with_suffix(".csv"), _csv(config.name, round_index, report))

@@ -3,28 +3,30 @@
 import torch
 from torch import Tensor
 
+from pipeline.config import fingerprint
 from pipeline.data import ShardSet
 from pipeline.files import read_json, write_text
 from pipeline.recorder import read_metrics
 from pipeline.report import render
-from pipeline.run import RunConfig, check_student, last_student, resolved_yaml, student_fingerprint
+from pipeline.run import last_student, require_student, resolved_yaml, student_identity
+from pipeline.session import Session
 from pipeline.shards import read_manifest
-from pipeline.world import World
 from stages.command import run_stage
 
 GRID_CLASSES, GRID_IMAGES = 10, 16
 
 
-def main(config: RunConfig, world: World, round_index: int | None = None) -> None:
+def main(session: Session, round_index: int | None = None) -> None:
     """Write `report.html` of the student of a round, by default of the last one that was evaluated."""
-    if not world.is_leader:
+    config = session.config
+    if not session.world.is_leader:
         return
     if round_index is None:
         round_index = last_student(config)
-    check_student(config, round_index)
+    require_student(config, round_index)
     evaluation_path = config.evaluation_path(round_index)
     evaluation = read_json(evaluation_path) if evaluation_path.exists() else None
-    if evaluation is None or evaluation["identity"]["student"] != student_fingerprint(config, round_index):
+    if evaluation is None or evaluation["identity"]["student"] != fingerprint(student_identity(config, round_index)):
         raise ValueError(f"there is no evaluation of this student ({evaluation_path}); run `make evaluate` first")
     folders = [config.round_folder(r) for r in range(round_index + 1)]
     metrics_files = [config.metrics_path(), *sorted(config.checkpoints.glob("metrics.*.jsonl"))]

@@ -1,26 +1,25 @@
 """Invert the teacher into the class-organised synthetic images of one round."""
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from pipeline.capture import batch_norm_layers
 from pipeline.codec import decode_image, encode_image
 from pipeline.evidence import judge
-from pipeline.invert import Inversion, invert, open_objective, phase_size
-from pipeline.models import Classifier, check_fit, load_frozen
+from pipeline.invert import Inversion, Objective, invert
 from pipeline.plan import BatchSpec, plan_batches
 from pipeline.recorder import OnStep, Recorder, open_recorder
-from pipeline.run import RunConfig, check_folder, claim_folder, load_student, synthesis_identity
+from pipeline.run import RunConfig, check_folder, claim_folder, synthesis_identity
+from pipeline.session import Session
 from pipeline.shards import MANIFEST, Sample, check_sizes, pack, part_path, read_manifest, remove_parts, write_part
-from pipeline.world import World, versions
+from pipeline.world import versions
 from stages.command import run_stage
 
 
-def main(config: RunConfig, world: World, round_index: int | None = None) -> None:
+def main(session: Session, round_index: int | None = None) -> None:
     """Make every batch of the round that is not there yet, then pack all of them into shards."""
+    config, world = session.config, session.world
     if round_index is None:
         round_index = _next_round(config)
     folder, identity = config.round_folder(round_index), synthesis_identity(config, round_index)
@@ -30,11 +29,12 @@ def main(config: RunConfig, world: World, round_index: int | None = None) -> Non
     pending = [spec for spec in specs if not complete and not part_path(folder, spec.index).exists()]
     world.barrier()  # all workers have listed the same pending batches before one of them adds a part
     if pending:
-        networks = _load_networks(config, world, round_index)  # before anything is written: their files can be wrong
+        objective = session.objective(round_index)  # before anything is written: the networks' files can be wrong
+        assert session.teacher and (session.verifier or config.verifier is None)
         if world.is_leader:
             claim_folder(folder, identity, config)
         world.barrier()  # no part is written before it is known whose it is
-        _make_parts(config, world, round_index, pending, len(specs) - len(pending), networks)
+        _make_parts(session, round_index, pending, len(specs) - len(pending), objective)
         world.barrier()
     if world.is_leader:
         if complete:
@@ -51,47 +51,22 @@ def _next_round(config: RunConfig) -> int:
     return next((r for r in rounds if not (config.round_folder(r) / MANIFEST).exists()), rounds[-1])
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Networks:
-    """All frozen, on this worker's device."""
-
-    teacher: Classifier
-    verifier: Classifier | None
-    rival: Classifier | None
-
-
-def _load_networks(config: RunConfig, world: World, round_index: int) -> _Networks:
-    """Load what the round needs; raises ValueError when the teacher cannot be inverted in every phase."""
-    teacher = load_frozen(config.teacher_model, config.images, world.device)
-    batch_norm_layers(teacher.network)
-    for phase in config.synthesis.inversion.phases:
-        height, width = phase_size(phase.scale, config.images.height, config.images.width)
-        check_fit(teacher, config.teacher, replace(config.images, height=height, width=width))
-    verifier = load_frozen(config.verifier, config.images, world.device) if config.verifier else None
-    rival = None
-    if round_index and config.synthesis.inversion.terms.competition:
-        rival = load_student(config, round_index - 1).freeze().to(world.device)
-    return _Networks(teacher=teacher, verifier=verifier, rival=rival)
-
-
 def _make_parts(
-    config: RunConfig, world: World, round_index: int, pending: list[BatchSpec], num_done: int, networks: _Networks
+    session: Session, round_index: int, pending: list[BatchSpec], num_done: int, objective: Objective
 ) -> None:
     """Make this worker's share of the pending batches."""
+    config, world = session.config, session.world
     inversion_config, specs = config.synthesis.inversion, pending[world.rank :: world.size]
     steps, steps_done = inversion_config.num_steps, num_done // world.size * inversion_config.num_steps
-    with (
-        open_objective(networks.teacher, networks.rival, inversion_config) as objective,
-        open_recorder(
-            config.metrics_path(world.rank),
-            "synthesize",
-            total=steps_done + len(specs) * steps,
-            done=steps_done,
-            unit="steps",
-            visible=world.is_leader,
-            round_index=round_index,
-        ) as recorder,
-    ):
+    with open_recorder(
+        config.metrics_path(world.rank),
+        "synthesize",
+        total=steps_done + len(specs) * steps,
+        done=steps_done,
+        unit="steps",
+        visible=world.is_leader,
+        round_index=round_index,
+    ) as recorder:
         for i, spec in enumerate(specs):
             inversion = invert(
                 objective,
@@ -101,7 +76,7 @@ def _make_parts(
                 torch.Generator().manual_seed(spec.seed),
                 _logger(recorder, spec.index, steps_done + i * steps),
             )
-            samples = _samples(config, spec, inversion, networks)
+            samples = _samples(session, spec, inversion)
             write_part(config.round_folder(round_index), spec.index, samples, config.synthesis.image_format)
 
 
@@ -109,18 +84,17 @@ def _logger(recorder: Recorder, batch: int, steps_before: int) -> OnStep:
     return lambda step, figures: recorder.log(step, figures, done=steps_before + step + 1, batch=batch)
 
 
-def _samples(config: RunConfig, spec: BatchSpec, inversion: Inversion, networks: _Networks) -> list[Sample]:
+def _samples(session: Session, spec: BatchSpec, inversion: Inversion) -> list[Sample]:
     """Encode the images, and judge what a reader of the files will see."""
-    synthesis = config.synthesis
+    synthesis, device = session.config.synthesis, session.world.device
     with ThreadPoolExecutor() as threads:  # Pillow encodes without holding the interpreter's lock
         files = list(
             threads.map(
                 lambda image: encode_image(image, synthesis.image_format, synthesis.jpeg_quality), inversion.images
             )
         )
-    stored = torch.stack([decode_image(file, config.images.channels, f"batch {spec.index}") for file in files])
-    device = networks.teacher.mean.device
-    verdicts = judge(stored.to(device), inversion.labels.to(device), networks.teacher, networks.verifier)
+    stored = torch.stack([decode_image(file, session.config.images.channels, f"batch {spec.index}") for file in files])
+    verdicts = judge(stored.to(device), inversion.labels.to(device), session.teacher, session.verifier)
     return [
         Sample(
             number=spec.first_image + i,

@@ -7,17 +7,20 @@ from pipeline.evaluate import evaluate
 from pipeline.files import write_json
 from pipeline.models import build_classifier, save_classifier
 from pipeline.recorder import open_recorder
-from pipeline.run import RunConfig, is_finished, state_path, teacher_identity
-from pipeline.train import Task, TrainState, label_objective, num_steps, train
-from pipeline.world import World, derive_seed
+from pipeline.run import is_finished, state_path, teacher_identity
+from pipeline.session import Session
+from pipeline.train import TrainState, label_objective, make_task, train
+from pipeline.world import derive_seed
 from stages.command import run_stage
 
 
-def main(config: RunConfig, world: World, round_index: int | None = None) -> None:
+def main(session: Session, round_index: int | None = None) -> None:
     """Write `teacher.safetensors` and, beside it, its accuracy on the test images."""
-    if not world.is_leader:
+    config = session.config
+    if not session.world.is_leader:
         return
-    if config.teacher_training is None:
+    training, device = config.teacher_training, session.world.device
+    if training is None:
         print(f"teacher: {config.teacher.source} with weights {config.teacher.weights}, nothing to train")
         return
     path, identity = config.trained_teacher_path, teacher_identity(config)
@@ -26,19 +29,21 @@ def main(config: RunConfig, world: World, round_index: int | None = None) -> Non
         return
     images = load_images(config.data.train or "", "train", Path(config.data.folder), config.images)
     teacher = build_classifier(config.teacher, config.images, seed=derive_seed(config.seed, "teacher/weights"))
-    state = TrainState.open(teacher.to(world.device), config.teacher_training, state_path(path), identity)
-    task = Task(
-        images=hold_in_memory(images, world.device),
+    state = TrainState.open(teacher.to(device), training, state_path(path), identity)
+    task = make_task(
+        teacher,
+        label_objective(training),
+        training,
         num_classes=config.images.num_classes,
-        objective=label_objective(config.teacher_training),
         seed=config.seed,
         purpose="teacher",
     )
-    steps = num_steps(config.teacher_training, len(images.labels))
-    with open_recorder(config.metrics_path(), "teacher", total=steps, done=state.step, unit="steps") as recorder:
-        train(state, task, config.teacher_training, recorder.log)
+    with open_recorder(
+        config.metrics_path(), "teacher", total=training.steps, done=state.step, unit="steps"
+    ) as recorder:
+        train(state, task, hold_in_memory(images, device), training, on_step=recorder.log)
     test = load_images(config.data.test, "test", Path(config.data.folder), config.images)
-    report = evaluate(teacher, teacher, test, config.images.num_classes, config.evaluation, world.device)
+    report = evaluate(teacher, teacher, test, config.images.num_classes, config.evaluation, device)
     write_json(path.with_suffix(".json"), {"test": config.data.test, "num_images": report.num_images, **report.teacher})
     save_classifier(path, teacher, config.teacher, identity)
     state_path(path).unlink(missing_ok=True)

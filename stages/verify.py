@@ -1,13 +1,13 @@
 """Re-hash the shards of every finished round against their manifests."""
 
-from pipeline.run import RunConfig
+from pipeline.session import Session
 from pipeline.shards import MANIFEST, ShardError, read_manifest, verify
-from pipeline.world import World
 from stages.command import run_stage
 
 
-def main(config: RunConfig, world: World, round_index: int | None = None) -> None:
+def main(session: Session, round_index: int | None = None) -> None:
     """Raise ShardError with one line for each shard that is missing, truncated or altered."""
+    config = session.config
     rounds = range(config.synthesis.rounds) if round_index is None else [round_index]
     folders = [config.round_folder(r) for r in rounds if (config.round_folder(r) / MANIFEST).exists()]
     if not folders:

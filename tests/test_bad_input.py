@@ -45,7 +45,7 @@ BAD_SETTINGS = {
         ["unknown key synthesis.inversion.terms.tv", "known there: classification"],
     ),
     "word for a count": (["synthesis.num_images=many"], ["synthesis.num_images: expected a whole number, got 'many'"]),
-    "fraction for a count": (["distill.epochs=1.5"], ["distill.epochs: expected a whole number, got 1.5"]),
+    "fraction for a count": (["distill.steps=1.5"], ["distill.steps: expected a whole number, got 1.5"]),
     "word for a number": (["distill.lr=fast"], ["distill.lr: expected a finite number, got 'fast'"]),
     "not a number": (["distill.lr=.nan"], ["distill.lr: expected a finite number, got nan"]),
     "number for a switch": (["distill.augment.flip=3"], ["distill.augment.flip: expected true or false, got 3"]),
@@ -54,6 +54,10 @@ BAD_SETTINGS = {
     "nothing for a section": (["student="], ["student: expected keys and values, got nothing"]),
     "unknown choice": (["synthesis.image_format=pngs"], ["synthesis.image_format: 'pngs'", "did you mean png?"]),
     "no value": (["seed"], ["override 'seed' must look like key=value"]),
+    "fewer steps than rounds": (
+        ["synthesis.rounds=3", "distill.steps=2"],
+        ["distill.steps: 2 is less than one for each of synthesis.rounds=3", "raise it or lower synthesis.rounds"],
+    ),
     "more rounds than images": (["synthesis.rounds=61"], ["synthesis.rounds: 61", "num_images=60", "lower it"]),
     "batch larger than the set": (
         ["synthesis.batch_size=61"],
@@ -179,7 +183,7 @@ OTHER_CONFIGURATIONS = {
     "student before evaluation": (evaluate, "distill.lr", "0.1", "0.2", "checkpoints/tiny/student-0.safetensors"),
     "student before the report": (report, "distill.lr", "0.1", "0.2", "checkpoints/tiny/student-0.safetensors"),
     "student": (distill, "distill.lr", "0.1", "0.2", "checkpoints/tiny/student-0.safetensors"),
-    "teacher": (teacher, "teacher_training.epochs", "2", "3", "checkpoints/tiny/teacher.safetensors"),
+    "teacher": (teacher, "teacher_training.steps", "42", "43", "checkpoints/tiny/teacher.safetensors"),
 }
 
 
@@ -253,9 +257,10 @@ def test_each_stage_asks_for_what_the_one_before_makes(refusal, finished, tmp_pa
 
 
 def test_a_later_round_asks_for_the_student_before(refusal, tmp_path, weights):
-    rounds = {"synthesis__rounds": 2, "synthesis__batch_size": 10}
+    rounds = {"synthesis__rounds": 2, "synthesis__batch_size": 20, "synthesis__inversion__terms__competition": 1.0}
     path = write_config(tmp_path, **with_weights(weights, **rounds))
     assert "there is no student of round 0" in refusal(synthesize, path, "--round", "1")
+    assert "holds no complete synthetic dataset" in refusal(distill, path, "--round", "1")
 
 
 def test_a_truncated_student_is_named(refusal, finished, tmp_path):

@@ -13,7 +13,7 @@ from pipeline.data import (
     DIGITS_HELD_OUT,
     DataConfig,
     ShardSet,
-    epoch_batches,
+    draw_batch,
     hold_in_memory,
     load_images,
     source_identity,
@@ -124,29 +124,32 @@ def test_images_held_in_memory_are_the_same(packed):
     assert torch.equal(held.labels, images.labels)
 
 
-@pytest.mark.parametrize(("num_images", "batch_size"), [(36, 12), (37, 12), (10, 10), (7, 100)])
-def test_an_epoch_shows_every_image_once_in_batches_of_about_the_same_size(num_images, batch_size):
-    batches = epoch_batches(num_images, batch_size, seed=0, purpose="test", epoch=0, device=CPU)
-    assert sorted(torch.cat(batches).tolist()) == list(range(num_images))
-    sizes = [len(batch) for batch in batches]
-    assert max(sizes) <= batch_size
-    assert max(sizes) - min(sizes) <= 1
+def first_draws(num_images, batch_size, num_steps, seed=0, purpose="test") -> list[torch.Tensor]:
+    return [draw_batch(num_images, batch_size, seed, purpose, step, CPU) for step in range(num_steps)]
 
 
-def test_an_epoch_of_a_shard_set_reads_every_key_once_in_mixed_classes(packed):
+@pytest.mark.parametrize(("num_images", "batch_size"), [(36, 12), (37, 12), (10, 10), (7, 20)])
+def test_the_stream_shows_every_image_once_an_epoch_in_equal_batches(num_images, batch_size):
+    batches = first_draws(num_images, batch_size, num_images)
+    assert {len(batch) for batch in batches} == {batch_size}
+    epochs = torch.cat(batches).view(batch_size, num_images)
+    assert all(sorted(epoch.tolist()) == list(range(num_images)) for epoch in epochs)
+    assert len({tuple(epoch.tolist()) for epoch in epochs}) == batch_size
+
+
+def test_an_epoch_of_a_shard_set_mixes_classes(packed):
     images = ShardSet([packed[0]])
-    batches = epoch_batches(len(images), 12, seed=0, purpose="test", epoch=0, device=CPU)
-    assert sorted(images.keys[i] for batch in batches for i in batch.tolist()) == sorted(images.keys)
-    assert all(len(images.labels[batch].unique()) > 4 for batch in batches)
+    assert all(len(images.labels[batch].unique()) > 4 for batch in first_draws(len(images), 12, len(images) // 12))
 
 
-def test_the_order_depends_on_seed_purpose_and_epoch_alone():
-    def order(seed=0, purpose="test", epoch=0, device=CPU):
+def test_the_order_depends_on_seed_purpose_and_step_alone():
+    def order(seed=0, purpose="test"):
         torch.rand(1)
-        return torch.cat(epoch_batches(50, 8, seed, purpose, epoch, CPU)).tolist()
+        return torch.cat(first_draws(50, 8, 12, seed, purpose)).tolist()
 
     assert order() == order()
-    assert len({tuple(o) for o in (order(), order(seed=1), order(purpose="other"), order(epoch=1))}) == 4
+    assert len({tuple(o) for o in (order(), order(seed=1), order(purpose="other"))}) == 3
+    assert draw_batch(50, 8, 0, "test", 11, CPU).tolist() == order()[-8:]
 
 
 def test_the_digits_split_is_fixed_disjoint_and_complete():

@@ -33,7 +33,16 @@ from pipeline.config import fingerprint
 from pipeline.data import ShardSet
 from pipeline.models import load_frozen, read_description, save_classifier
 from pipeline.recorder import read_metrics
-from pipeline.run import CONFIG_FILE, build_student, load_run, load_student, student_identity, synthesis_identity
+from pipeline.run import (
+    CONFIG_FILE,
+    RunConfig,
+    build_student,
+    load_run,
+    load_student,
+    student_identity,
+    synthesis_identity,
+)
+from pipeline.session import open_session
 from pipeline.shards import read_manifest, verify
 from pipeline.world import World
 from stages import chain, clean, distill, evaluate, synthesize, teacher
@@ -44,12 +53,13 @@ TWO_ROUNDS = {
     "synthesis__batch_size": 15,
     "synthesis__inversion__terms__competition": 10.0,
     "distill__batch_size": 15,
+    "distill__steps": 6,
 }
 # Long enough to be killed on the way: 6 batches, 60 steps of distillation.
 LONGER = {
     "synthesis__batch_size": 10,
     "synthesis__inversion__phases": [{"steps": 50}],
-    "distill__epochs": 20,
+    "distill__steps": 60,
     "distill__augment": {"shift_px": 1, "mixup_probability": 0.5},
 }
 KILLS, KILL_SEED = 3, 1
@@ -173,9 +183,8 @@ def test_two_rounds_share_the_images_and_pool_them(two_rounds):
     students = [read_description(config.student_path(r)) for r in range(2)]
     fingerprints = [read_manifest(folder)["fingerprint"] for folder in folders]
     assert [student["identity"]["shards"] for student in students] == fingerprints
-    assert [student["identity"]["before"] for student in students] == [None, students[0]["fingerprint"]]
     lines = [line for line in read_metrics(config.metrics_path()) if line["stage"] == "distill"]
-    assert {line["round"]: line["step"] + 1 for line in lines} == {0: 30 / 15, 1: 60 / 15}
+    assert {line["round"]: line["step"] + 1 for line in lines} == {0: 3, 1: 6}
     assert json.loads(config.evaluation_path(1).read_text())["round"] == 1
 
 
@@ -262,6 +271,21 @@ def test_verify_and_clean(finished, tmp_path, capsys):
     run_in_process(clean.main, config)
 
 
+def test_rounds_in_one_process_make_what_stages_of_their_own_make(finished, tmp_path):
+    schedule = {**TWO_ROUNDS, "synthesis__rounds": 4, "distill__steps": 10}  # a batch for every few steps
+    folders = [tmp_path / "chain", tmp_path / "stages"]
+    configs = [load_run(copy_run(finished, folder, **schedule)) for folder in folders]
+    for config in configs:
+        run_in_process(clean.main, config, 0)
+    run_in_process(chain.main, configs[0])
+    for _ in range(4):
+        run_in_process(synthesize.main, configs[1])
+        run_in_process(distill.main, configs[1])
+    made = [digests(folder, leave_out=[CONFIG_FILE, "tiny.yaml", "metrics.jsonl"]) for folder in folders]
+    assert len({config.student_path(3).read_bytes() for config in configs}) == 1
+    assert {name: made[0][name] for name in made[1]} == made[1]
+
+
 def test_clean_of_one_round_keeps_the_others(two_rounds, tmp_path):
     config = load_run(copy_run(two_rounds, tmp_path, **TWO_ROUNDS))
     run_in_process(clean.main, config, 1)
@@ -301,6 +325,11 @@ def test_three_workers_make_the_same_bytes_as_one(finished, uninterrupted, tmp_p
     assert by_worker == [{0, 3}, {1, 4}, {2, 5}]
 
 
+def synthesize_as(world: World, config: RunConfig) -> None:
+    with open_session(config, world) as session:
+        synthesize.main(session)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ThreadWorld(World):
     """A worker that is a thread of this process."""
@@ -319,7 +348,7 @@ def test_any_number_of_workers_makes_the_same_parts(finished, tmp_path, monkeypa
         meeting = threading.Barrier(size)
         workers = [ThreadWorld(rank=rank, size=size, meeting=meeting) for rank in range(size)]
         with ThreadPoolExecutor(size) as pool:
-            list(pool.map(lambda world, config=config: synthesize.main(config, world), workers))
+            list(pool.map(lambda world, config=config: synthesize_as(world, config), workers))
         made.append(digests(config.round_folder(0), leave_out=[CONFIG_FILE]))
     assert [f"parts/{index:06d}.tar" in made[0] for index in range(6)] == [True] * 6
     assert made[0] == made[1] == made[2]
@@ -403,8 +432,8 @@ def test_make_alone_runs_the_chain():
     [
         ({"CONFIG": "configs/x.yaml"}, "p -m stages.synthesize --config configs/x.yaml"),
         (
-            {"SET": "seed=1 distill.epochs=10"},
-            "p -m stages.synthesize --config configs/digits.yaml --set seed=1 distill.epochs=10",
+            {"SET": "seed=1 distill.steps=10"},
+            "p -m stages.synthesize --config configs/digits.yaml --set seed=1 distill.steps=10",
         ),
         ({"ROUND": "0"}, "p -m stages.synthesize --config configs/digits.yaml --round 0"),
         ({"NPROC": "1"}, "p -m stages.synthesize --config configs/digits.yaml"),

@@ -14,18 +14,18 @@ from pipeline.losses import distillation_loss, label_loss
 from pipeline.schedules import learning_rates
 from pipeline.train import (
     DistillConfig,
-    Task,
     TrainingConfig,
     TrainState,
     build_optimizer,
     distillation_objective,
     label_objective,
+    make_task,
 )
 from pipeline.train import train as train_state
 from pipeline.views import AugmentConfig
 
-CONFIG = TrainingConfig(epochs=3, batch_size=5, lr=0.05, log_every=1)
-STEPS = 15  # three epochs of five batches
+STEPS = 15
+CONFIG = TrainingConfig(steps=STEPS, batch_size=5, lr=0.05, log_every=1)
 
 
 @pytest.fixture
@@ -38,8 +38,8 @@ def images(device) -> ArrayImages:
 
 
 def train(classifier, images, num_classes, objective, config, seed, purpose, path, run="f", on_step=None) -> None:
-    task = Task(images=images, num_classes=num_classes, objective=objective, seed=seed, purpose=purpose)
-    train_state(TrainState.open(classifier, config, path, {"run": run}), task, config, on_step)
+    task = make_task(classifier, objective, config, num_classes=num_classes, seed=seed, purpose=purpose)
+    train_state(TrainState.open(classifier, config, path, {"run": run}), task, images, config, on_step=on_step)
 
 
 def logged_steps(classifier, images, config, path) -> list[int]:
@@ -89,7 +89,7 @@ def test_the_teacher_sees_the_view_that_the_student_sees_and_labels_are_added(
 ):
     teacher, student = make_classifier(0).freeze(), make_classifier(1)
     config = DistillConfig(
-        epochs=1,
+        steps=4,
         batch_size=6,
         lr=0.01,
         label_weight=2.0,
@@ -111,7 +111,7 @@ def test_the_teacher_sees_the_view_that_the_student_sees_and_labels_are_added(
 
 
 def test_a_teacher_learns_and_a_student_learns_from_it_without_labels(make_classifier, images, tmp_path):
-    config = TrainingConfig(epochs=30, batch_size=12, lr=0.1)
+    config = TrainingConfig(steps=60, batch_size=12, lr=0.1)
     teacher = make_classifier(0)
     train(teacher, images, 4, label_objective(config), config, 0, "teacher", tmp_path / "teacher.pt", "f")
     teacher.freeze()
@@ -119,7 +119,7 @@ def test_a_teacher_learns_and_a_student_learns_from_it_without_labels(make_class
     right = teacher(pixels).argmax(1) == images.labels
     assert right.float().mean() > 0.9
     student, unlabelled = make_classifier(1), ArrayImages(images.pixels, torch.zeros_like(images.labels))
-    distill = DistillConfig(epochs=40, batch_size=12, lr=0.1)
+    distill = DistillConfig(steps=80, batch_size=12, lr=0.1)
     train(student, unlabelled, 4, distillation_objective(teacher, distill), distill, 0, "s", tmp_path / "s.pt", "f")
     agreed = student.freeze()(pixels).argmax(1) == teacher(pixels).argmax(1)
     assert agreed.float().mean() > 0.9
@@ -282,7 +282,8 @@ def test_every_epoch_sees_every_image_once_in_an_order_of_its_own(make_classifie
         return F.cross_entropy(logits, targets)
 
     train(make_classifier(0), images, 4, objective, CONFIG, 0, "t", tmp_path / "s.pt", "f")
-    epochs = [[image for batch in batches[i : i + 5] for image in batch] for i in range(0, STEPS, 5)]
+    stream = [image for batch in batches for image in batch]
+    epochs = [stream[i : i + 24] for i in range(0, 72, 24)]
     everything = sorted((images.pixels.float() / 255).sum((1, 2, 3)).tolist())
     assert all(sorted(epoch) == pytest.approx(everything) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
@@ -290,7 +291,7 @@ def test_every_epoch_sees_every_image_once_in_an_order_of_its_own(make_classifie
 
 def test_every_step_draws_views_of_its_own(make_classifier, images, tmp_path):
     same = ArrayImages(images.pixels[:1].repeat(24, 1, 1, 1), images.labels[:1].repeat(24))
-    config, views = replace(CONFIG, batch_size=24, epochs=4, augment=AugmentConfig(shift_px=2)), []
+    config, views = replace(CONFIG, batch_size=24, steps=4, augment=AugmentConfig(shift_px=2)), []
 
     def objective(logits, view, targets):
         views.append(view)
@@ -302,7 +303,7 @@ def test_every_step_draws_views_of_its_own(make_classifier, images, tmp_path):
 
 
 def test_bfloat16_trains_single_precision_weights(make_classifier, images, tmp_path):
-    config, losses = replace(CONFIG, precision="bfloat16", epochs=10), []
+    config, losses = replace(CONFIG, precision="bfloat16", steps=50), []
     classifier = make_classifier(0)
     types = set()
 
@@ -330,8 +331,8 @@ def test_bfloat16_trains_single_precision_weights(make_classifier, images, tmp_p
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"epochs": 0}, "epochs: 0 must be at least 1"),
-        ({"batch_size": 1}, "batch_size: 1 must be at least 3"),
+        ({"steps": 0}, "steps: 0 must be at least 1"),
+        ({"batch_size": 1}, "batch_size: 1 must be at least 2"),
         ({"lr": 0.0}, r"lr: 0\.0 must be positive"),
         ({"weight_decay": -0.1}, r"weight_decay: -0\.1 must be at least 0"),
         ({"momentum": 1.0}, r"momentum: 1\.0 must be in \[0, 1\)"),
@@ -341,7 +342,7 @@ def test_bfloat16_trains_single_precision_weights(make_classifier, images, tmp_p
 )
 def test_a_recipe_that_cannot_be_meant_is_refused(values, message):
     with pytest.raises(ConfigError, match=message):
-        DistillConfig(**{"epochs": 1, "batch_size": 4, "lr": 0.1} | values)
+        DistillConfig(**{"steps": 1, "batch_size": 4, "lr": 0.1} | values)
 
 
 def test_training_leaves_the_global_generator_alone(make_classifier, images, tmp_path):

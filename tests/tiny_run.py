@@ -18,6 +18,7 @@ import yaml
 
 from pipeline.codec import encode_image
 from pipeline.run import RunConfig, load_run
+from pipeline.session import open_session
 from pipeline.shards import Sample
 from pipeline.world import World, make_generator
 from stages.command import Stage, run_stage
@@ -32,7 +33,7 @@ def plain_config(folder: Path) -> dict[str, Any]:
         "images": {"channels": 1, "height": 8, "width": 8, "num_classes": 10},
         "data": {"train": "sklearn:digits", "test": "sklearn:digits"},
         "teacher": {"source": "cifar10:resnet8", "options": {"width": 4}, "mean": [0.3], "std": [0.37]},
-        "teacher_training": {"epochs": 2, "batch_size": 64, "lr": 0.1},
+        "teacher_training": {"steps": 42, "batch_size": 64, "lr": 0.1},
         "student": {"source": "cifar10:resnet8", "options": {"width": 2}},
         "synthesis": {
             "num_images": 60,
@@ -43,7 +44,7 @@ def plain_config(folder: Path) -> dict[str, Any]:
                 "terms": {"classification": 1.0, "feature_divergence": 5.0},
             },
         },
-        "distill": {"epochs": 1, "batch_size": 20, "lr": 0.1},
+        "distill": {"steps": 3, "batch_size": 20, "lr": 0.1},
         "shards_dir": str(folder / "shards"),
         "checkpoints_dir": str(folder / "checkpoints"),
     }
@@ -73,7 +74,8 @@ def tiny_config(folder: Path, **overrides: Any) -> RunConfig:
 
 def run_in_process(stage: Callable[..., None], config: RunConfig, round_index: int | None = None) -> None:
     """One stage as a single worker on the CPU."""
-    stage(config, World(device=torch.device("cpu")), round_index)
+    with open_session(config, World(device=torch.device("cpu"))) as session:
+        stage(session, round_index)
 
 
 def run_command(monkeypatch: Any, stage: Stage, path: Path, *arguments: str) -> int:

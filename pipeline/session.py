@@ -1,0 +1,118 @@
+"""What the stages of one process share, so that round follows round without loading or compiling anything twice."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import cached_property
+
+import torch
+
+from pipeline.capture import batch_norm_layers
+from pipeline.data import ArrayImages, ShardSet, hold_in_memory
+from pipeline.invert import Objective, open_objective, phase_size
+from pipeline.models import Classifier, check_fit, load_frozen
+from pipeline.run import RunConfig, build_student, load_student, require_student
+from pipeline.shards import ShardError, verify
+from pipeline.train import Task, distillation_objective, make_task
+from pipeline.weights import load_weights
+from pipeline.world import World
+
+
+class Session:
+    """The networks, compiled steps and images of one run on one worker; each is made when it is first asked for."""
+
+    def __init__(self, config: RunConfig, world: World, resources: ExitStack) -> None:
+        self.config, self.world = config, world
+        self._resources = resources
+        self._objectives: dict[bool, Objective] = {}
+        self._pool: ArrayImages | None = None
+        self._num_pooled = 0
+
+    @cached_property
+    def teacher(self) -> Classifier:
+        """The frozen teacher."""
+        return self._load_teacher()
+
+    @cached_property
+    def verifier(self) -> Classifier | None:
+        """The frozen verifier, if the run has one."""
+        config = self.config
+        return load_frozen(config.verifier, config.images, self.world.device) if config.verifier else None
+
+    def objective(self, round_index: int) -> Objective:
+        """What the images of a round are optimised for; from round 1 on the student before can be the rival.
+
+        Raises ValueError when the teacher cannot be inverted in every phase, or when there is no student before.
+        """
+        has_rival = bool(round_index and self.config.synthesis.inversion.terms.competition)
+        if has_rival:
+            require_student(self.config, round_index - 1)
+        if has_rival not in self._objectives:
+            self._objectives[has_rival] = self._open_objective(has_rival, round_index)
+        rival = self._objectives[has_rival].rival
+        if rival is not None:
+            self._load_student_before(round_index, rival)
+        return self._objectives[has_rival]
+
+    def student(self, round_index: int) -> Classifier:
+        """The student as a round begins: the one of the round before. It is the same module for every round."""
+        if round_index:
+            self._load_student_before(round_index, self._student)
+        return self._student
+
+    @cached_property
+    def distillation(self) -> Task:
+        """The task of `student`."""
+        config = self.config
+        return make_task(
+            self._student,
+            distillation_objective(self.teacher, config.distill),
+            config.distill,
+            num_classes=config.images.num_classes,
+            seed=config.seed,
+            purpose="distill",
+        )
+
+    def pool(self, last_round: int) -> ArrayImages:
+        """The images of all rounds up to `last_round`; raises ShardError when a shard is not as it was written."""
+        folders = [self.config.round_folder(r) for r in range(self._num_pooled, last_round + 1)]
+        for folder in folders:
+            if problems := verify(folder):
+                raise ShardError(f"{'; '.join(problems)}; remove {folder} and run `make synthesize` again")
+        if folders:
+            added = hold_in_memory(ShardSet(folders), self.world.device)
+            self._pool = added if self._pool is None else _joined(self._pool, added)
+            self._num_pooled += len(folders)
+        assert self._pool is not None and self._num_pooled == last_round + 1
+        return self._pool
+
+    @cached_property
+    def _student(self) -> Classifier:
+        return build_student(self.config, self.teacher.normalisation).to(self.world.device)
+
+    def _load_student_before(self, round_index: int, into: Classifier) -> None:
+        load_weights(into.network, self.config.student_path(round_index - 1), self.config.student.source)
+
+    def _load_teacher(self) -> Classifier:
+        return load_frozen(self.config.teacher_model, self.config.images, self.world.device)
+
+    def _open_objective(self, has_rival: bool, round_index: int) -> Objective:
+        config, inversion = self.config, self.config.synthesis.inversion
+        teacher = self._load_teacher()  # one of its own: its hooks stay for as long as the session
+        batch_norm_layers(teacher.network)
+        for phase in inversion.phases:
+            height, width = phase_size(phase.scale, config.images.height, config.images.width)
+            check_fit(teacher, config.teacher, replace(config.images, height=height, width=width))
+        rival = load_student(config, round_index - 1).freeze().to(self.world.device) if has_rival else None
+        return self._resources.enter_context(open_objective(teacher, rival, inversion))
+
+
+def _joined(first: ArrayImages, second: ArrayImages) -> ArrayImages:
+    return ArrayImages(torch.cat([first.pixels, second.pixels]), torch.cat([first.labels, second.labels]))
+
+
+@contextmanager
+def open_session(config: RunConfig, world: World) -> Iterator[Session]:
+    """A session; the hooks that it puts into networks are removed when the block ends."""
+    with ExitStack() as resources:
+        yield Session(config, world, resources)
