@@ -5,20 +5,24 @@ import platform
 import statistics
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline.codec import to_uint8
-from pipeline.data import ArrayImages, load_images
+from pipeline.data import ArrayImages, hold_in_memory, load_images
 from pipeline.evaluate import EvalReport, evaluate
-from pipeline.files import write_json
-from pipeline.models import Classifier, load_frozen
+from pipeline.files import read_json, write_json
+from pipeline.models import load_frozen
+from pipeline.recorder import read_metrics, seconds_of_stages
 from pipeline.run import RunConfig, build_student
+from pipeline.session import open_session
+from pipeline.shards import read_manifest
 from pipeline.train import TrainState, distillation_objective, make_task, train
 from pipeline.world import World, make_generator, versions
+from stages import chain
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -56,18 +60,44 @@ def write_result(name: str, result: dict[str, Any], world: World) -> Path:
     return path
 
 
-def mean_and_deviation(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, sample standard deviation (0 for one value) and the values themselves."""
+def summary(runs: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """For each figure of the runs: mean, sample standard deviation (0 for one run) and the values themselves."""
+    return {name: _mean_and_deviation([run[name] for run in runs]) for name in runs[0]}
+
+
+def _mean_and_deviation(values: Sequence[float]) -> dict[str, Any]:
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return {"mean": statistics.fmean(values), "deviation": deviation, "values": list(values)}
 
 
-def gaussian_noise(teacher: Classifier, config: RunConfig, num_images: int) -> ArrayImages:
-    """The control: pixels from a Gaussian with the teacher's normalisation, balanced labels, clipped and rounded."""
-    generator = make_generator(config.seed, "noise")
-    noise = torch.randn(num_images, *config.images.shape, generator=generator)
-    pixels = to_uint8(teacher.denormalise(noise.to(teacher.mean.device)))
-    return ArrayImages(pixels, torch.arange(num_images, device=pixels.device) % config.images.num_classes)
+def run_chain(config: RunConfig, world: World) -> dict[str, float]:
+    """The whole run; accuracies on the test images, shares of the stored images, and seconds of each stage."""
+    with open_session(config, world) as session:
+        chain.main(session)
+    rounds = range(config.synthesis.rounds)
+    report = read_json(config.evaluation_path(rounds[-1]))
+    manifests = [read_manifest(config.round_folder(r)) for r in rounds]
+    return {
+        "teacher_top1": report["teacher"]["top1"],
+        "student_top1": report["student"]["top1"],
+        "agreement": report["agreement"],
+        "student_parameters": report["student"]["parameters"] / report["teacher"]["parameters"],
+        **{
+            f"images_{name}": statistics.fmean(m["verdict"][name] for m in manifests)
+            for name in manifests[0]["verdict"]
+        },
+        **{f"{stage}_s": s for stage, s in seconds_of_stages(read_metrics(config.metrics_path())).items()},
+    }
+
+
+def gaussian_noise(config: RunConfig) -> ArrayImages:
+    """The control: as many images as the run has, of Gaussian pixels with the teacher's normalisation, balanced labels.
+
+    They are clipped and rounded as synthetic ones are, and lie on the CPU.
+    """
+    teacher, count = load_frozen(config.teacher_model, config.images, torch.device("cpu")), config.synthesis.num_images
+    noise = torch.randn(count, *config.images.shape, generator=make_generator(config.seed, "noise"))
+    return ArrayImages(to_uint8(teacher.denormalise(noise)), torch.arange(count) % config.images.num_classes)
 
 
 def distil_and_evaluate(config: RunConfig, images: ArrayImages, world: World) -> EvalReport:
@@ -84,6 +114,6 @@ def distil_and_evaluate(config: RunConfig, images: ArrayImages, world: World) ->
     )
     with tempfile.TemporaryDirectory() as folder:
         state = TrainState.open(student, config.distill, Path(folder) / "student.state", {})
-        train(state, task, images, config.distill)
+        train(state, task, hold_in_memory(images, world.device), config.distill)
     test = load_images(config.data.test, "test", Path(config.data.folder), config.images)
     return evaluate(student, teacher, test, config.images.num_classes, config.evaluation, world.device)

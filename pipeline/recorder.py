@@ -3,7 +3,8 @@
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -72,6 +73,14 @@ def _end_last_line(path: Path) -> None:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
                 file.write(b"\n")
+
+
+def seconds_of_stages(lines: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Seconds of work of each stage in metric lines, summed over workers and restarts."""
+    seconds: dict[str, float] = defaultdict(float)
+    for line in lines:
+        seconds[line["stage"]] += line["elapsed_s"]
+    return dict(seconds)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.charts import Points, line_chart
+from pipeline.recorder import seconds_of_stages
 
 # Matrices up to this many classes are shown as numbers, larger ones as a picture.
 MAX_TABLE_CLASSES = 20
@@ -105,9 +106,7 @@ def _rounds(manifests: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _times(metrics: Sequence[Mapping[str, Any]]) -> str:
-    seconds: dict[str, float] = defaultdict(float)
-    for line in metrics:
-        seconds[line["stage"]] += line["elapsed_s"]
+    seconds = seconds_of_stages(metrics)
     rows = [(stage, f"{seconds[stage]:.1f}") for stage in STAGES if stage in seconds]
     return "<p></p>" + _table(("stage", "seconds of work, all workers"), rows)
 

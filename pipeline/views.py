@@ -3,6 +3,7 @@
 Every draw comes from a CPU generator, so the same seed gives the same views on every device.
 """
 
+import math
 import random
 from dataclasses import dataclass
 
@@ -12,6 +13,9 @@ from torch import Tensor
 
 from pipeline.config import ConfigError
 from pipeline.world import to_device
+
+# Width to height of a box of `crop_area`, or its inverse, at most.
+MAX_ASPECT = 4 / 3
 
 
 def roll_and_flip(canvas: Tensor, shift_px: int, flip: bool, generator: torch.Generator) -> Tensor:
@@ -26,22 +30,33 @@ def roll_and_flip(canvas: Tensor, shift_px: int, flip: bool, generator: torch.Ge
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Training views. Mixing methods are drawn once a batch, each with its probability.
+    """Training views. Mixing methods are drawn once a batch, each with its probability; the rest for each image.
 
-    `shift_px` pads with zeros and crops; `flip` mirrors half of the images; mixup and CutMix draw their ratio from
+    `crop_area` cuts out a box with a share of the area drawn from that range and an aspect ratio of 3/4 to 4/3, and
+    scales it up again; `shift_px` pads with zeros and crops; `flip` mirrors half of the images; `brightness`,
+    `contrast` and `saturation` multiply by a factor drawn from 1 +- the value; mixup and CutMix draw their ratio from
     Beta(alpha, alpha).
     """
 
+    crop_area: tuple[float, float] = (1.0, 1.0)
     shift_px: int = 0
     flip: bool = False
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
     mixup_probability: float = 0.0
     mixup_alpha: float = 1.0
     cutmix_probability: float = 0.0
     cutmix_alpha: float = 1.0
 
     def __post_init__(self) -> None:
+        if not 0 < self.crop_area[0] <= self.crop_area[1] <= 1:
+            raise ConfigError(f"crop_area: {list(self.crop_area)} must be a range within (0, 1]")
         if self.shift_px < 0:
             raise ConfigError(f"shift_px: {self.shift_px} must be at least 0")
+        for name in ("brightness", "contrast", "saturation"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} must be in [0, 1]")
         for name in ("mixup", "cutmix"):
             if not 0 <= getattr(self, f"{name}_probability") <= 1:
                 raise ConfigError(f"{name}_probability: {getattr(self, f'{name}_probability')} must be in [0, 1]")
@@ -56,11 +71,15 @@ def augment(
 ) -> tuple[Tensor, Tensor]:
     """One view of pixels (N, C, H, W) and the matching targets, class probabilities of shape (N, num_classes)."""
     count = len(pixels)
+    if config.crop_area[0] < 1:
+        pixels = _zoom(pixels, config.crop_area, generator)
     if config.shift_px:
-        pixels = _crop(pixels, config.shift_px, generator)
+        pixels = _shift(pixels, config.shift_px, generator)
     if config.flip:
         mirrored = torch.rand(count, generator=generator) < 0.5
         pixels = torch.where(to_device(mirrored, pixels.device)[:, None, None, None], pixels.flip(3), pixels)
+    if config.brightness or config.contrast or config.saturation:
+        pixels = _jitter(pixels, config, generator)
     draw = torch.rand((), generator=generator).item()
     if draw < config.mixup_probability:
         return _mixup(pixels, targets, config.mixup_alpha, generator)
@@ -69,7 +88,32 @@ def augment(
     return pixels, targets
 
 
-def _crop(pixels: Tensor, shift_px: int, generator: torch.Generator) -> Tensor:
+def _zoom(pixels: Tensor, area: tuple[float, float], generator: torch.Generator) -> Tensor:
+    """A box of each image, scaled up to the whole (Szegedy et al., 2015, arXiv 1409.4842)."""
+    draws = torch.rand(4, len(pixels), generator=generator)
+    share = area[0] + (area[1] - area[0]) * draws[0]
+    aspect = torch.exp((2 * draws[1] - 1) * math.log(MAX_ASPECT))
+    sides = torch.stack([(share * aspect).sqrt(), (share / aspect).sqrt()]).clamp_max(1)  # width, height
+    centres = (2 * draws[2:] - 1) * (1 - sides)
+    boxes = torch.zeros(len(pixels), 2, 3)
+    boxes[:, 0, 0], boxes[:, 1, 1], boxes[:, :, 2] = sides[0], sides[1], centres.T
+    grid = F.affine_grid(to_device(boxes, pixels.device), list(pixels.shape), align_corners=False)
+    return F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+
+
+def _jitter(pixels: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+    draws = 2 * torch.rand(3, len(pixels), 1, 1, 1, generator=generator) - 1
+    brightness, contrast, saturation = (
+        1 + strength * to_device(draw, pixels.device)
+        for strength, draw in zip((config.brightness, config.contrast, config.saturation), draws, strict=True)
+    )
+    pixels = pixels * brightness
+    grey = pixels.mean(1, keepdim=True)
+    pixels = torch.lerp(grey, pixels, saturation)
+    return torch.lerp(grey.mean((2, 3), keepdim=True), pixels, contrast).clamp(0, 1)
+
+
+def _shift(pixels: Tensor, shift_px: int, generator: torch.Generator) -> Tensor:
     count, _, height, width = pixels.shape
     offsets = torch.randint(0, 2 * shift_px + 1, (2, count, 1), generator=generator)
     rows = to_device(offsets[0] + torch.arange(height), pixels.device)

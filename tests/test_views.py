@@ -70,6 +70,49 @@ def test_crops_pad_with_zeros_and_are_drawn_for_each_image(device):
     assert seen == {(y, x) for y in range(3) for x in range(3)}
 
 
+def test_a_zoom_shows_a_box_of_the_wanted_area_and_aspect(device):
+    size, count = 64, 200
+    ramp = (torch.arange(size) + 0.5) / size
+    image = torch.stack([ramp.expand(size, size), ramp[:, None].expand(size, size)]).to(device)  # x, then y
+    pixels, targets = image.expand(count, 2, size, size), torch.zeros(count, 1, device=device)
+    view, _ = augment(pixels, targets, AugmentConfig(crop_area=(0.2, 0.6)), seeded(0))
+    inner = view[:, :, 8:-8, 8:-8]  # a linear image stays linear, but for its border
+    width = (inner[:, 0, 0, -1] - inner[:, 0, 0, 0]) * size / (inner.shape[3] - 1)
+    height = (inner[:, 1, -1, 0] - inner[:, 1, 0, 0]) * size / (inner.shape[2] - 1)
+    area, aspect = (width * height).cpu(), (width / height).cpu()
+    assert 0.19 < area.min() < 0.23
+    assert 0.57 < area.max() < 0.61
+    assert 0.74 < aspect.min() < 0.8
+    assert 1.25 < aspect.max() < 1.35
+    for centre, side in ((view[:, 0].mean((1, 2)), width), (view[:, 1].mean((1, 2)), height)):
+        assert (centre - side / 2).min() > -0.01
+        assert (centre + side / 2).max() < 1.01
+        assert centre.std() > 0.05
+
+
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
+def test_colours_are_scaled_around_their_fixed_point_by_a_factor_of_each_image(device, name):
+    pixels = 0.4 + 0.2 * torch.rand(100, 3, 4, 4, generator=seeded(1)).to(device)  # nothing is clipped
+    targets = torch.zeros(100, 1, device=device)
+    view, _ = augment(pixels, targets, AugmentConfig(**{name: 0.5}), seeded(0))
+    fixed_point = {
+        "brightness": torch.zeros_like(pixels),
+        "contrast": pixels.mean((1, 2, 3), keepdim=True),
+        "saturation": pixels.mean(1, keepdim=True),
+    }[name]
+    factor = ((view - fixed_point) / (pixels - fixed_point)).flatten(1).median(1).values
+    torch.testing.assert_close(view, fixed_point + factor[:, None, None, None] * (pixels - fixed_point))
+    assert 0.5 <= factor.min() < 0.55
+    assert 1.45 < factor.max() <= 1.5
+
+
+def test_colours_stay_in_the_range_of_pixels(device):
+    pixels, targets = torch.rand(50, 3, 4, 4, generator=seeded(0)).to(device), torch.zeros(50, 1, device=device)
+    view, _ = augment(pixels, targets, AugmentConfig(brightness=1.0, contrast=1.0, saturation=1.0), seeded(0))
+    assert view.min() == 0
+    assert view.max() == 1
+
+
 def test_augment_mirrors_about_half_of_the_images(device):
     pixels = numbered(200, 1, 2, 3).to(device)
     view, _ = augment(pixels, torch.zeros(200, 2, device=device), AugmentConfig(flip=True), seeded(0))
@@ -121,7 +164,16 @@ def test_mixing_methods_are_used_as_often_as_their_probabilities_say():
     assert 80 < counts["none"] < 180  # some cuts are empty
 
 
-EVERYTHING = AugmentConfig(shift_px=2, flip=True, mixup_probability=0.5, cutmix_probability=0.5)
+EVERYTHING = AugmentConfig(
+    crop_area=(0.3, 1.0),
+    shift_px=2,
+    flip=True,
+    brightness=0.4,
+    contrast=0.4,
+    saturation=0.4,
+    mixup_probability=0.5,
+    cutmix_probability=0.5,
+)
 
 
 def test_the_same_seed_gives_the_same_view_and_another_seed_another(device):
@@ -161,6 +213,9 @@ def test_the_input_is_not_changed():
     ("values", "message"),
     [
         ({"shift_px": -1}, "shift_px: -1 must be at least 0"),
+        ({"crop_area": (0.0, 1.0)}, r"crop_area: \[0\.0, 1\.0\] must be a range within \(0, 1\]"),
+        ({"crop_area": (0.9, 0.5)}, "crop_area"),
+        ({"contrast": 1.5}, r"contrast: 1\.5 must be in \[0, 1\]"),
         ({"mixup_probability": 1.5}, r"mixup_probability: 1\.5 must be in \[0, 1\]"),
         ({"cutmix_alpha": 0.0}, r"cutmix_alpha: 0\.0 must be positive"),
         ({"mixup_probability": 0.6, "cutmix_probability": 0.6}, "their sum must be at most 1"),

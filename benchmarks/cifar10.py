@@ -1,0 +1,65 @@
+"""What each part of the inversion is worth to a student on CIFAR-10, all at the same budget.
+
+    python -m benchmarks.cifar10 --set teacher.weights=FILE verifier.weights=FILE data.test=npz:FILE
+
+Every variant is a run of its own under shards/ and checkpoints/, so an interrupted benchmark goes on where it was.
+Writes results/cifar10.json.
+"""
+
+import argparse
+from pathlib import Path
+
+from benchmarks.harness import distil_and_evaluate, gaussian_noise, run_chain, summary, write_result
+from pipeline.run import RunConfig, load_run
+from pipeline.world import World, open_world
+
+CONFIG = Path(__file__).parent.parent / "configs" / "cifar10_resnet20.yaml"
+BUDGET = ("synthesis.num_images=2048", "synthesis.inversion.phases.0.steps=150", "distill.steps=3000")
+TERMS = "synthesis.inversion.terms"
+# The published weight of the total variation is for the norm of a whole batch of 256: 16 times that of one image.
+VARIANTS = {
+    "no feature term": (f"{TERMS}.feature_divergence=0",),
+    "published feature term": (
+        f"{TERMS}.feature_divergence=0",
+        f"{TERMS}.feature_norm=10",
+        f"{TERMS}.tv_l2={16 * 2.5e-5}",
+    ),
+    "scale-free feature term": (),
+    "adaptive, 4 rounds": ("synthesis.rounds=4", f"{TERMS}.competition=1"),
+    "adaptive, a round a batch": ("synthesis.rounds=8", f"{TERMS}.competition=1"),
+}
+NOISE = "Gaussian noise"
+
+
+def load(variant: str, seed: int, overrides: list[str]) -> RunConfig:
+    """The run of one variant and seed."""
+    name = f"ablation-{variant.replace(', ', '-').replace(' ', '-')}-{seed}"
+    return load_run(CONFIG, [*BUDGET, *overrides, f"name={name}", f"seed={seed}", *VARIANTS.get(variant, ())])
+
+
+def measure(variant: str, seed: int, overrides: list[str], world: World) -> dict[str, float]:
+    """The figures of one run, or, for noise, of the student alone."""
+    config = load(variant, seed, overrides)
+    if variant == NOISE:
+        return {"student_top1": distil_and_evaluate(config, gaussian_noise(config), world).student["top1"]}
+    return run_chain(config, world)
+
+
+def main() -> None:
+    """Measure every variant for every seed; write and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="override keys of every variant")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0])
+    arguments = parser.parse_args()
+    table = {}
+    with open_world() as world:
+        for variant in (NOISE, *VARIANTS):
+            table[variant] = summary([measure(variant, seed, arguments.set, world) for seed in arguments.seeds])
+            figures = {name: f"{f['mean']:.4f} +- {f['deviation']:.4f}" for name, f in table[variant].items()}
+            print(variant, figures, flush=True)
+        result = {"command": "python -m benchmarks.cifar10", "budget": BUDGET, "seeds": arguments.seeds, **table}
+        print(write_result("cifar10", result, world))
+
+
+if __name__ == "__main__":
+    main()
