@@ -1,0 +1,60 @@
+"""Every file of configs/ names what exists and runs from end to end, cut down to a few steps on made-up images."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+from tiny_run import run_in_process
+
+from pipeline.models import ModelConfig, build_classifier
+from pipeline.run import RunConfig, load_run
+from stages import chain
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+FEW_STEPS = (
+    "synthesis.num_images=6",
+    "synthesis.batch_size=3",
+    "synthesis.inversion.phases.0.steps=2",
+    "synthesis.inversion.compile=false",
+    "distill.steps=2",
+    "distill.batch_size=3",
+    "distill.compile=false",
+)
+
+
+def write_weights(model: ModelConfig, config: RunConfig, path: Path) -> str:
+    network = build_classifier(ModelConfig(source=model.source, options=model.options), config.images).network
+    safetensors.torch.save_file(network.state_dict(), path)
+    return str(path)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])
+def test_every_config_runs(path, tmp_path):
+    as_shipped = load_run(path)
+    images, draws = as_shipped.images, np.random.default_rng(0)
+    x = draws.integers(0, 256, (20, images.height, images.width, images.channels), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", x=x, y=np.arange(20) % images.num_classes)
+    source = f"npz:{tmp_path / 'images.npz'}"
+    overrides = [*FEW_STEPS, f"data.test={source}", f"synthesis.rounds={min(as_shipped.synthesis.rounds, 2)}"]
+    overrides += [f"{key}_dir={tmp_path / key}" for key in ("shards", "checkpoints")]
+    if as_shipped.teacher_training:
+        training = {"steps": 2, "batch_size": 4, "compile": "false"}
+        overrides += [f"data.train={source}", *(f"teacher_training.{key}={value}" for key, value in training.items())]
+    else:
+        overrides.append(f"teacher.weights={write_weights(as_shipped.teacher, as_shipped, tmp_path / 't.safetensors')}")
+    if as_shipped.verifier:
+        path_v = write_weights(as_shipped.verifier, as_shipped, tmp_path / "v.safetensors")
+        overrides.append(f"verifier.weights={path_v}")
+    config = load_run(path, overrides)
+    run_in_process(chain.main, config)
+    assert config.student_path(config.synthesis.rounds - 1).exists()
+    assert (config.checkpoints / "report.html").exists()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])
+def test_every_config_states_its_command_and_what_was_measured_or_what_it_aims_at(path):
+    header = path.read_text().split("\n\n")[0]
+    assert f"CONFIG=configs/{path.name}" in header or path.stem == "digits"
+    assert "# hardware " in header
+    assert ("# time " in header and "# result " in header) or "nothing of it has been measured" in header
