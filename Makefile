@@ -2,7 +2,7 @@
 #
 #   CONFIG=configs/x.yaml   the run               SET="seed=1 distill.steps=100"   override its keys
 #   PYTHON=python3          an interpreter that has the packages: no .venv is made
-#   NPROC=4                 workers for synthesis (torchrun)        ROUND=2   one round only (make all: up to it)
+#   NPROC=4                 workers (torchrun)                      ROUND=2   one round only (make all: up to it)
 #
 # SET is split at spaces, so a value holds none: synthesis.classes=[1,2], not [1, 2]. Items of lists go by number:
 # synthesis.inversion.phases.0.steps=500.

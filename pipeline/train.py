@@ -22,7 +22,7 @@ from pipeline.recorder import OnStep
 from pipeline.schedules import Schedule, learning_rates
 from pipeline.views import AugmentConfig, augment
 from pipeline.weights import load_tensors
-from pipeline.world import compiled, derive_seed, make_generator
+from pipeline.world import World, compiled, derive_seed, make_generator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,15 +190,23 @@ def train(
     task: Task,
     images: ArrayImages,
     config: TrainingConfig,
+    world: World,
     *,
     until: int | None = None,
     on_step: OnStep | None = None,
 ) -> None:
     """Train `state.classifier` in place, from `state.step` up to step `until`, by default all of `config.steps`.
 
-    A resumed run sees what an uninterrupted one sees. `on_step` is called every `log_every` steps and after the last.
-    Raises FloatingPointError when the loss is not finite; a state saved before stays as it was.
+    All workers call this and share each batch; their weights stay the same, only the leader saves and reports. A
+    resumed run sees what an uninterrupted one sees. `on_step` is called every `log_every` steps and after the last.
+    Raises ValueError when the workers cannot share a batch evenly, FloatingPointError when the loss is not finite; a
+    state saved before stays as it was.
     """
+    if config.batch_size % world.size or config.batch_size < 2 * world.size:
+        raise ValueError(
+            f"batch_size: {config.batch_size} cannot be shared by {world.size} workers; take a multiple of "
+            f"{world.size}, at least {2 * world.size}, or another number of workers"
+        )
     device = images.pixels.device
     state.classifier.train()
     rates = learning_rates(config.schedule, config.lr, config.steps, config.warmup_fraction)
@@ -208,32 +216,35 @@ def train(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         while state.step < until:
             step = state.step
-            losses[step] = _train_step(state, task, images, config, rates[step])
+            losses[step] = _train_step(state, task, images, config, world, rates[step])
             state.step += 1
             log = step % config.log_every == 0 or state.step == until
             save = time.monotonic() - saved_at > config.save_every_s
             if log or save:
                 _check_finite(losses, checked, state.step)
                 checked = state.step
-            if log and on_step:
+            if log and on_step and world.is_leader:
                 on_step(step, {"loss": losses[step].item(), "lr": rates[step]})
-            if save:
+            if save and world.is_leader:
                 state.save()
                 saved_at = time.monotonic()
 
 
-def _train_step(state: TrainState, task: Task, images: ArrayImages, config: TrainingConfig, lr: float) -> Tensor:
-    """One update; returns the loss, detached and still on the device."""
-    indices = draw_batch(
-        len(images.labels), config.batch_size, task.seed, f"{task.purpose}/order", state.step, images.pixels.device
-    )
+def _train_step(
+    state: TrainState, task: Task, images: ArrayImages, config: TrainingConfig, world: World, lr: float
+) -> Tensor:
+    """One update; returns the loss of this worker's share, detached and still on the device."""
+    count, purpose = len(images.labels), f"{task.purpose}/{world.rank}"
+    batch = draw_batch(count, config.batch_size, task.seed, f"{task.purpose}/order", state.step, images.pixels.device)
+    indices = batch[world.rank :: world.size]
     targets = F.one_hot(images.labels[indices], task.num_classes).float()
-    generator = make_generator(task.seed, task.purpose, state.step)
+    generator = make_generator(task.seed, purpose, state.step)
     view, targets = augment(to_unit(images.pixels[indices]), targets, config.augment, generator)
-    torch.manual_seed(derive_seed(task.seed, f"{task.purpose}/layers", state.step))  # dropout takes no generator
+    torch.manual_seed(derive_seed(task.seed, f"{purpose}/layers", state.step))  # dropout takes no generator
     loss = task.loss(view, targets)
     state.optimizer.zero_grad()
     torch.autograd.backward(loss)
+    world.average([p.grad for p in state.classifier.parameters() if p.grad is not None])
     for group in state.optimizer.param_groups:
         group["lr"] = lr
     state.optimizer.step()

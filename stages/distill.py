@@ -12,9 +12,7 @@ from stages.command import run_stage
 
 def main(session: Session, round_index: int | None = None) -> None:
     """Train the student of a round on the pool of shards up to it, starting from the student before."""
-    config = session.config
-    if not session.world.is_leader:
-        return
+    config, world = session.config, session.world
     if round_index is None:
         round_index = _next_round(config)
     for r in range(round_index + 1):
@@ -23,26 +21,33 @@ def main(session: Session, round_index: int | None = None) -> None:
         refuse_other(str(folder), manifest["identity"], synthesis_identity(config, r))
         check_sizes(folder, manifest)
     path, identity = config.student_path(round_index), student_identity(config, round_index)
-    if is_finished(path, identity):
-        print(f"distill: {path} is up to date")
+    finished = is_finished(path, identity)
+    world.barrier()  # all workers have seen the same before one of them writes
+    if finished:
+        if world.is_leader:
+            print(f"distill: {path} is up to date")
         return
     if round_index:
         require_student(config, round_index - 1)
     images, steps = session.pool(round_index), config.distill_steps(round_index)
     student = session.student(round_index)
     state = TrainState.open(student, config.distill, state_path(path), identity, steps.start)
+    world.barrier()
     with open_recorder(
-        config.metrics_path(),
+        config.metrics_path(world.rank),
         "distill",
         total=config.distill.steps,
         done=state.step,
         unit="steps",
+        visible=world.is_leader,
         round_index=round_index,
     ) as recorder:
-        train(state, session.distillation, images, config.distill, until=steps.stop, on_step=recorder.log)
-    save_classifier(path, student, config.student, identity)
-    state_path(path).unlink(missing_ok=True)
-    print(f"distill: {path}, {len(images.labels):,} synthetic images, steps {steps.start:,} to {steps.stop:,}")
+        train(state, session.distillation, images, config.distill, world, until=steps.stop, on_step=recorder.log)
+    if world.is_leader:
+        save_classifier(path, student, config.student, identity)
+        state_path(path).unlink(missing_ok=True)
+        print(f"distill: {path}, {len(images.labels):,} synthetic images, steps {steps.start:,} to {steps.stop:,}")
+    world.barrier()
 
 
 def _next_round(config: RunConfig) -> int:

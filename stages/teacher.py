@@ -10,7 +10,7 @@ from pipeline.recorder import open_recorder
 from pipeline.run import is_finished, state_path, teacher_identity
 from pipeline.session import Session
 from pipeline.train import TrainState, label_objective, make_task, train
-from pipeline.world import derive_seed
+from pipeline.world import World, derive_seed
 from stages.command import run_stage
 
 
@@ -41,7 +41,7 @@ def main(session: Session, round_index: int | None = None) -> None:
     with open_recorder(
         config.metrics_path(), "teacher", total=training.steps, done=state.step, unit="steps"
     ) as recorder:
-        train(state, task, hold_in_memory(images, device), training, on_step=recorder.log)
+        train(state, task, hold_in_memory(images, device), training, World(device=device), on_step=recorder.log)
     test = load_images(config.data.test, "test", Path(config.data.folder), config.images)
     report = evaluate(teacher, teacher, test, config.images.num_classes, config.evaluation, device)
     write_json(path.with_suffix(".json"), {"test": config.data.test, "num_images": report.num_images, **report.teacher})

@@ -325,6 +325,22 @@ def test_three_workers_make_the_same_bytes_as_one(finished, uninterrupted, tmp_p
     assert by_worker == [{0, 3}, {1, 4}, {2, 5}]
 
 
+def test_two_workers_distil_one_student_also_when_they_are_killed(finished, uninterrupted, tmp_path):
+    students = []
+    for name in ("whole", "killed"):
+        path = copy_run(uninterrupted, tmp_path / name, **LONGER, distill__save_every_s=0)
+        student = load_run(path).student_path(0)
+        student.unlink()
+        if name == "killed":
+            process = start(stage_command("distill", path, num_workers=2))
+            assert kill_once(process, student.with_suffix(".state").exists, 0.05)
+        assert finish(start(stage_command("distill", path, num_workers=2))) == 0
+        students.append(safetensors.torch.load_file(student))
+    assert all(torch.equal(tensor, students[1][name]) for name, tensor in students[0].items())
+    assert all(torch.isfinite(tensor).all() for tensor in students[0].values())
+    assert {line["step"] for line in read_metrics(load_run(path).metrics_path())} >= {0, 59}
+
+
 def synthesize_as(world: World, config: RunConfig) -> None:
     with open_session(config, world) as session:
         synthesize.main(session)

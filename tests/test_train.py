@@ -1,6 +1,8 @@
 """Training and distillation: losses by hand, learning rates, and a resume that leaves no trace."""
 
-from dataclasses import replace
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from pipeline.config import ConfigError
 from pipeline.data import ArrayImages
 from pipeline.losses import distillation_loss, label_loss
+from pipeline.models import Classifier
 from pipeline.schedules import learning_rates
 from pipeline.train import (
     DistillConfig,
@@ -23,6 +26,7 @@ from pipeline.train import (
 )
 from pipeline.train import train as train_state
 from pipeline.views import AugmentConfig
+from pipeline.world import World
 
 STEPS = 15
 CONFIG = TrainingConfig(steps=STEPS, batch_size=5, lr=0.05, log_every=1)
@@ -39,7 +43,7 @@ def images(device) -> ArrayImages:
 
 def train(classifier, images, num_classes, objective, config, seed, purpose, path, run="f", on_step=None) -> None:
     task = make_task(classifier, objective, config, num_classes=num_classes, seed=seed, purpose=purpose)
-    train_state(TrainState.open(classifier, config, path, {"run": run}), task, images, config, on_step=on_step)
+    train_state(TrainState.open(classifier, config, path, {"run": run}), task, images, config, World(), on_step=on_step)
 
 
 def logged_steps(classifier, images, config, path) -> list[int]:
@@ -152,6 +156,56 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_by_bit(make_classifier, 
     assert [step for step, _ in log] == list(range(STEPS))
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThreadWorld(World):
+    """A worker that is a thread of this process."""
+
+    meeting: threading.Barrier
+    shared: list[list[Tensor]]
+
+    def average(self, tensors) -> None:
+        self.shared[self.rank] = [tensor.clone() for tensor in tensors]
+        self.meeting.wait(timeout=60)
+        for i, tensor in enumerate(tensors):
+            tensor.copy_(torch.stack([given[i] for given in self.shared]).mean(0))
+        self.meeting.wait(timeout=60)
+
+
+def test_workers_that_share_batches_learn_what_one_learns_from_whole_ones(images, tmp_path):
+    config = replace(CONFIG, batch_size=12)
+
+    def run(world: World) -> Classifier:
+        network = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))  # BatchNorm and views would differ between workers
+        nn.init.zeros_(network[1].weight)
+        nn.init.zeros_(network[1].bias)
+        classifier = Classifier(network, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)).to(images.pixels.device)
+        task = make_task(classifier, label_objective(config), config, num_classes=4, seed=0, purpose="t")
+        path = tmp_path / f"{world.size}.state"
+        train_state(TrainState.open(classifier, config, path, {}), task, images, config, world)
+        return classifier
+
+    alone = run(World())
+    meeting, shared = threading.Barrier(3), [[] for _ in range(3)]
+    worlds = [ThreadWorld(rank=rank, size=3, meeting=meeting, shared=shared) for rank in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(run, worlds))
+    for classifier in together:
+        for name, tensor in classifier.state_dict().items():
+            torch.testing.assert_close(tensor, alone.state_dict()[name], msg=name)
+    assert alone.network[1].weight.abs().max() > 0.01
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_a_batch_that_workers_cannot_share_is_refused(make_classifier, images, tmp_path, size):
+    config = replace(CONFIG, batch_size=5)
+    state = TrainState.open(make_classifier(0), config, tmp_path / "s.pt", {})
+    task = make_task(state.classifier, label_objective(config), config, num_classes=4, seed=0, purpose="t")
+    with pytest.raises(
+        ValueError, match=f"batch_size: 5 cannot be shared by {size} workers; take a multiple of {size}"
+    ):
+        train_state(state, task, images, config, World(size=size))
 
 
 def test_a_finished_training_is_not_repeated(make_classifier, images, tmp_path):
