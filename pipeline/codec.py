@@ -24,7 +24,7 @@ def to_uint8(pixels: Tensor) -> Tensor:
     return (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def encode_image(image: Tensor, image_format: ImageFormat, jpeg_quality: int) -> bytes:
+def encode_image(image: Tensor, image_format: ImageFormat, jpeg_quality: int = 95) -> bytes:
     """File bytes of uint8 (C, H, W). PNG and WebP are lossless; JPEG keeps full colour resolution."""
     assert image.dtype == torch.uint8 and image.shape[0] in PILLOW_MODES
     array = image.permute(1, 2, 0).contiguous().numpy()

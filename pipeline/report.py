@@ -2,17 +2,16 @@
 
 import base64
 import html
-import io
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from pipeline.charts import Points, line_chart
+from pipeline.codec import encode_image
 from pipeline.recorder import seconds_of_stages
 
 # Matrices up to this many classes are shown as numbers, larger ones as a picture.
@@ -50,7 +49,7 @@ def render(
     """The page. `tiles` is uint8 (classes, images, C, H, W): some synthetic images of some classes, a class a row."""
     sections = {
         "Figures": _figures(evaluation) + _rounds(manifests) + _times(metrics),
-        "Synthetic images, one class a row": _grid(tiles),
+        "Synthetic images, one class a row": _image("grid of synthetic images", grid(tiles), tiles.shape[1] * TILE_PX),
         "Curves": _curves(metrics),
         "Confusion matrix of the student: rows are labels, columns predictions": _confusion(
             evaluation["student"]["confusion"]
@@ -138,20 +137,16 @@ def _series(lines: Sequence[Mapping[str, Any]]) -> dict[str, Points]:
     }
 
 
-def _grid(tiles: Tensor) -> str:
-    """uint8 (classes, images, C, H, W) as one picture with a gap of one pixel between the tiles."""
+def grid(tiles: Tensor) -> Tensor:
+    """uint8 (classes, images, C, H, W) as one picture (C, H, W), a class a row, with a gap of one pixel between."""
     padded = torch.nn.functional.pad(tiles, (0, 1, 0, 1), value=255)
     classes, images, channels, height, width = padded.shape
-    picture = padded.permute(2, 0, 3, 1, 4).reshape(channels, classes * height, images * width)
-    return _image("grid of synthetic images", picture, images * TILE_PX)
+    return padded.permute(2, 0, 3, 1, 4).reshape(channels, classes * height, images * width)
 
 
 def _image(title: str, picture: Tensor, width_px: int) -> str:
     """An <img> of uint8 (C, H, W), `width_px` wide where the page has room for it."""
-    array = picture.permute(1, 2, 0).numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(buffer, "PNG")
-    data = base64.b64encode(buffer.getvalue()).decode()
+    data = base64.b64encode(encode_image(picture, "png")).decode()
     return f'<img alt="{title}" src="data:image/png;base64,{data}" style="width:{width_px}px">'
 
 

@@ -19,7 +19,12 @@ def main(session: Session, round_index: int | None = None) -> None:
         student = config.student_path(round_index)
         evaluation = config.evaluation_path(round_index)
         doomed = [config.round_folder(round_index), student, state_path(student)]
-        doomed += [evaluation, evaluation.with_suffix(".csv"), config.checkpoints / "report.html"]
+        doomed += [
+            evaluation,
+            evaluation.with_suffix(".csv"),
+            config.checkpoints / "report.html",
+            config.checkpoints / "grid.png",
+        ]
     for path in doomed:
         if path.is_dir():
             shutil.rmtree(path)

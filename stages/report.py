@@ -1,13 +1,14 @@
-"""Write one self-contained HTML page about a run."""
+"""Write one self-contained HTML page about a run, and its grid of images as a picture."""
 
 import torch
 from torch import Tensor
 
+from pipeline.codec import encode_image
 from pipeline.config import fingerprint
 from pipeline.data import ShardSet
-from pipeline.files import read_json, write_text
+from pipeline.files import atomic_file, read_json, write_text
 from pipeline.recorder import read_metrics
-from pipeline.report import render
+from pipeline.report import grid, render
 from pipeline.run import last_student, require_student, resolved_yaml, student_identity
 from pipeline.session import Session
 from pipeline.shards import read_manifest
@@ -17,7 +18,7 @@ GRID_CLASSES, GRID_IMAGES = 10, 16
 
 
 def main(session: Session, round_index: int | None = None) -> None:
-    """Write `report.html` of the student of a round, by default of the last one that was evaluated."""
+    """Write `report.html` of the student of a round, by default of the last one that was evaluated, and `grid.png`."""
     config = session.config
     if not session.world.is_leader:
         return
@@ -30,16 +31,19 @@ def main(session: Session, round_index: int | None = None) -> None:
         raise ValueError(f"there is no evaluation of this student ({evaluation_path}); run `make evaluate` first")
     folders = [config.round_folder(r) for r in range(round_index + 1)]
     metrics_files = [config.metrics_path(), *sorted(config.checkpoints.glob("metrics.*.jsonl"))]
+    tiles = _tiles(ShardSet(folders[-1:]))
     page = render(
         name=config.name,
         manifests=[read_manifest(folder) for folder in folders],
         metrics=[line for path in metrics_files for line in read_metrics(path) if line.get("round", 0) <= round_index],
         evaluation=evaluation,
-        tiles=_tiles(ShardSet(folders[-1:])),
+        tiles=tiles,
         config_yaml=resolved_yaml(config),
     )
     path = config.checkpoints / "report.html"
     write_text(path, page)
+    with atomic_file(path.with_name("grid.png")) as file:
+        file.write(encode_image(grid(tiles), "png"))
     print(f"report: {path}")
 
 

@@ -98,6 +98,7 @@ def test_the_chain_makes_every_output_and_leaves_nothing_else(finished):
         "eval-0.csv",
         "metrics.jsonl",
         "report.html",
+        "grid.png",
     }
     assert set(digests(config.round_folder(0))) == {
         "README.md",
@@ -154,7 +155,7 @@ def test_a_second_run_changes_nothing_but_the_report(finished, tmp_path, capsys)
     before = modification_times(tmp_path)
     run_in_process(chain.main, config)
     changed = {name for name, time_ns in modification_times(tmp_path).items() if before.get(name) != time_ns}
-    assert changed == {"checkpoints/tiny/report.html"}
+    assert changed == {"checkpoints/tiny/report.html", "checkpoints/tiny/grid.png"}
     assert capsys.readouterr().out.count("up to date") == 4
 
 
