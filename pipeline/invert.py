@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.canvas import CanvasConfig, draw_canvas
 from pipeline.capture import LayerStatistics, capture_statistics
 from pipeline.codec import to_uint8
 from pipeline.config import ConfigError
@@ -39,6 +40,7 @@ class InversionConfig:
 
     phases: tuple[PhaseConfig, ...]
     terms: TermConfig
+    canvas: CanvasConfig = field(default_factory=CanvasConfig)
     lr: float = 0.1
     betas: tuple[float, float] = (0.5, 0.9)
     schedule: Schedule = "cosine"
@@ -146,7 +148,7 @@ def invert(
     trace = torch.zeros(config.num_steps, len(names), device=labels.device)
     logger = _TraceLogger(trace, names, config.log_every, on_step)
     shape = phase_size(config.phases[0].scale, *size)
-    canvas = torch.randn(len(labels), teacher.mean.shape[1], *shape, generator=generator).to(labels.device)
+    canvas = draw_canvas((len(labels), teacher.mean.shape[1], *shape), config.canvas, generator).to(labels.device)
     first_step = 0
     for phase in config.phases:
         shape = phase_size(phase.scale, *size)
