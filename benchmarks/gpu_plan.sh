@@ -2,22 +2,34 @@
 # Runs the entries of gpu_plan.md, whatever fails; logs and `summary.txt` go into the folder given.
 set -u
 out=$(mkdir -p "$1" && cd "$1" && pwd)
+data=$(cd "${DATA:-.}" && pwd)
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 export DREAMDISTILL_DEVICE=${DREAMDISTILL_DEVICE:-cuda}
 fast="synthesis.inversion.compile=true synthesis.inversion.precision=bfloat16 distill.compile=true distill.precision=bfloat16"
+cifar="data.train=npz:$data/train.npz data.test=npz:$data/test.npz"
 
 step() {
   local name=$1 started=$SECONDS
   shift
   case " ${STEPS:-$name} " in *" $name "*) ;; *) return ;; esac
-  timeout 480 "$@" >"$out/$name.log" 2>&1
+  timeout --kill-after=20 480 "$@" >"$out/$name.log" 2>&1
   echo "$name $? $((SECONDS - started))" | tee -a "$out/summary.txt"
+  for found in checkpoints/gpu_*/eval-*.json checkpoints/gpu_*/teacher.json; do
+    [ -f "$found" ] && cp "$found" "$out/$(basename "$(dirname "$found")")-$(basename "$found")"
+  done
+}
+
+chain() {
+  step "$1" make PYTHON="$python" CONFIG="configs/$2.yaml" SET="name=gpu_$2 $cifar ${*:3}"
 }
 
 step tests "$python" -m pytest tests/test_{terms,capture,views,invert,train,metrics}.py
 step digits make PYTHON="$python" SET="name=gpu_digits"
 step digits_compiled make PYTHON="$python" SET="name=gpu_digits_compiled $fast"
-for name in gpu_digits gpu_digits_compiled; do
-  [ -f "checkpoints/$name/eval-0.json" ] && cp "checkpoints/$name/eval-0.json" "$out/$name.json"
-done
+step resnet34_teacher make teacher PYTHON="$python" CONFIG=configs/cifar10_resnet34.yaml SET="name=gpu_cifar10_resnet34 $cifar"
+for part in 1 2 3; do chain "resnet34_$part" cifar10_resnet34; done
+chain resnet20 cifar10_resnet20 teacher.weights="$data/resnet20.safetensors" verifier.weights="$data/resnet56.safetensors" \
+  synthesis.num_images=51200 distill.steps=100000
+chain vgg11 cifar10_vgg11
+chain wrn cifar10_wrn
