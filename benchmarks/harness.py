@@ -115,5 +115,5 @@ def distil_and_evaluate(config: RunConfig, images: ArrayImages, world: World) ->
     with tempfile.TemporaryDirectory() as folder:
         state = TrainState.open(student, config.distill, Path(folder) / "student.state", {})
         train(state, task, hold_in_memory(images, world.device), config.distill, world)
-    test = load_images(config.data.test, "test", Path(config.data.folder), config.images)
+    test = load_images(config.data, "test", config.images)
     return evaluate(student, teacher, test, config.images.num_classes, config.evaluation, world.device)

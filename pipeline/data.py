@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -16,12 +16,13 @@ from pipeline.codec import decode_image
 from pipeline.config import ConfigError
 from pipeline.files import sha256_of
 from pipeline.models import ImageConfig
+from pipeline.photos import PhotoSet, open_folder, open_tar
 from pipeline.plan import batch_ranges
 from pipeline.shards import check_sizes, read_manifest
 from pipeline.world import make_generator, to_device
 
-KINDS = ("sklearn", "torchvision", "imagefolder", "npz", "shards")
-SPLITS = ("train", "test")
+KINDS = ("sklearn", "torchvision", "imagefolder", "tar", "npz", "shards")
+Split = Literal["train", "test"]
 # Sets whose mirrored images are of another class, or of none.
 NOT_MIRRORABLE = ("sklearn:digits", "torchvision:MNIST")
 # scikit-learn's digits come in one piece of 1,797 images; these many, drawn with this seed, are held out.
@@ -35,19 +36,31 @@ READ_BATCH = 256
 class DataConfig:
     """Real images: `test` to evaluate on, `train` only to train a teacher where there is none.
 
-    `sklearn:digits`, `torchvision:CIFAR10`, `imagefolder:PATH`, `npz:PATH` (`x` uint8 NHWC, `y` integers) or
-    `shards:PATH`. `folder` is where torchvision keeps its downloads.
+    `sklearn:digits`, `torchvision:CIFAR10`, `imagefolder:PATH`, `tar:PATH`, `npz:PATH` (`x` uint8 NHWC, `y` integers)
+    or `shards:PATH`. `folder` is where torchvision keeps its downloads. Of folders and tars, the short side of an
+    image becomes `short_side_px` before the centre is cut out, and labels follow the lines of the file `classes`
+    (what comes after a space is a comment), by default the sorted names.
     """
 
     test: str
     train: str | None = None
     folder: str = "data"
+    short_side_px: int | None = None
+    classes: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("test", "train"):
             value = getattr(self, name)
             if value is not None and (value.partition(":")[0] not in KINDS or not value.partition(":")[2]):
                 raise ConfigError(f"{name}: {value!r} must be KIND:NAME with KIND one of {', '.join(KINDS)}")
+        if self.short_side_px is not None and self.short_side_px < 1:
+            raise ConfigError(f"short_side_px: {self.short_side_px} must be at least 1")
+
+    def source(self, split: Split) -> str:
+        """KIND:NAME of a split."""
+        source = self.test if split == "test" else self.train
+        assert source is not None
+        return source
 
 
 class ImageSet(Protocol):
@@ -112,58 +125,33 @@ class ShardSet:
         return torch.stack([self[i][0] for i in indices])
 
 
-class FolderImages:
-    """An `imagefolder`: one sub-folder a class, in sorted order; images are scaled and centre-cropped to the size."""
-
-    def __init__(self, root: Path, images: ImageConfig) -> None:
-        from torchvision.datasets import ImageFolder
-
-        if not root.is_dir():
-            raise ValueError(f"imagefolder:{root}: there is no such folder")
-        try:
-            folder = ImageFolder(str(root))
-        except FileNotFoundError as error:
-            raise ValueError(f"imagefolder:{root}: {error}") from error
-        if len(folder.classes) != images.num_classes:
-            raise ValueError(
-                f"imagefolder:{root} has {len(folder.classes)} class folders, images.num_classes={images.num_classes}"
-            )
-        self.channels, self.size = images.channels, (images.height, images.width)
-        self.paths = [Path(path) for path, _ in folder.samples]
-        self.labels = torch.tensor(folder.targets)
-
-    def batch(self, indices: Sequence[int]) -> Tensor:
-        """uint8 (len(indices), C, H, W) of these images."""
-        decoded = (decode_image(self.paths[i].read_bytes(), self.channels, str(self.paths[i])) for i in indices)
-        return torch.stack([_cover(image, self.size) for image in decoded])
-
-
-def _cover(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """uint8 (C, H, W) scaled, with its proportions kept, until it just covers `size`, then cropped at the centre."""
-    from torchvision.transforms.v2.functional import center_crop, resize
-
-    scale = max(wanted / found for wanted, found in zip(size, image.shape[1:], strict=True))
-    covering = [max(wanted, round(found * scale)) for wanted, found in zip(size, image.shape[1:], strict=True)]
-    cropped: Tensor = center_crop(resize(image, covering, antialias=True), list(size))
-    return cropped
-
-
-def load_images(source: str, split: str, folder: Path, images: ImageConfig) -> ImageSet:
-    """The image set of `source`; raises ValueError when it cannot be had or does not fit `images`."""
-    assert split in SPLITS
+def load_images(data: DataConfig, split: Split, images: ImageConfig) -> ImageSet:
+    """The real images of a split; raises ValueError when they cannot be had or do not fit `images`."""
+    source = data.source(split)
     kind, _, name = source.partition(":")
     if kind == "sklearn":
         found: ImageSet = _digits(name, split)
     elif kind == "torchvision":
-        found = _torchvision(name, split, folder)
+        found = _torchvision(name, split, Path(data.folder))
     elif kind == "npz":
         found = _npz(Path(name))
     elif kind == "imagefolder":
-        found = FolderImages(Path(name), images)
+        found = open_folder(Path(name), images, data.short_side_px, _class_names(data))
+    elif kind == "tar":
+        found = open_tar(Path(name), images, data.short_side_px, _class_names(data))
     else:
         found = ShardSet([Path(name)])
     _check_fit(found, source, images)
     return found
+
+
+def _class_names(data: DataConfig) -> list[str] | None:
+    if data.classes is None:
+        return None
+    path = Path(data.classes)
+    if not path.is_file():
+        raise ValueError(f"data.classes: there is no file {path}; correct the path")
+    return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
 
 
 def _check_fit(found: ImageSet, source: str, images: ImageConfig) -> None:
@@ -234,17 +222,19 @@ def hold_in_memory(images: ImageSet, device: torch.device) -> ArrayImages:
     return ArrayImages(pixels, images.labels.to(device))
 
 
-def source_identity(source: str, split: str, folder: Path, images: ImageConfig) -> dict[str, Any]:
-    """What a real image set is: its source, and a hash of its content, or, for folders, of file names and sizes."""
+def source_identity(data: DataConfig, split: Split, images: ImageConfig) -> dict[str, Any]:
+    """What a real image set is: its source, and a hash of its content, or, for photographs, of names and sizes."""
+    source = data.source(split)
     kind, _, name = source.partition(":")
-    found = load_images(source, split, folder, images)
+    found = load_images(data, split, images)
     if kind == "npz":
         digest = sha256_of(Path(name))
     elif kind == "shards":
         digest = read_manifest(Path(name))["fingerprint"]
-    elif isinstance(found, FolderImages):
-        files = "".join(f"{path.relative_to(name)} {path.stat().st_size}\n" for path in found.paths)
-        digest = hashlib.sha256(files.encode()).hexdigest()
+    elif isinstance(found, PhotoSet):
+        photos = zip(found.names, found.places, found.labels.tolist(), strict=True)
+        lines = [f"{Path(photo).name} {size} {label}" for photo, (_, _, size), label in photos]
+        digest = hashlib.sha256("\n".join([*lines, str(data.short_side_px)]).encode()).hexdigest()
     else:
         assert isinstance(found, ArrayImages)
         digest = hashlib.sha256(found.labels.numpy().tobytes() + found.pixels.numpy().tobytes()).hexdigest()

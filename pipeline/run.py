@@ -177,7 +177,7 @@ def teacher_identity(config: RunConfig) -> dict[str, Any]:
         images=config.images,
         teacher=weights_identity(config.teacher, "teacher.weights"),
         training=config.teacher_training,
-        data=source_identity(config.data.train, "train", Path(config.data.folder), config.images),
+        data=source_identity(config.data, "train", config.images),
     )
 
 
@@ -216,7 +216,7 @@ def evaluation_identity(config: RunConfig, round_index: int) -> dict[str, Any]:
         images=config.images,
         student=fingerprint(student_identity(config, round_index)),
         teacher=_frozen_teacher(config),
-        data=source_identity(config.data.test, "test", Path(config.data.folder), config.images),
+        data=source_identity(config.data, "test", config.images),
     )
 
 
@@ -249,7 +249,7 @@ def require_student(config: RunConfig, round_index: int) -> None:
 
 def check_inputs(config: RunConfig) -> None:
     """Raise ValueError for what would stop the run only after hours: the test images, the student, the verifier."""
-    load_images(config.data.test, "test", Path(config.data.folder), config.images)
+    load_images(config.data, "test", config.images)
     neutral = ((0.0,) * config.images.channels, (1.0,) * config.images.channels)
     build_student(config, neutral)
     if config.verifier is not None:

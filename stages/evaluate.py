@@ -3,7 +3,6 @@
 import csv
 import io
 from dataclasses import asdict
-from pathlib import Path
 
 from pipeline.config import fingerprint
 from pipeline.data import load_images
@@ -28,7 +27,7 @@ def main(session: Session, round_index: int | None = None) -> None:
     if path.exists() and (done := read_json(path)).get("fingerprint") == own:
         print(f"evaluate: {path} is up to date; {done['line']}")
         return
-    images = load_images(config.data.test, "test", Path(config.data.folder), config.images)
+    images = load_images(config.data, "test", config.images)
     student = load_student(config, round_index).freeze().to(session.world.device)
     with open_recorder(
         config.metrics_path(), "evaluate", total=len(images.labels), unit="images", round_index=round_index

@@ -1,7 +1,5 @@
 """Train a teacher on real images where there is no pretrained one."""
 
-from pathlib import Path
-
 from pipeline.data import hold_in_memory, load_images
 from pipeline.evaluate import evaluate
 from pipeline.files import write_json
@@ -27,7 +25,7 @@ def main(session: Session, round_index: int | None = None) -> None:
     if is_finished(path, identity):
         print(f"teacher: {path} is up to date")
         return
-    images = load_images(config.data.train or "", "train", Path(config.data.folder), config.images)
+    images = load_images(config.data, "train", config.images)
     teacher = build_classifier(config.teacher, config.images, seed=derive_seed(config.seed, "teacher/weights"))
     state = TrainState.open(teacher.to(device), training, state_path(path), identity)
     task = make_task(
@@ -42,7 +40,7 @@ def main(session: Session, round_index: int | None = None) -> None:
         config.metrics_path(), "teacher", total=training.steps, done=state.step, unit="steps"
     ) as recorder:
         train(state, task, hold_in_memory(images, device), training, World(device=device), on_step=recorder.log)
-    test = load_images(config.data.test, "test", Path(config.data.folder), config.images)
+    test = load_images(config.data, "test", config.images)
     report = evaluate(teacher, teacher, test, config.images.num_classes, config.evaluation, device)
     write_json(path.with_suffix(".json"), {"test": config.data.test, "num_images": report.num_images, **report.teacher})
     save_classifier(path, teacher, config.teacher, identity)

@@ -355,7 +355,7 @@ def test_mirrored_digits_are_warned_of_and_run(tmp_path, monkeypatch, capsys, ke
 
 
 def test_an_interrupt_says_how_to_go_on(tmp_path, monkeypatch, capsys):
-    def interrupted(config, world, round_index):
+    def interrupted(session, round_index):
         raise KeyboardInterrupt
 
     assert run_command(monkeypatch, interrupted, write_config(tmp_path)) == 130
