@@ -1,8 +1,10 @@
 """Image sets: synthetic shards and real images behind one small interface, and the order in which they are learnt."""
 
 import hashlib
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -216,10 +218,25 @@ def hold_in_memory(images: ImageSet, device: torch.device) -> ArrayImages:
     """All images decoded once, by several threads, into one uint8 tensor on `device`, which has to hold it."""
     ranges = batch_ranges(len(images.labels), READ_BATCH)
     pixels = torch.empty(len(images.labels), *images.batch([0]).shape[1:], dtype=torch.uint8, device=device)
-    with ThreadPoolExecutor() as threads:  # Pillow decodes without holding the interpreter's lock
-        for indices, decoded in zip(ranges, threads.map(images.batch, ranges), strict=True):
-            pixels[indices.start : indices.stop] = decoded.to(device)
+    for indices, decoded in zip(ranges, read_batches(images, ranges), strict=True):
+        pixels[indices.start : indices.stop] = decoded.to(device)
     return ArrayImages(pixels, images.labels.to(device))
+
+
+def read_batches(images: ImageSet, batches: Iterable[Sequence[int]]) -> Iterator[Tensor]:
+    """uint8 (len(batch), C, H, W) for each batch of indices, in order, read ahead by a thread for each core.
+
+    Threads are enough, since Pillow decodes without holding the interpreter's lock.
+    """
+    num_threads = os.cpu_count() or 1
+    waiting: deque[Future[Tensor]] = deque()
+    with ThreadPoolExecutor(num_threads) as threads:
+        for indices in batches:
+            waiting.append(threads.submit(images.batch, indices))
+            if len(waiting) > num_threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def source_identity(data: DataConfig, split: Split, images: ImageConfig) -> dict[str, Any]:

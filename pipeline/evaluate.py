@@ -10,7 +10,7 @@ import torch
 
 from pipeline.codec import to_unit
 from pipeline.config import ConfigError
-from pipeline.data import ImageSet
+from pipeline.data import ImageSet, read_batches
 from pipeline.metrics import Likeness, Tally
 from pipeline.models import Classifier
 from pipeline.plan import batch_ranges
@@ -78,8 +78,9 @@ def evaluate(
     teacher.eval()
     tallies = [Tally(num_classes, device) for _ in range(2)]
     likeness = Likeness()
-    for indices in batch_ranges(len(images.labels), config.batch_size):
-        pixels = to_unit(images.batch(indices).to(device))
+    ranges = batch_ranges(len(images.labels), config.batch_size)
+    for indices, read in zip(ranges, read_batches(images, ranges), strict=True):
+        pixels = to_unit(read.to(device))
         labels = images.labels[indices.start : indices.stop].to(device)
         logits = [network(pixels) for network in (student, teacher)]
         for tally, answer, name in zip(tallies, logits, ("student", "teacher"), strict=True):

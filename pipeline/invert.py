@@ -1,6 +1,6 @@
 """Inversion: optimise a batch of images until a frozen teacher sees the wanted classes with familiar statistics."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -89,10 +89,11 @@ class Objective:
         self,
         teacher: Classifier,
         rival: Classifier | None,
+        ensemble: Sequence[Classifier],
         config: InversionConfig,
         statistics: list[LayerStatistics],
     ) -> None:
-        self.teacher, self.rival, self.precision = teacher, rival, config.precision
+        self.teacher, self.rival, self.ensemble, self.precision = teacher, rival, ensemble, config.precision
         self.terms = build_terms(config.terms, has_rival=rival is not None)
         self._statistics = statistics
         self._loss = compiled(self._eager_loss, teacher.mean.device) if config.compile else self._eager_loss
@@ -107,22 +108,31 @@ class Objective:
         self._statistics.clear()
         with torch.autocast(view.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             logits = self.teacher.network(view)
-            rival_logits = None if self.rival is None else self.rival(self.teacher.denormalise(view))
+            pixels = self.teacher.denormalise(view)
+            rival_logits = None if self.rival is None else self.rival(pixels)
+            ensemble_logits = [network(pixels) for network in self.ensemble]
         seen = View(
-            images=view, logits=logits, labels=labels, statistics=list(self._statistics), rival_logits=rival_logits
+            images=view,
+            logits=logits,
+            labels=labels,
+            statistics=list(self._statistics),
+            ensemble_logits=ensemble_logits,
+            rival_logits=rival_logits,
         )
         total, parts = weighted_sum(self.terms, seen)
         return total, torch.stack(list(parts.values()))
 
 
 @contextmanager
-def open_objective(teacher: Classifier, rival: Classifier | None, config: InversionConfig) -> Iterator[Objective]:
+def open_objective(
+    teacher: Classifier, rival: Classifier | None, config: InversionConfig, ensemble: Sequence[Classifier] = ()
+) -> Iterator[Objective]:
     """The objective of `invert`, for any number of batches: what is compiled for one serves the others of its size.
 
-    `teacher` and `rival` are frozen and on the same device. The teacher's hooks are removed when the block ends.
+    All networks are frozen and on the same device. The teacher's hooks are removed when the block ends.
     """
     with capture_statistics(teacher.network) as statistics:
-        yield Objective(teacher, rival, config, statistics)
+        yield Objective(teacher, rival, ensemble, config, statistics)
 
 
 def phase_size(scale: float, height: int, width: int) -> tuple[int, int]:

@@ -39,7 +39,8 @@ class RunConfig:
     """What to do: invert `teacher` into synthetic images, distil `student` from them, evaluate it on `data.test`.
 
     A teacher without `weights` is first trained on `data.train` as `teacher_training` says. An independent
-    `verifier` judges the stored images. `name`, by default the config file's, names the output folders.
+    `verifier` judges the stored images; the networks of the `ensemble` have to be sure of their classes as well as the
+    teacher. `name`, by default the config file's, names the output folders.
     """
 
     name: str
@@ -51,6 +52,7 @@ class RunConfig:
     distill: DistillConfig
     teacher_training: TrainingConfig | None = None
     verifier: ModelConfig | None = None
+    ensemble: tuple[ModelConfig, ...] = ()
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     seed: int = 0
     shards_dir: str = "shards"
@@ -80,6 +82,9 @@ class RunConfig:
             raise ConfigError("data.train: missing, teacher_training needs real images to train on")
         if self.verifier is not None and self.verifier.weights is None:
             raise ConfigError("verifier.weights: missing; an untrained verifier judges nothing")
+        for i, model in enumerate(self.ensemble):
+            if model.weights is None:
+                raise ConfigError(f"ensemble[{i}].weights: missing; an untrained network is sure of nothing")
 
     def _check_synthesis(self) -> None:
         beyond = [c for c in self.synthesis.classes or () if not 0 <= c < self.images.num_classes]
@@ -190,8 +195,13 @@ def synthesis_identity(config: RunConfig, round_index: int) -> dict[str, Any]:
         synthesis=config.synthesis,
         teacher=_frozen_teacher(config),
         verifier=weights_identity(config.verifier, "verifier.weights") if config.verifier else None,
+        ensemble=_ensemble_identity(config),
         rival=_student_recipe(config) if round_index and config.synthesis.inversion.terms.competition else None,
     )
+
+
+def _ensemble_identity(config: RunConfig) -> list[dict[str, Any]]:
+    return [weights_identity(model, f"ensemble[{i}].weights") for i, model in enumerate(config.ensemble)]
 
 
 def student_identity(config: RunConfig, round_index: int) -> dict[str, Any]:
@@ -254,6 +264,7 @@ def check_inputs(config: RunConfig) -> None:
     build_student(config, neutral)
     if config.verifier is not None:
         weights_identity(config.verifier, "verifier.weights")
+    _ensemble_identity(config)
 
 
 def build_student(config: RunConfig, normalisation: Normalisation) -> Classifier:

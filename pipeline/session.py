@@ -99,12 +99,14 @@ class Session:
     def _open_objective(self, has_rival: bool, round_index: int) -> Objective:
         config, inversion = self.config, self.config.synthesis.inversion
         teacher = self._load_teacher()  # one of its own: its hooks stay for as long as the session
+        ensemble = [load_frozen(model, config.images, self.world.device) for model in config.ensemble]
         batch_norm_layers(teacher.network)
         for phase in inversion.phases:
             height, width = phase_size(phase.scale, config.images.height, config.images.width)
-            check_fit(teacher, config.teacher, replace(config.images, height=height, width=width))
+            for classifier, model in zip((teacher, *ensemble), (config.teacher, *config.ensemble), strict=True):
+                check_fit(classifier, model, replace(config.images, height=height, width=width))
         rival = load_student(config, round_index - 1).freeze().to(self.world.device) if has_rival else None
-        return self._resources.enter_context(open_objective(teacher, rival, inversion))
+        return self._resources.enter_context(open_objective(teacher, rival, inversion, ensemble))
 
 
 def _joined(first: ArrayImages, second: ArrayImages) -> ArrayImages:

@@ -6,7 +6,7 @@ times the mean of the per-image ones.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,13 +26,15 @@ class View:
     """One optimisation step as the terms see it.
 
     `images` (N, C, H, W) in the teacher's normalised space, `logits` (N, K), `labels` (N,), the BatchNorm
-    `statistics` in call order, and the rival's logits (N, K) where there is a rival.
+    `statistics` in call order, the logits (N, K) of each further classifier of the `ensemble`, and the rival's logits
+    (N, K) where there is a rival.
     """
 
     images: Tensor
     logits: Tensor
     labels: Tensor
     statistics: list[LayerStatistics]
+    ensemble_logits: Sequence[Tensor] = ()
     rival_logits: Tensor | None = None
 
 
@@ -87,8 +89,9 @@ def weighted_sum(terms: Mapping[str, tuple[float, Term]], view: View) -> tuple[T
 
 
 def classification(view: View) -> Tensor:
-    """Cross-entropy of the teacher's logits with the labels, mean over the batch, natural logarithm."""
-    return F.cross_entropy(view.logits.float(), view.labels)
+    """Cross-entropy with the labels, mean over the teacher and the ensemble, then the batch, natural logarithm."""
+    networks = (view.logits, *view.ensemble_logits)
+    return torch.stack([F.cross_entropy(logits.float(), view.labels) for logits in networks]).mean()
 
 
 def feature_norm(view: View, first_bn_multiplier: float = 1.0) -> Tensor:

@@ -75,6 +75,10 @@ BAD_SETTINGS = {
         ["synthesis.inversion.terms.competition=10"],
         ["synthesis.inversion.terms.competition", "synthesis.rounds of at least 2 (or set it to 0)"],
     ),
+    "ensemble without weights": (
+        ["ensemble=[{source: 'cifar10:resnet8'}]"],
+        ["ensemble[0].weights: missing; an untrained network is sure of nothing"],
+    ),
     "weights and training": (
         ["teacher.weights=teacher.pt"],
         ["teacher.weights: 'teacher.pt' and teacher_training are both given; drop one"],

@@ -28,8 +28,8 @@ CONFIG = InversionConfig(
 )
 
 
-def invert(teacher, labels, size, config, generator, *, rival=None, on_step=None) -> Inversion:
-    with open_objective(teacher, rival, config) as objective:
+def invert(teacher, labels, size, config, generator, *, rival=None, ensemble=(), on_step=None) -> Inversion:
+    with open_objective(teacher, rival, config, ensemble) as objective:
         return pipeline.invert.invert(objective, labels, size, config, generator, on_step)
 
 
@@ -277,6 +277,19 @@ def test_the_rival_is_shown_the_same_pixels_and_made_to_disagree(make_classifier
         torch.testing.assert_close(rival.denormalise(rival_view), teacher.denormalise(view), atol=1e-5, rtol=1e-4)
     assert found.trace[-1, 1] < found.trace[0, 1] - 0.1
     assert ((found.trace[:, 1] > 5 * (1 - math.log(2)) - 1e-3) & (found.trace[:, 1] <= 5 + 1e-3)).all()
+
+
+def test_an_ensemble_is_shown_the_same_pixels_and_made_sure_of_the_labels_too(make_classifier, labels):
+    teacher = make_classifier(0).freeze()
+    other = make_classifier(1, mean=(0.1, 0.2, 0.3), std=(1.0, 0.5, 0.7)).freeze()
+    config = replace(CONFIG, phases=phases((1.0, 80)), terms=TermConfig())
+    alone = invert(teacher, labels, SIZE, config, seeded())
+    views, other_views = record_views(teacher), record_views(other)
+    together = invert(teacher, labels, SIZE, config, seeded(), ensemble=[other])
+    pixels = teacher.denormalise(views[5])
+    torch.testing.assert_close(other.denormalise(other_views[5]), pixels, atol=1e-5, rtol=1e-4)
+    losses = [F.cross_entropy(other(found.images.to(labels.device) / 255), labels) for found in (alone, together)]
+    assert losses[1] < losses[0] - 0.3
 
 
 def test_without_a_rival_the_competition_is_left_out(teacher, labels):

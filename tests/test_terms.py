@@ -51,6 +51,13 @@ def test_classification_is_the_mean_negative_log_probability_of_the_label(device
     assert value == pytest.approx((math.log(2) + math.log(10)) / 2, abs=1e-6)
 
 
+def test_classification_is_the_mean_over_the_teacher_and_the_ensemble(device):
+    labels = torch.tensor([0], device=device)
+    teacher, second, third = (torch.tensor([[p, 1 - p]], device=device).log() for p in (0.5, 0.1, 0.25))
+    seen = replace(view(logits=teacher, labels=labels), ensemble_logits=[second, third])
+    assert classification(seen).item() == pytest.approx((math.log(2) + math.log(10) + math.log(4)) / 3, abs=1e-6)
+
+
 TWO_LAYERS = (
     ([1.0, 2.0], [4.0, 9.0], [1.0, 0.0], [4.0, 5.0]),  # norms 2 and 4
     ([3.0], [1.0], [0.0], [5.0]),  # norms 3 and 4
