@@ -76,11 +76,15 @@ def batch_ranges(total: int, batch_size: int) -> list[range]:
 def plan_batches(config: SynthesisConfig, num_classes: int, seed: int, round_index: int) -> list[BatchSpec]:
     """Balanced labels of one round, shuffled with the run's seed and cut into batches with one derived seed each.
 
-    Every batch mixes classes, because its statistics are matched to those of the whole training set.
+    Where images are fewer than classes, the classes are drawn, too. Every batch mixes classes, because its statistics
+    are matched to those of the whole training set.
     """
     rounds = even_ranges(config.num_images, config.rounds)
     images = rounds[round_index]
     classes = config.classes if config.classes is not None else tuple(range(num_classes))
+    if config.num_images < len(classes):
+        drawn = torch.randperm(len(classes), generator=make_generator(seed, "classes"))[: config.num_images]
+        classes = tuple(classes[i] for i in drawn.tolist())
     balanced = [classes[i % len(classes)] for i in images]
     order = torch.randperm(len(images), generator=make_generator(seed, "labels", round_index)).tolist()
     first_index = sum(len(batch_ranges(len(r), config.batch_size)) for r in rounds[:round_index])

@@ -64,6 +64,16 @@ def test_batches_of_a_round_differ_by_at_most_one_image_and_keep_to_the_limit(va
         assert max(sizes) - min(sizes) <= 1
 
 
+def test_with_fewer_images_than_classes_some_are_drawn_from_all_of_them():
+    config = synthesis(num_images=84, batch_size=40, rounds=2)
+    labels = [
+        {label for specs in plan_all(config, 1000, seed) for spec in specs for label in spec.labels} for seed in (0, 1)
+    ]
+    assert [len(found) for found in labels] == [84, 84]
+    assert len(labels[0] & labels[1]) < 30
+    assert max(labels[0]) > 900
+
+
 @pytest.mark.parametrize("batch_size", range(3, 61, 7))
 def test_any_batch_size_works(batch_size):
     specs = plan_batches(synthesis(num_images=60, batch_size=batch_size), 10, 0, 0)
