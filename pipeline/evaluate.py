@@ -21,23 +21,33 @@ TIMED_PASSES = 11
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """Batch size of evaluation; it changes memory and time, not the figures."""
+    """How to judge. With `classes`, answers are among these alone, for a student that has learnt no others.
+
+    Accuracy then counts the images of these classes; agreement counts all images. `batch_size` changes memory and
+    time, not the figures.
+    """
 
     batch_size: int = 500
+    classes: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ConfigError(f"batch_size: {self.batch_size} must be at least 1")
+        if self.classes is not None and len(set(self.classes)) != max(2, len(self.classes)):
+            raise ConfigError(f"classes: {list(self.classes)} must be two or more different classes")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalReport:
     """The figures: `student` and `teacher` as `Tally.summary` gives them, and what compares the two.
 
-    `recovered` is the student's top-1 over the teacher's; `forward_ms` times one batch of `timed_batch` images.
+    Accuracies are of `num_images`, `agreement` and `kl` of `num_compared`. `recovered` is the student's top-1 over the
+    teacher's; `forward_ms` times one batch of `timed_batch` images.
     """
 
     num_images: int
+    num_compared: int
+    classes: list[int]
     student: dict[str, Any]
     teacher: dict[str, Any]
     agreement: float
@@ -76,17 +86,23 @@ def evaluate(
     """Judge both networks (in evaluation mode, on `device`) on every image; `on_batch` gets the images done so far."""
     student.eval()
     teacher.eval()
-    tallies = [Tally(num_classes, device) for _ in range(2)]
+    chosen = torch.arange(num_classes) if config.classes is None else torch.tensor(config.classes)
+    place = torch.full((num_classes,), -1).index_put_((chosen,), torch.arange(len(chosen))).to(device)
+    num_judged = int(torch.isin(images.labels.cpu(), chosen).sum())
+    if not num_judged:
+        raise ValueError(f"evaluation.classes: there is no test image of the classes {chosen.tolist()}")
+    chosen = chosen.to(device)
+    tallies = [Tally(len(chosen), device) for _ in range(2)]
     likeness = Likeness()
     ranges = batch_ranges(len(images.labels), config.batch_size)
     for indices, read in zip(ranges, read_batches(images, ranges), strict=True):
         pixels = to_unit(read.to(device))
-        labels = images.labels[indices.start : indices.stop].to(device)
-        logits = [network(pixels) for network in (student, teacher)]
+        labels = place[images.labels[indices.start : indices.stop].to(device)]
+        logits = [network(pixels)[:, chosen] for network in (student, teacher)]
         for tally, answer, name in zip(tallies, logits, ("student", "teacher"), strict=True):
             if not torch.isfinite(answer).all():
                 raise FloatingPointError(f"evaluation: the {name}'s logits are not finite on {indices}")
-            tally.add(answer, labels)
+            tally.add(answer[labels >= 0], labels[labels >= 0])
         likeness.add(*logits)
         if on_batch:
             on_batch(indices.stop)
@@ -96,7 +112,9 @@ def evaluate(
         for tally, network, ms in zip(tallies, (student, teacher), times_ms, strict=True)
     ]
     return EvalReport(
-        num_images=len(images.labels),
+        num_images=num_judged,
+        num_compared=len(images.labels),
+        classes=chosen.tolist(),
         student=figures[0],
         teacher=figures[1],
         **likeness.summary(),

@@ -45,14 +45,15 @@ def render(
     evaluation: Mapping[str, Any],
     tiles: Tensor,
     config_yaml: str,
+    estimated: Mapping[str, Any] | None = None,
 ) -> str:
     """The page. `tiles` is uint8 (classes, images, C, H, W): some synthetic images of some classes, a class a row."""
     sections = {
-        "Figures": _figures(evaluation) + _rounds(manifests) + _times(metrics),
+        "Figures": _figures(evaluation) + _rounds(manifests) + _times(metrics, manifests, estimated),
         "Synthetic images, one class a row": _image("grid of synthetic images", grid(tiles), tiles.shape[1] * TILE_PX),
         "Curves": _curves(metrics),
         "Confusion matrix of the student: rows are labels, columns predictions": _confusion(
-            evaluation["student"]["confusion"]
+            evaluation["student"]["confusion"], evaluation["classes"]
         ),
         "Configuration": f"<pre>{html.escape(config_yaml)}</pre>",
     }
@@ -104,10 +105,24 @@ def _rounds(manifests: Sequence[Mapping[str, Any]]) -> str:
     return "<p></p>" + _table(("round", "images", *(n.replace("_", " ") for n in names), "fingerprint"), rows)
 
 
-def _times(metrics: Sequence[Mapping[str, Any]]) -> str:
+def _times(
+    metrics: Sequence[Mapping[str, Any]],
+    manifests: Sequence[Mapping[str, Any]],
+    estimated: Mapping[str, Any] | None,
+) -> str:
     seconds = seconds_of_stages(metrics)
     rows = [(stage, f"{seconds[stage]:.1f}") for stage in STAGES if stage in seconds]
-    return "<p></p>" + _table(("stage", "seconds of work, all workers"), rows)
+    table = "<p></p>" + _table(("stage", "seconds of work, all workers"), rows)
+    if estimated is None:
+        return table
+    stored = sum(size for m in manifests for shard in m["shards"] for size in shard["sizes"])
+    compared = [
+        (f"{stage}, seconds", f"{estimated[f'{stage}_s']:.1f}", f"{seconds[stage]:.1f}")
+        for stage in ("synthesize", "distill")
+        if stage in seconds
+    ]
+    compared.append(("images, MiB", f"{estimated['shard_bytes'] / 2**20:.1f}", f"{stored / 2**20:.1f}"))
+    return table + "<p></p>" + _table(("", "estimated", "taken"), compared)
 
 
 def _curves(metrics: Sequence[Mapping[str, Any]]) -> str:
@@ -150,15 +165,15 @@ def _image(title: str, picture: Tensor, width_px: int) -> str:
     return f'<img alt="{title}" src="data:image/png;base64,{data}" style="width:{width_px}px">'
 
 
-def _confusion(matrix: Sequence[Sequence[int]]) -> str:
+def _confusion(matrix: Sequence[Sequence[int]], classes: Sequence[int]) -> str:
     counts = np.array(matrix, dtype=np.float64)
     shares = counts / counts.sum(1, keepdims=True).clip(min=1)
     if len(matrix) > MAX_TABLE_CLASSES:
         picture = torch.from_numpy(255 - np.rint(255 * shares).astype(np.uint8))[None]
         return _image("confusion matrix", picture, PAGE_PX)
-    head = "".join(f"<th>{i}</th>" for i in range(len(matrix)))
+    head = "".join(f"<th>{label}</th>" for label in classes)
     rows = "".join(
-        f"<tr><th>{i}</th>"
+        f"<tr><th>{classes[i]}</th>"
         + "".join(
             f'<td style="background:rgba(37,99,235,{share * 0.6:.2f})">{count}</td>'
             for count, share in zip(row, shares[i], strict=True)

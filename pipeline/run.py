@@ -28,7 +28,7 @@ from pipeline.train import DistillConfig, TrainingConfig
 from pipeline.world import derive_seed
 
 # Settings that change how a run is watched and saved, not what it makes.
-NOT_IDENTITY = ("log_every", "save_every_s")
+NOT_IDENTITY = ("log_every", "save_every_s", "memory_gib")
 # Class folders have four digits; more classes would sort out of order.
 MAX_CLASSES = 10_000
 IDENTITY_FILE, CONFIG_FILE = "identity.json", "config.yaml"
@@ -90,6 +90,9 @@ class RunConfig:
         beyond = [c for c in self.synthesis.classes or () if not 0 <= c < self.images.num_classes]
         if beyond:
             raise ConfigError(f"synthesis.classes: {beyond} are not in 0..{self.images.num_classes - 1}")
+        beyond = [c for c in self.evaluation.classes or () if not 0 <= c < self.images.num_classes]
+        if beyond:
+            raise ConfigError(f"evaluation.classes: {beyond} are not in 0..{self.images.num_classes - 1}")
         if self.synthesis.inversion.terms.competition and self.synthesis.rounds == 1:
             raise ConfigError(
                 "synthesis.inversion.terms.competition: the rival is the student of the round before, so it needs "
@@ -149,6 +152,11 @@ class RunConfig:
     def evaluation_path(self, round_index: int) -> Path:
         """The evaluation of that student; its CSV line lies beside it."""
         return self.checkpoints / f"eval-{round_index}.json"
+
+    @property
+    def estimate_path(self) -> Path:
+        """What the run was predicted to take."""
+        return self.checkpoints / "estimate.json"
 
     def metrics_path(self, rank: int = 0) -> Path:
         """One JSON line for each logging step of one worker."""
@@ -224,6 +232,7 @@ def evaluation_identity(config: RunConfig, round_index: int) -> dict[str, Any]:
     """What an evaluation depends on."""
     return _identity(
         images=config.images,
+        classes=config.evaluation.classes,
         student=fingerprint(student_identity(config, round_index)),
         teacher=_frozen_teacher(config),
         data=source_identity(config.data, "test", config.images),

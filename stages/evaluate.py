@@ -41,7 +41,7 @@ def main(session: Session, round_index: int | None = None) -> None:
             session.world.device,
             recorder.advance,
         )
-        recorder.log(report.num_images - 1, report.row())
+        recorder.log(report.num_compared - 1, report.row())
     write_text(path.with_suffix(".csv"), _csv(config.name, round_index, report))
     write_json(
         path, {"round": round_index, "fingerprint": own, "identity": identity, **asdict(report), "line": report.line()}

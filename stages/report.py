@@ -38,6 +38,7 @@ def main(session: Session, round_index: int | None = None) -> None:
         metrics=[line for path in metrics_files for line in read_metrics(path) if line.get("round", 0) <= round_index],
         evaluation=evaluation,
         tiles=tiles,
+        estimated=read_json(config.estimate_path) if config.estimate_path.exists() else None,
         config_yaml=resolved_yaml(config),
     )
     path = config.checkpoints / "report.html"

@@ -1,7 +1,7 @@
 """Train a teacher on real images where there is no pretrained one."""
 
 from pipeline.data import hold_in_memory, load_images
-from pipeline.evaluate import evaluate
+from pipeline.evaluate import EvaluationConfig, evaluate
 from pipeline.files import write_json
 from pipeline.models import build_classifier, save_classifier
 from pipeline.recorder import open_recorder
@@ -41,7 +41,8 @@ def main(session: Session, round_index: int | None = None) -> None:
     ) as recorder:
         train(state, task, hold_in_memory(images, device), training, World(device=device), on_step=recorder.log)
     test = load_images(config.data, "test", config.images)
-    report = evaluate(teacher, teacher, test, config.images.num_classes, config.evaluation, device)
+    judged = EvaluationConfig(batch_size=config.evaluation.batch_size)  # a teacher answers for all its classes
+    report = evaluate(teacher, teacher, test, config.images.num_classes, judged, device)
     write_json(path.with_suffix(".json"), {"test": config.data.test, "num_images": report.num_images, **report.teacher})
     save_classifier(path, teacher, config.teacher, identity)
     state_path(path).unlink(missing_ok=True)

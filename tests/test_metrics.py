@@ -168,3 +168,27 @@ def test_an_evaluation_of_the_teacher_as_its_own_student_recovers_all(make_class
 def test_a_batch_size_of_zero_is_refused():
     with pytest.raises(ConfigError, match="batch_size: 0 must be at least 1"):
         EvaluationConfig(batch_size=0)
+
+
+def test_judged_among_some_classes_alone_accuracy_counts_their_images_and_agreement_all(make_classifier, device):
+    student, teacher = make_classifier(0).freeze(), make_classifier(1).freeze()
+    pixels = torch.randint(0, 256, (60, 3, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    images = ArrayImages(pixels.to(device), (torch.arange(60) % 4).to(device))
+    report = evaluate(student, teacher, images, 4, EvaluationConfig(batch_size=7, classes=(3, 1)), device)
+    answers = [network(images.pixels / 255)[:, [3, 1]].argmax(1) for network in (student, teacher)]
+    own = (images.labels == 3) | (images.labels == 1)
+    right = answers[0][own] == (images.labels[own] == 1).long()
+    assert (report.num_images, report.num_compared, report.classes) == (30, 60, [3, 1])
+    assert report.student["top1"] == pytest.approx(right.float().mean().item())
+    assert report.agreement == pytest.approx((answers[0] == answers[1]).float().mean().item())
+    assert torch.tensor(report.student["confusion"]).sum() == 30
+
+
+def test_classes_without_test_images_and_lists_that_cannot_be_meant_are_refused(make_classifier, device):
+    teacher = make_classifier(0).freeze()
+    images = ArrayImages(torch.zeros(4, 3, 8, 8, dtype=torch.uint8, device=device), torch.zeros(4, device=device))
+    with pytest.raises(ValueError, match=r"there is no test image of the classes \[1, 2\]"):
+        evaluate(teacher, teacher, images, 4, EvaluationConfig(classes=(1, 2)), device)
+    for classes in ((), (1,), (1, 1)):
+        with pytest.raises(ConfigError, match="must be two or more different classes"):
+            EvaluationConfig(classes=classes)

@@ -78,6 +78,7 @@ def make_evaluation(num_classes: int, line: str = "one line") -> dict:
     return {
         "line": line,
         "num_images": 9 * num_classes,
+        "classes": [*range(num_classes)],
         "student": network,
         "teacher": {**network, "top1": 1.0, "parameters": 67890},
         "agreement": 0.9875,
