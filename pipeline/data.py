@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import tee
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -214,6 +215,11 @@ def _npz(path: Path) -> ArrayImages:
     return ArrayImages(torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(y.astype(np.int64)))
 
 
+def num_bytes(images: ImageSet) -> int:
+    """Bytes of all images decoded to uint8."""
+    return len(images.labels) * images.batch([0]).numel()
+
+
 def hold_in_memory(images: ImageSet, device: torch.device) -> ArrayImages:
     """All images decoded once, by several threads, into one uint8 tensor on `device`, which has to hold it."""
     ranges = batch_ranges(len(images.labels), READ_BATCH)
@@ -239,6 +245,21 @@ def read_batches(images: ImageSet, batches: Iterable[Sequence[int]]) -> Iterator
             yield waiting.popleft().result()
 
 
+def load_batches(images: ImageSet, batches: Iterable[Tensor], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """uint8 (N, C, H, W) and labels (N,) on `device` for each batch of indices (N,), given on the CPU.
+
+    Images held in memory are on `device` already; others are read ahead.
+    """
+    if isinstance(images, ArrayImages):
+        for indices in batches:
+            there = to_device(indices, device)
+            yield images.pixels[there], images.labels[there]
+        return
+    drawn, read = tee(batches)
+    for indices, pixels in zip(drawn, read_batches(images, (batch.tolist() for batch in read)), strict=True):
+        yield to_device(pixels, device), to_device(images.labels[indices], device)
+
+
 def source_identity(data: DataConfig, split: Split, images: ImageConfig) -> dict[str, Any]:
     """What a real image set is: its source, and a hash of its content, or, for photographs, of names and sizes."""
     source = data.source(split)
@@ -258,19 +279,19 @@ def source_identity(data: DataConfig, split: Split, images: ImageConfig) -> dict
     return {"source": source, "hash": digest}
 
 
-def draw_batch(num_images: int, batch_size: int, seed: int, purpose: str, step: int, device: torch.device) -> Tensor:
-    """Indices (batch_size,), on `device`, of one training step.
+def draw_batch(num_images: int, batch_size: int, seed: int, purpose: str, step: int) -> Tensor:
+    """Indices (batch_size,) of one training step.
 
     The steps cut an endless stream of epochs into equal batches; an epoch is every index once, in an order of its own.
     """
     epoch, start = divmod(step * batch_size, num_images)
-    drawn = [_epoch_order(num_images, seed, purpose, epoch, device)[start : start + batch_size]]
+    drawn = [_epoch_order(num_images, seed, purpose, epoch)[start : start + batch_size]]
     while (missing := batch_size - sum(map(len, drawn))) > 0:
         epoch += 1
-        drawn.append(_epoch_order(num_images, seed, purpose, epoch, device)[:missing])
+        drawn.append(_epoch_order(num_images, seed, purpose, epoch)[:missing])
     return torch.cat(drawn)
 
 
 @lru_cache(maxsize=2)  # consecutive steps are of the same epoch or of two neighbours
-def _epoch_order(num_images: int, seed: int, purpose: str, epoch: int, device: torch.device) -> Tensor:
-    return to_device(torch.randperm(num_images, generator=make_generator(seed, purpose, epoch)), device)
+def _epoch_order(num_images: int, seed: int, purpose: str, epoch: int) -> Tensor:
+    return torch.randperm(num_images, generator=make_generator(seed, purpose, epoch))

@@ -8,10 +8,10 @@ from functools import cached_property
 import torch
 
 from pipeline.capture import batch_norm_layers
-from pipeline.data import ArrayImages, ShardSet, hold_in_memory
+from pipeline.data import ArrayImages, ImageSet, ShardSet, hold_in_memory, num_bytes
 from pipeline.invert import Objective, open_objective, phase_size
 from pipeline.models import Classifier, check_fit, load_frozen
-from pipeline.run import RunConfig, build_student, load_student, require_student
+from pipeline.run import RunConfig, build_student, require_student
 from pipeline.shards import ShardError, verify
 from pipeline.train import Task, distillation_objective, make_task
 from pipeline.weights import load_weights
@@ -24,8 +24,7 @@ class Session:
     def __init__(self, config: RunConfig, world: World, resources: ExitStack) -> None:
         self.config, self.world = config, world
         self._resources = resources
-        self._objectives: dict[bool, Objective] = {}
-        self._pool: ArrayImages | None = None
+        self._held: ArrayImages | None = None
         self._num_pooled = 0
 
     @cached_property
@@ -44,15 +43,23 @@ class Session:
 
         Raises ValueError when the teacher cannot be inverted in every phase, or when there is no student before.
         """
-        has_rival = bool(round_index and self.config.synthesis.inversion.terms.competition)
-        if has_rival:
-            require_student(self.config, round_index - 1)
-        if has_rival not in self._objectives:
-            self._objectives[has_rival] = self._open_objective(has_rival, round_index)
-        rival = self._objectives[has_rival].rival
-        if rival is not None:
-            self._load_student_before(round_index, rival)
-        return self._objectives[has_rival]
+        if not (round_index and self.config.synthesis.inversion.terms.competition):
+            return self.objective_without_rival
+        require_student(self.config, round_index - 1)
+        rival = self.objective_with_rival.rival
+        assert rival is not None
+        self._load_student_before(round_index, rival)
+        return self.objective_with_rival
+
+    @cached_property
+    def objective_without_rival(self) -> Objective:
+        """What images are optimised for in round 0, or in all rounds where nothing competes."""
+        return self._open_objective(rival=None)
+
+    @cached_property
+    def objective_with_rival(self) -> Objective:
+        """What images are optimised for in later rounds; its rival has learnt nothing before `objective` loads it."""
+        return self._open_objective(rival=build_student(self.config, self.teacher.normalisation))
 
     def student(self, round_index: int) -> Classifier:
         """The student as a round begins: the one of the round before. It is the same module for every round."""
@@ -73,18 +80,26 @@ class Session:
             purpose="distill",
         )
 
-    def pool(self, last_round: int) -> ArrayImages:
-        """The images of all rounds up to `last_round`; raises ShardError when a shard is not as it was written."""
-        folders = [self.config.round_folder(r) for r in range(self._num_pooled, last_round + 1)]
-        for folder in folders:
+    def pool(self, last_round: int) -> ImageSet:
+        """The images of all rounds up to `last_round`, in memory if they fit.
+
+        Raises ShardError when a shard is not as it was written.
+        """
+        folders = [self.config.round_folder(r) for r in range(last_round + 1)]
+        added = folders[self._num_pooled :]
+        for folder in added:
             if problems := verify(folder):
                 raise ShardError(f"{'; '.join(problems)}; remove {folder} and run `make synthesize` again")
-        if folders:
-            added = hold_in_memory(ShardSet(folders), self.world.device)
-            self._pool = added if self._pool is None else _joined(self._pool, added)
-            self._num_pooled += len(folders)
-        assert self._pool is not None and self._num_pooled == last_round + 1
-        return self._pool
+        self._num_pooled = len(folders)
+        shards = ShardSet(folders)
+        if num_bytes(shards) > self.config.distill.memory_gib * 2**30:
+            self._held = None
+            return shards
+        if added:
+            decoded = hold_in_memory(ShardSet(added), self.world.device)
+            self._held = decoded if self._held is None else _joined(self._held, decoded)
+        assert self._held is not None and len(self._held.labels) == len(shards)
+        return self._held
 
     @cached_property
     def _student(self) -> Classifier:
@@ -96,17 +111,17 @@ class Session:
     def _load_teacher(self) -> Classifier:
         return load_frozen(self.config.teacher_model, self.config.images, self.world.device)
 
-    def _open_objective(self, has_rival: bool, round_index: int) -> Objective:
-        config, inversion = self.config, self.config.synthesis.inversion
+    def _open_objective(self, rival: Classifier | None) -> Objective:
+        config, device = self.config, self.world.device
         teacher = self._load_teacher()  # one of its own: its hooks stay for as long as the session
-        ensemble = [load_frozen(model, config.images, self.world.device) for model in config.ensemble]
         batch_norm_layers(teacher.network)
-        for phase in inversion.phases:
+        ensemble = [load_frozen(model, config.images, device) for model in config.ensemble]
+        for phase in config.synthesis.inversion.phases:
             height, width = phase_size(phase.scale, config.images.height, config.images.width)
             for classifier, model in zip((teacher, *ensemble), (config.teacher, *config.ensemble), strict=True):
                 check_fit(classifier, model, replace(config.images, height=height, width=width))
-        rival = load_student(config, round_index - 1).freeze().to(self.world.device) if has_rival else None
-        return self._resources.enter_context(open_objective(teacher, rival, inversion, ensemble))
+        frozen = None if rival is None else rival.freeze().to(device)
+        return self._resources.enter_context(open_objective(teacher, frozen, config.synthesis.inversion, ensemble))
 
 
 def _joined(first: ArrayImages, second: ArrayImages) -> ArrayImages:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.codec import to_unit
 from pipeline.config import ConfigError, refuse_other, to_plain
-from pipeline.data import ArrayImages, draw_batch
+from pipeline.data import ImageSet, draw_batch, load_batches
 from pipeline.files import atomic_file
 from pipeline.losses import distillation_loss, label_loss
 from pipeline.models import Classifier, Precision
@@ -27,7 +27,10 @@ from pipeline.world import World, compiled, derive_seed, make_generator
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How a classifier is trained: `steps` updates in all. Progress is saved every `save_every_s` seconds."""
+    """How a classifier is trained: `steps` updates in all. Progress is saved every `save_every_s` seconds.
+
+    Images that take less than `memory_gib` are decoded once and kept on the device, more are read again and again.
+    """
 
     steps: int
     batch_size: int
@@ -43,6 +46,7 @@ class TrainingConfig:
     compile: bool = False
     log_every: int = 20
     save_every_s: float = 15.0
+    memory_gib: float = 8.0
 
     def __post_init__(self) -> None:
         for name in ("steps", "log_every"):
@@ -188,7 +192,7 @@ def build_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.O
 def train(
     state: TrainState,
     task: Task,
-    images: ArrayImages,
+    images: ImageSet,
     config: TrainingConfig,
     world: World,
     *,
@@ -207,16 +211,17 @@ def train(
             f"batch_size: {config.batch_size} cannot be shared by {world.size} workers; take a multiple of "
             f"{world.size}, at least {2 * world.size}, or another number of workers"
         )
-    device = images.pixels.device
+    device = world.device
     state.classifier.train()
     rates = learning_rates(config.schedule, config.lr, config.steps, config.warmup_fraction)
     until = config.steps if until is None else until
     losses = torch.zeros(until, device=device)
     checked, saved_at = state.step, time.monotonic()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        while state.step < until:
+        shares = (_share(task, images, config, world, step) for step in range(state.step, until))
+        for pixels, labels in load_batches(images, shares, device):
             step = state.step
-            losses[step] = _train_step(state, task, images, config, world, rates[step])
+            losses[step] = _train_step(state, task, config, world, rates[step], pixels, labels)
             state.step += 1
             log = step % config.log_every == 0 or state.step == until
             save = time.monotonic() - saved_at > config.save_every_s
@@ -230,16 +235,20 @@ def train(
                 saved_at = time.monotonic()
 
 
+def _share(task: Task, images: ImageSet, config: TrainingConfig, world: World, step: int) -> Tensor:
+    """Indices of this worker's share of the batch of a step."""
+    batch = draw_batch(len(images.labels), config.batch_size, task.seed, f"{task.purpose}/order", step)
+    return batch[world.rank :: world.size]
+
+
 def _train_step(
-    state: TrainState, task: Task, images: ArrayImages, config: TrainingConfig, world: World, lr: float
+    state: TrainState, task: Task, config: TrainingConfig, world: World, lr: float, pixels: Tensor, labels: Tensor
 ) -> Tensor:
-    """One update; returns the loss of this worker's share, detached and still on the device."""
-    count, purpose = len(images.labels), f"{task.purpose}/{world.rank}"
-    batch = draw_batch(count, config.batch_size, task.seed, f"{task.purpose}/order", state.step, images.pixels.device)
-    indices = batch[world.rank :: world.size]
-    targets = F.one_hot(images.labels[indices], task.num_classes).float()
+    """One update by this worker's share of a batch; returns its loss, detached and still on the device."""
+    purpose = f"{task.purpose}/{world.rank}"
+    targets = F.one_hot(labels, task.num_classes).float()
     generator = make_generator(task.seed, purpose, state.step)
-    view, targets = augment(to_unit(images.pixels[indices]), targets, config.augment, generator)
+    view, targets = augment(to_unit(pixels), targets, config.augment, generator)
     torch.manual_seed(derive_seed(task.seed, f"{purpose}/layers", state.step))  # dropout takes no generator
     loss = task.loss(view, targets)
     state.optimizer.zero_grad()

@@ -125,7 +125,7 @@ def test_images_held_in_memory_are_the_same(packed):
 
 
 def first_draws(num_images, batch_size, num_steps, seed=0, purpose="test") -> list[torch.Tensor]:
-    return [draw_batch(num_images, batch_size, seed, purpose, step, CPU) for step in range(num_steps)]
+    return [draw_batch(num_images, batch_size, seed, purpose, step) for step in range(num_steps)]
 
 
 @pytest.mark.parametrize(("num_images", "batch_size"), [(36, 12), (37, 12), (10, 10), (7, 20)])
@@ -149,7 +149,7 @@ def test_the_order_depends_on_seed_purpose_and_step_alone():
 
     assert order() == order()
     assert len({tuple(o) for o in (order(), order(seed=1), order(purpose="other"))}) == 3
-    assert draw_batch(50, 8, 0, "test", 11, CPU).tolist() == order()[-8:]
+    assert draw_batch(50, 8, 0, "test", 11).tolist() == order()[-8:]
 
 
 def test_the_digits_split_is_fixed_disjoint_and_complete():

@@ -175,6 +175,14 @@ def test_an_output_does_not_depend_on_where_it_lies(finished, tmp_path):
     assert {name: there[name] for name in made} == made
 
 
+def test_images_that_do_not_fit_the_memory_are_read_again_and_make_the_same_student(finished, tmp_path):
+    config = load_run(copy_run(finished, tmp_path, distill__memory_gib=0.0))
+    held = config.student_path(0).read_bytes()
+    config.student_path(0).unlink()
+    run_in_process(distill.main, config)
+    assert config.student_path(0).read_bytes() == held
+
+
 def test_two_rounds_share_the_images_and_pool_them(two_rounds):
     config = tiny_config(two_rounds, **TWO_ROUNDS)
     folders = [config.round_folder(r) for r in range(2)]

@@ -43,7 +43,14 @@ def images(device) -> ArrayImages:
 
 def train(classifier, images, num_classes, objective, config, seed, purpose, path, run="f", on_step=None) -> None:
     task = make_task(classifier, objective, config, num_classes=num_classes, seed=seed, purpose=purpose)
-    train_state(TrainState.open(classifier, config, path, {"run": run}), task, images, config, World(), on_step=on_step)
+    train_state(
+        TrainState.open(classifier, config, path, {"run": run}),
+        task,
+        images,
+        config,
+        World(device=images.pixels.device),
+        on_step=on_step,
+    )
 
 
 def logged_steps(classifier, images, config, path) -> list[int]:
