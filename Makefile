@@ -27,14 +27,15 @@ STAGE = $(PYTHON) $(WORKERS) -m stages
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
-.PHONY: all teacher synthesize distill evaluate report verify test lint bench clean help
+.PHONY: all estimate teacher synthesize distill evaluate report verify test lint bench clean help
 
 all: $(READY)  ## teacher, synthesis and distillation round by round, evaluation, report
 	@$(STAGE).chain $(ARGUMENTS)
 
-teacher synthesize distill evaluate report verify clean: $(READY)
+estimate teacher synthesize distill evaluate report verify clean: $(READY)
 	@$(STAGE).$@ $(ARGUMENTS)
 
+estimate:    ## predict hours, memory and disk of this CONFIG from a few steps on this machine
 teacher:     ## train a teacher where the config names no weights
 synthesize:  ## invert the teacher into shards: the next round that is not complete
 distill:     ## train the student on the shards: the next round that has no student

@@ -1,0 +1,67 @@
+"""The prediction of what a run takes: its arithmetic, and beside a run that was made."""
+
+import json
+
+from tiny_run import copy_run, run_in_process, tiny_config
+
+from pipeline.estimate import TIMED_STEPS, _Clock
+from pipeline.run import load_run
+from stages import chain, estimate, report
+
+
+def test_a_clock_tells_a_steady_step_from_what_the_first_steps_take_longer():
+    clock = _Clock()
+    taken = [9.0, *[2.0] * (2 * TIMED_STEPS - 1), 30.0, *[4.0] * (2 * TIMED_STEPS - 1)]
+    clock._times = [sum(taken[:i]) for i in range(len(taken) + 1)]
+    assert clock.split(0) == (2, 7)
+    assert clock.split(2 * TIMED_STEPS) == (4, 26)
+
+
+def test_files_and_bytes_are_those_of_the_run(finished, tmp_path, capsys):
+    config = load_run(copy_run(finished, tmp_path))
+    run_in_process(estimate.main, config)
+    found = json.loads(config.estimate_path.read_text())
+    files = [path for path in config.round_folder(0).rglob("*") if path.is_file()]
+    assert found["num_files"] == len(files)
+    images = sum(path.stat().st_size for path in files if path.suffix == ".tar")
+    assert 0 < found["shard_bytes"] < images  # a tar adds headers, labels and evidence
+    assert all(found[key] > 0 for key in found if key != "compile_s")
+    assert "synthesis " in capsys.readouterr().out
+
+
+def test_an_estimate_leaves_no_state_and_changes_nothing_of_the_run(finished, tmp_path):
+    config = tiny_config(tmp_path)
+    run_in_process(estimate.main, config)
+    assert {path.name for path in config.checkpoints.iterdir()} == {
+        "estimate.json",
+        "metrics.jsonl",
+        "teacher.json",
+        "teacher.safetensors",
+    }
+    run_in_process(chain.main, config)
+    assert config.student_path(0).read_bytes() == tiny_config(finished).student_path(0).read_bytes()
+
+
+def test_rounds_with_a_rival_are_timed_too_and_count_their_files(tmp_path):
+    rounds = {"synthesis__rounds": 2, "synthesis__inversion__terms__competition": 1.0, "distill__batch_size": 15}
+    config = tiny_config(tmp_path, **rounds, synthesis__batch_size=15)
+    run_in_process(estimate.main, config)
+    assert json.loads(config.estimate_path.read_text())["num_files"] == 2 * (10 + 5)
+
+
+def test_the_report_compares_what_was_estimated_with_what_it_took(finished, tmp_path):
+    config = load_run(copy_run(finished, tmp_path))
+    run_in_process(report.main, config)
+    assert "estimated" not in (config.checkpoints / "report.html").read_text()
+    run_in_process(estimate.main, config)
+    run_in_process(report.main, config)
+    page = (config.checkpoints / "report.html").read_text()
+    assert "<th>estimated</th><th>taken</th>" in page
+    assert "synthesize, seconds" in page
+    assert page.count("images, MiB") == 1
+
+
+def test_images_that_do_not_fit_the_memory_are_timed_with_their_decoding(finished, tmp_path):
+    config = load_run(copy_run(finished, tmp_path, distill__memory_gib=0.0))
+    run_in_process(estimate.main, config)
+    assert json.loads(config.estimate_path.read_text())["trained_images_per_s"] > 0
