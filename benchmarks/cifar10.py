@@ -1,6 +1,7 @@
 """What each part of the inversion is worth to a student on CIFAR-10, all at the same budget.
 
     python -m benchmarks.cifar10 --set teacher.weights=FILE verifier.weights=FILE data.test=npz:FILE
+    torchrun --nproc-per-node 2 -m benchmarks.cifar10 --set ...      with two workers
 
 Every variant is a run of its own under shards/ and checkpoints/, so an interrupted benchmark goes on where it was.
 Writes results/cifar10.json.
@@ -14,16 +15,16 @@ from pipeline.run import RunConfig, load_run
 from pipeline.world import World, open_world
 
 CONFIG = Path(__file__).parent.parent / "configs" / "cifar10_resnet20.yaml"
-BUDGET = ("synthesis.num_images=2048", "synthesis.inversion.phases.0.steps=150", "distill.steps=3000")
+BUDGET = ("synthesis.num_images=2048", "synthesis.inversion.phases.0.steps=100", "distill.steps=3000")
 TERMS = "synthesis.inversion.terms"
+WHITE_START = ("synthesis.inversion.canvas={}",)
 # The published weight of the total variation is for the norm of a whole batch of 256: 16 times that of one image.
+PUBLISHED_TERMS = (f"{TERMS}.feature_divergence=0", f"{TERMS}.feature_norm=10", f"{TERMS}.tv_l2={16 * 2.5e-5}")
 VARIANTS = {
     "no feature term": (f"{TERMS}.feature_divergence=0",),
-    "published feature term": (
-        f"{TERMS}.feature_divergence=0",
-        f"{TERMS}.feature_norm=10",
-        f"{TERMS}.tv_l2={16 * 2.5e-5}",
-    ),
+    "published feature term, white start": (*PUBLISHED_TERMS, *WHITE_START),
+    "published feature term": PUBLISHED_TERMS,
+    "scale-free feature term, white start": WHITE_START,
     "scale-free feature term": (),
     "adaptive, 4 rounds": ("synthesis.rounds=4", f"{TERMS}.competition=1"),
     "adaptive, a round a batch": ("synthesis.rounds=8", f"{TERMS}.competition=1"),
@@ -56,9 +57,10 @@ def main() -> None:
         for variant in (NOISE, *VARIANTS):
             table[variant] = summary([measure(variant, seed, arguments.set, world) for seed in arguments.seeds])
             figures = {name: f"{f['mean']:.4f} +- {f['deviation']:.4f}" for name, f in table[variant].items()}
-            print(variant, figures, flush=True)
-        result = {"command": "python -m benchmarks.cifar10", "budget": BUDGET, "seeds": arguments.seeds, **table}
-        print(write_result("cifar10", result, world))
+            if world.is_leader:
+                print(variant, figures, flush=True)
+                head = {"command": "python -m benchmarks.cifar10", "budget": BUDGET, "workers": world.size}
+                write_result("cifar10", {**head, "seeds": arguments.seeds, "variants": table}, world)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@ import platform
 import statistics
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
@@ -23,6 +24,9 @@ from pipeline.shards import read_manifest
 from pipeline.train import TrainState, distillation_objective, make_task, train
 from pipeline.world import World, make_generator, versions
 from stages import chain
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -53,6 +57,23 @@ def _processor() -> str:
     return names[0] if names else platform.processor()
 
 
+def timed(
+    world: World, work: Callable[Parameters, Result], *arguments: Parameters.args, **keywords: Parameters.kwargs
+) -> tuple[float, Result]:
+    """Seconds of `work`, from an idle device to an idle device, and its result."""
+    wait_for(world)
+    started = time.perf_counter()
+    result = work(*arguments, **keywords)
+    wait_for(world)
+    return time.perf_counter() - started, result
+
+
+def wait_for(world: World) -> None:
+    """Wait until the device has nothing left to do."""
+    if world.device.type == "cuda":
+        torch.cuda.synchronize(world.device)
+
+
 def write_result(name: str, result: dict[str, Any], world: World) -> Path:
     """Write `results/NAME.json`: the machine's facts, then the result."""
     path = RESULTS / f"{name}.json"
@@ -74,6 +95,7 @@ def run_chain(config: RunConfig, world: World) -> dict[str, float]:
     """The whole run; accuracies on the test images, shares of the stored images, and seconds of each stage."""
     with open_session(config, world) as session:
         chain.main(session)
+    world.barrier()  # the leader has written its report
     rounds = range(config.synthesis.rounds)
     report = read_json(config.evaluation_path(rounds[-1]))
     manifests = [read_manifest(config.round_folder(r)) for r in rounds]

@@ -1,0 +1,146 @@
+"""Speed of distillation from images in memory beside a loop fed by a DataLoader: same networks, images, batch, views.
+
+    python -m benchmarks.distillation          ResNet-20 to ResNet-20 at 32x32, batch 128
+
+The comparison loop is eager and in single precision, crops and mirrors image by image in worker processes, and looks at
+the loss at every step. Both are measured in turn, A B A B. Writes results/distillation-DEVICE.json.
+"""
+
+import argparse
+import math
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from benchmarks.harness import timed, write_result
+from benchmarks.inversion import NORMALISED
+from pipeline.data import ArrayImages, hold_in_memory
+from pipeline.losses import distillation_loss
+from pipeline.models import Classifier, ImageConfig, ModelConfig, build_classifier
+from pipeline.train import DistillConfig, TrainState, build_optimizer, distillation_objective, make_task, train
+from pipeline.views import AugmentConfig
+from pipeline.world import World, make_generator, open_world
+
+IMAGES = ImageConfig(channels=3, height=32, width=32, num_classes=10)
+NUM_IMAGES, SHIFT_PX, TEMPERATURE, TURNS = 8192, 4, 4.0, 5
+
+
+class CroppedImages(Dataset[tuple[Tensor, int]]):
+    """The images as a DataLoader's workers see them: one at a time, with a view of its own."""
+
+    def __init__(self, images: ArrayImages) -> None:
+        self.images = images
+        self.view = v2.Compose(
+            [
+                v2.RandomCrop(IMAGES.height, padding=SHIFT_PX),
+                v2.RandomHorizontalFlip(),
+                v2.ToDtype(torch.float32, scale=True),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.images.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.view(self.images.pixels[index]), int(self.images.labels[index])
+
+
+def train_plainly(
+    student: Classifier,
+    teacher: Classifier,
+    loader: "DataLoader[tuple[Tensor, int]]",
+    config: DistillConfig,
+    steps: int,
+) -> float:
+    """The comparison loop; returns the last loss."""
+    optimizer = build_optimizer(student.network, config)
+    student.train()
+    loss_value, done = math.inf, 0
+    while done < steps:
+        for batch, _ in loader:
+            view = batch.to(student.mean.device)
+            with torch.no_grad():
+                teacher_logits = teacher(view)
+            loss = distillation_loss(student(view), teacher_logits, config.temperature)
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+            loss_value, done = loss.item(), done + 1
+            if done == steps:
+                break
+    return loss_value
+
+
+def measure(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
+    """Images a second of both loops, measured in turn."""
+    model = ModelConfig(source=arguments.source, **NORMALISED)
+    teacher = build_classifier(model, IMAGES, seed=0).to(world.device).freeze()
+    students = [build_classifier(model, IMAGES, seed=1).to(world.device) for _ in range(2)]
+    pixels = torch.randint(0, 256, (NUM_IMAGES, *IMAGES.shape), generator=make_generator(0, "images")).to(torch.uint8)
+    images = ArrayImages(pixels, torch.arange(NUM_IMAGES) % IMAGES.num_classes)
+    config = DistillConfig(
+        steps=(TURNS + 1) * arguments.steps,
+        batch_size=arguments.batch_size,
+        lr=0.01,
+        temperature=TEMPERATURE,
+        augment=AugmentConfig(shift_px=SHIFT_PX, flip=True),
+        compile=True,
+        precision="bfloat16",
+        log_every=arguments.steps,
+        save_every_s=math.inf,
+    )
+    loader = DataLoader(
+        CroppedImages(images), arguments.batch_size, shuffle=True, num_workers=arguments.workers, drop_last=True
+    )
+    task = make_task(
+        students[0],
+        distillation_objective(teacher, config),
+        config,
+        num_classes=IMAGES.num_classes,
+        seed=0,
+        purpose="x",
+    )
+    held = hold_in_memory(images, world.device)
+    rates: dict[str, list[float]] = {"ours": [], "dataloader": []}
+    with tempfile.TemporaryDirectory() as folder:
+        state = TrainState.open(students[0], config, Path(folder) / "student.state", {})
+        for turn in range(TURNS + 1):
+            until = (turn + 1) * arguments.steps
+            ours_s, _ = timed(world, train, state, task, held, config, world, until=until)
+            plain_s, _ = timed(world, train_plainly, students[1], teacher, loader, config, arguments.steps)
+            if turn:  # the first turn compiles and warms up
+                rates["ours"].append(arguments.batch_size * arguments.steps / ours_s)
+                rates["dataloader"].append(arguments.batch_size * arguments.steps / plain_s)
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    return {
+        **vars(arguments),
+        "images_per_s": rates,
+        "median_images_per_s": medians,
+        "ratio": medians["ours"] / medians["dataloader"],
+    }
+
+
+def main() -> None:
+    """Measure on the present device."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", default="cifar10:resnet20")
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--workers", type=int, default=2, help="processes of the DataLoader")
+    with open_world() as world:
+        result = measure(parser.parse_args(), world)
+        name = f"distillation-{world.device.type}"
+        path = write_result(name, {"command": "python -m benchmarks.distillation", **result}, world)
+    for key, value in result.items():
+        print(f"{key}: {value}")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Speed of the inversion loop beside the reference loop: same network, batch, steps and loss terms, in turn A B A B.
+
+    python -m benchmarks.inversion                     ResNet-20 at 32x32, batch 128 (on CUDA: ResNet-34, batch 256)
+    python -m benchmarks.inversion --source python:FILE.py:Network --weights FILE --size_px 224 --batch_size 16
+
+Writes results/inversion-NETWORK-DEVICE.json.
+"""
+
+import argparse
+import statistics
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from benchmarks.harness import timed, write_result
+from benchmarks.reference import reference_invert
+from pipeline.invert import InversionConfig, PhaseConfig, invert, open_objective
+from pipeline.models import Classifier, ImageConfig, ModelConfig, build_classifier
+from pipeline.terms import TermConfig
+from pipeline.world import World, make_generator, open_world
+
+TURNS = 5
+NORMALISED = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+CONFIG = InversionConfig(
+    phases=(PhaseConfig(steps=20),),
+    terms=TermConfig(feature_norm=0.1, tv_l2=1e-3),
+    lr=0.1,
+    shift_px=2,
+    flip=True,
+    compile=True,
+    precision="bfloat16",
+)
+
+
+def load_teacher(arguments: argparse.Namespace, world: World) -> Classifier:
+    """The network, on the device, frozen; without weights its statistics are those of random images."""
+    model = ModelConfig(source=arguments.source, weights=arguments.weights, **NORMALISED)
+    images = ImageConfig(
+        channels=3, height=arguments.size_px, width=arguments.size_px, num_classes=arguments.num_classes
+    )
+    teacher = build_classifier(model, images, seed=0).to(world.device)
+    if arguments.weights is None:
+        generator = make_generator(0, "statistics")
+        with torch.no_grad():
+            for _ in range(10):
+                teacher.train()(torch.rand(32, *images.shape, generator=generator).to(world.device))
+    return teacher.freeze()
+
+
+def measure(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
+    """Images x steps a second of both loops, in turn, and the loss that both end with."""
+    config = replace(CONFIG, phases=(PhaseConfig(steps=arguments.steps),), log_every=arguments.steps)
+    labels = torch.arange(arguments.batch_size, device=world.device) % arguments.num_classes
+    size, reference_teacher = (arguments.size_px,) * 2, load_teacher(arguments, world)
+    rates: dict[str, list[float]] = {"ours": [], "reference": []}
+    losses: dict[str, list[float]] = {"ours": [], "reference": []}
+    with open_objective(load_teacher(arguments, world), None, config) as objective:
+        for turn in range(TURNS + 1):
+            ours_s, ours = timed(world, invert, objective, labels, size, config, make_generator(turn, "views"))
+            reference_s, totals = timed(
+                world, reference_invert, reference_teacher, labels, size, config, make_generator(turn, "views")
+            )
+            if turn == 0:  # compiles and warms up
+                first_s = ours_s
+                continue
+            for name, seconds, loss in (
+                ("ours", ours_s, ours.trace[-1].sum().item()),
+                ("reference", reference_s, totals[-1]),
+            ):
+                rates[name].append(arguments.batch_size * arguments.steps / seconds)
+                losses[name].append(loss)
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    return {
+        **vars(arguments),
+        "image_steps_per_s": rates,
+        "median_image_steps_per_s": medians,
+        "ratio": medians["ours"] / medians["reference"],
+        "first_run_s": first_s,
+        "final_loss": losses,
+    }
+
+
+def main() -> None:
+    """Measure one network on the present device."""
+    with open_world() as world:
+        on_cuda = world.device.type == "cuda"
+        parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser.add_argument("--source", default="cifar10:resnet34" if on_cuda else "cifar10:resnet20")
+        parser.add_argument("--weights", default=None, help="weights of the network; without them they are random")
+        parser.add_argument("--num_classes", type=int, default=10)
+        parser.add_argument("--size_px", type=int, default=32)
+        parser.add_argument("--batch_size", type=int, default=256 if on_cuda else 128)
+        parser.add_argument("--steps", type=int, default=100 if on_cuda else 20)
+        arguments = parser.parse_args()
+        result = measure(arguments, world)
+        name = f"inversion-{arguments.source.rpartition(':')[2]}-{world.device.type}"
+        path = write_result(name, {"command": "python -m benchmarks.inversion", **result}, world)
+    for key, value in result.items():
+        print(f"{key}: {value}")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Inversion as the published description suggests it, for comparison: what the fast loop is measured against.
+
+Eager, in single precision and contiguous format; BatchNorm inputs measured in forward hooks, mean and variance in
+passes of their own over a permuted copy; the network's weights keep their gradients; one synchronisation a step.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.capture import LayerStatistics, batch_norm_layers
+from pipeline.invert import InversionConfig
+from pipeline.models import Classifier
+from pipeline.schedules import learning_rates
+from pipeline.terms import View, build_terms
+from pipeline.views import roll_and_flip
+
+
+class _Hook:
+    def __init__(self, layer: nn.Module) -> None:
+        self.found: LayerStatistics | None = None
+        self.handle = layer.register_forward_hook(self._measure)
+
+    def _measure(self, layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        x = inputs[0]
+        mean = x.mean([0, 2, 3])
+        variance = x.permute(1, 0, 2, 3).contiguous().view(x.shape[1], -1).var(1)
+        self.found = LayerStatistics(
+            mean=mean, variance=variance, running_mean=layer.running_mean, running_variance=layer.running_var
+        )
+
+
+def reference_invert(
+    teacher: Classifier, labels: Tensor, size: tuple[int, int], config: InversionConfig, generator: torch.Generator
+) -> list[float]:
+    """The total loss of every step of the last phase of `config`, on the device of `labels`."""
+    for parameter in teacher.network.parameters():
+        parameter.requires_grad_()
+    hooks = [_Hook(layer) for layer in batch_norm_layers(teacher.network)]
+    terms = build_terms(config.terms, has_rival=False)
+    canvas = torch.randn(len(labels), teacher.mean.shape[1], *size, generator=generator).to(labels.device)
+    canvas.requires_grad_()
+    optimizer = torch.optim.Adam([canvas], lr=config.lr, betas=config.betas)
+    low, high = teacher.normalise(torch.zeros_like(teacher.mean)), teacher.normalise(torch.ones_like(teacher.mean))
+    totals = []
+    for lr in learning_rates(config.schedule, config.lr, config.phases[-1].steps, config.warmup_fraction):
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.zero_grad()
+        teacher.network.zero_grad()
+        view = roll_and_flip(canvas, config.shift_px, config.flip, generator)
+        logits = teacher.network(view)
+        statistics = [hook.found for hook in hooks if hook.found is not None]
+        seen = View(images=view, logits=logits, labels=labels, statistics=statistics)
+        total = sum((weight * term(seen) for weight, term in terms.values()), torch.zeros((), device=labels.device))
+        torch.autograd.backward(total)
+        optimizer.step()
+        if config.clamp:
+            canvas.data.clamp_(low, high)
+        totals.append(total.item())
+    for hook in hooks:
+        hook.handle.remove()
+    teacher.freeze()
+    return totals
