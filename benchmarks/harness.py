@@ -12,6 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
+from pipeline.canvas import CanvasConfig, draw_canvas, to_pixels
 from pipeline.codec import to_uint8
 from pipeline.data import ArrayImages, hold_in_memory, load_images
 from pipeline.evaluate import EvalReport, evaluate
@@ -113,13 +114,13 @@ def run_chain(config: RunConfig, world: World) -> dict[str, float]:
 
 
 def gaussian_noise(config: RunConfig) -> ArrayImages:
-    """The control: as many images as the run has, of Gaussian pixels with the teacher's normalisation, balanced labels.
+    """The control: as many images as the run has, of the noise that published inversion starts from, labels balanced.
 
     They are clipped and rounded as synthetic ones are, and lie on the CPU.
     """
-    teacher, count = load_frozen(config.teacher_model, config.images, torch.device("cpu")), config.synthesis.num_images
-    noise = torch.randn(count, *config.images.shape, generator=make_generator(config.seed, "noise"))
-    return ArrayImages(to_uint8(teacher.denormalise(noise)), torch.arange(count) % config.images.num_classes)
+    count = config.synthesis.num_images
+    noise = draw_canvas((count, *config.images.shape), CanvasConfig(), make_generator(config.seed, "noise"))
+    return ArrayImages(to_uint8(to_pixels(noise)), torch.arange(count) % config.images.num_classes)
 
 
 def distil_and_evaluate(config: RunConfig, images: ArrayImages, world: World) -> EvalReport:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.canvas import canvas_range, to_pixels
 from pipeline.capture import LayerStatistics, batch_norm_layers
 from pipeline.invert import InversionConfig
 from pipeline.models import Classifier
@@ -42,14 +43,14 @@ def reference_invert(
     canvas = torch.randn(len(labels), teacher.mean.shape[1], *size, generator=generator).to(labels.device)
     canvas.requires_grad_()
     optimizer = torch.optim.Adam([canvas], lr=config.lr, betas=config.betas)
-    low, high = teacher.normalise(torch.zeros_like(teacher.mean)), teacher.normalise(torch.ones_like(teacher.mean))
+    low, high = canvas_range()
     totals = []
     for lr in learning_rates(config.schedule, config.lr, config.phases[-1].steps, config.warmup_fraction):
         optimizer.param_groups[0]["lr"] = lr
         optimizer.zero_grad()
         teacher.network.zero_grad()
         view = roll_and_flip(canvas, config.shift_px, config.flip, generator)
-        logits = teacher.network(view)
+        logits = teacher(to_pixels(view))
         statistics = [hook.found for hook in hooks if hook.found is not None]
         seen = View(images=view, logits=logits, labels=labels, statistics=statistics)
         total = sum((weight * term(seen) for weight, term in terms.values()), torch.zeros((), device=labels.device))

@@ -19,7 +19,7 @@ import torch
 import webdataset
 
 from benchmarks.harness import timed, write_result
-from pipeline.canvas import CanvasConfig, draw_canvas
+from pipeline.canvas import CanvasConfig, draw_canvas, to_pixels
 from pipeline.codec import encode_image, to_uint8
 from pipeline.data import ShardSet, draw_batch, read_batches
 from pipeline.plan import batch_ranges
@@ -38,7 +38,7 @@ def fabricate(folder: Path, num_images: int) -> None:
     canvas = draw_canvas(
         (NUM_FILES, 3, SIZE_PX, SIZE_PX), CanvasConfig(spectrum=1.0, correlation=0.9), make_generator(0, "x")
     )
-    files = [encode_image(image, "jpeg") for image in to_uint8(0.5 + 0.2 * canvas)]
+    files = [encode_image(image, "jpeg") for image in to_uint8(to_pixels(canvas))]
     for index, numbers in enumerate(batch_ranges(num_images, BATCH)):
         samples = [
             Sample(

@@ -1,4 +1,8 @@
-"""What inversion starts from: noise, white as published or with the statistics that photographs share."""
+"""The canvas of inversion: the space it lives in, and the noise it starts from.
+
+The space is the same for every teacher, so that learning rates and weights mean the same whatever a teacher's own
+normalisation: pixels = CANVAS_MEAN + CANVAS_STD * canvas.
+"""
 
 import math
 from dataclasses import dataclass
@@ -8,10 +12,23 @@ from torch import Tensor
 
 from pipeline.config import ConfigError
 
+# About the means over the channels of ImageNet's usual normalisation, in which the published settings are stated.
+CANVAS_MEAN, CANVAS_STD = 0.45, 0.225
+
+
+def to_pixels(canvas: Tensor) -> Tensor:
+    """Pixels, in [0, 1] where the canvas is clamped, of a canvas of any shape."""
+    return CANVAS_MEAN + CANVAS_STD * canvas
+
+
+def canvas_range() -> tuple[float, float]:
+    """The canvas values of the darkest and the brightest pixel."""
+    return -CANVAS_MEAN / CANVAS_STD, (1 - CANVAS_MEAN) / CANVAS_STD
+
 
 @dataclass(frozen=True, kw_only=True)
 class CanvasConfig:
-    """Gaussian noise of a standard `deviation`, in the teacher's normalised space; by default white.
+    """Gaussian noise of a standard `deviation` around the canvas's zero; by default white, as published.
 
     Its amplitude falls with the spatial frequency f as 1 / f^`spectrum`, and every two colour channels have that
     `correlation`. Photographs have a spectrum of about 1 (Field, 1987) and strongly correlated channels, so a start

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.canvas import CanvasConfig, draw_canvas
+from pipeline.canvas import CanvasConfig, canvas_range, draw_canvas, to_pixels
 from pipeline.capture import LayerStatistics, capture_statistics
 from pipeline.codec import to_uint8
 from pipeline.config import ConfigError
@@ -107,8 +107,8 @@ class Objective:
     def _eager_loss(self, view: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         self._statistics.clear()
         with torch.autocast(view.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            logits = self.teacher.network(view)
-            pixels = self.teacher.denormalise(view)
+            pixels = to_pixels(view)
+            logits = self.teacher(pixels)
             rival_logits = None if self.rival is None else self.rival(pixels)
             ensemble_logits = [network(pixels) for network in self.ensemble]
         seen = View(
@@ -170,9 +170,7 @@ def invert(
         raise FloatingPointError(
             f"inversion: the images are not finite after step {config.num_steps}; lower synthesis.inversion.lr"
         )
-    return Inversion(
-        images=to_uint8(teacher.denormalise(canvas)).cpu(), labels=labels.cpu(), term_names=names, trace=trace.cpu()
-    )
+    return Inversion(images=to_uint8(to_pixels(canvas)).cpu(), labels=labels.cpu(), term_names=names, trace=trace.cpu())
 
 
 class _TraceLogger:
@@ -213,10 +211,9 @@ def _run_phase(
     first_step: int,
 ) -> Tensor:
     """Adam on the canvas for one phase, with random views and clamping; returns the last iterate."""
-    teacher = objective.teacher
     canvas = canvas.detach().clone().requires_grad_()
     optimizer = torch.optim.Adam([canvas], lr=config.lr, betas=config.betas)
-    low, high = teacher.normalise(torch.zeros_like(teacher.mean)), teacher.normalise(torch.ones_like(teacher.mean))
+    low, high = canvas_range()
     rates = learning_rates(config.schedule, config.lr, phase.steps, config.warmup_fraction)
     shift_px = round(config.shift_px * phase.scale)
     for step, lr in enumerate(rates, first_step):

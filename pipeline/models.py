@@ -96,10 +96,6 @@ class Classifier(nn.Module):
         """Pixels in [0, 1] in the space the network was trained in."""
         return (pixels - self.mean) / self.std
 
-    def denormalise(self, canvas: Tensor) -> Tensor:
-        """The inverse of `normalise`; values outside [0, 1] are kept."""
-        return canvas * self.std + self.mean
-
     def freeze(self) -> Self:
         """Evaluation mode, and no weight asks for a gradient (else a third of the backward pass is wasted)."""
         return self.eval().requires_grad_(False)

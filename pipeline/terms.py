@@ -25,7 +25,7 @@ DIVERGENCE_EPSILON = 1e-5
 class View:
     """One optimisation step as the terms see it.
 
-    `images` (N, C, H, W) in the teacher's normalised space, `logits` (N, K), `labels` (N,), the BatchNorm
+    `images` (N, C, H, W) in the space of the canvas, `logits` (N, K), `labels` (N,), the BatchNorm
     `statistics` in call order, the logits (N, K) of each further classifier of the `ensemble`, and the rival's logits
     (N, K) where there is a rival.
     """

@@ -69,14 +69,12 @@ def assert_same_tensors(found: nn.Module, expected: dict[str, torch.Tensor]) -> 
     assert all(torch.equal(state[k], v) for k, v in expected.items())
 
 
-def test_normalise_is_per_channel_and_denormalise_its_inverse(device):
+def test_pixels_are_normalised_per_channel(device):
     classifier = Classifier(nn.Identity(), (0.5, 0.2), (0.25, 0.1)).to(device)
     pixels = torch.tensor([[[[0.0, 1.0]], [[0.2, 0.3]]]], device=device)
     expected = torch.tensor([[[[-2.0, 2.0]], [[0.0, 1.0]]]], device=device)
     torch.testing.assert_close(classifier.normalise(pixels), expected)
     torch.testing.assert_close(classifier(pixels), expected)
-    far = torch.randn(2, 2, 3, 5).to(device) * 4
-    torch.testing.assert_close(classifier.normalise(classifier.denormalise(far)), far, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
