@@ -6,6 +6,7 @@ import resource
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 from pipeline.codec import decode_image, encode_image
 from pipeline.data import ArrayImages, hold_in_memory
 from pipeline.invert import Objective, invert
-from pipeline.plan import batch_ranges, even_ranges, plan_batches
+from pipeline.plan import MIN_BATCH, batch_ranges, even_ranges, plan_batches
 from pipeline.run import RunConfig
 from pipeline.session import Session
 from pipeline.train import TrainState, train
@@ -24,6 +25,8 @@ from pipeline.world import make_generator
 
 # Steps that are timed, after as many that compile and warm up.
 TIMED_STEPS = 5
+# Share of a device's memory that a batch may take, since the allocator needs room between blocks.
+USABLE_MEMORY = 0.9
 # Images that are encoded and decoded.
 MAX_ENCODED = 32
 # Files of a round beside its shards: manifest, info, card, configuration, identity.
@@ -178,6 +181,25 @@ def _num_files(config: RunConfig) -> int:
     in_a_round = synthesis.num_images // synthesis.rounds
     shards_of_a_class = math.ceil(math.ceil(in_a_round / num_classes) / synthesis.images_per_shard)
     return synthesis.rounds * (min(num_classes, in_a_round) * shards_of_a_class + FILES_OF_A_ROUND)
+
+
+def batch_that_fits(peak_bytes: Callable[[int], int], batch_size: int, limit_bytes: int) -> int:
+    """The largest batch whose peak stays within a share of `limit_bytes`, from the peaks of two small batches."""
+    small, larger = max(MIN_BATCH, batch_size // 8), max(MIN_BATCH + 1, batch_size // 4)
+    base, more = peak_bytes(small), peak_bytes(larger)
+    bytes_per_image = max(1.0, (more - base) / (larger - small))
+    return max(MIN_BATCH, int(small + (USABLE_MEMORY * limit_bytes - base) / bytes_per_image))
+
+
+def inversion_peak_bytes(config: RunConfig, objective: Objective, device: torch.device, batch_size: int) -> int:
+    """Peak memory of a few steps of every phase with that many images, on a CUDA device."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    inversion = config.synthesis.inversion
+    few_steps = replace(inversion, phases=tuple(replace(phase, steps=2) for phase in inversion.phases))
+    labels, size = torch.zeros(batch_size, dtype=torch.long, device=device), (config.images.height, config.images.width)
+    invert(objective, labels, size, few_steps, make_generator(config.seed, "estimate"))
+    return torch.cuda.max_memory_allocated(device)
 
 
 def _peak_memory_bytes(device: torch.device) -> int:

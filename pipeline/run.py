@@ -31,6 +31,8 @@ from pipeline.world import derive_seed
 NOT_IDENTITY = ("log_every", "save_every_s", "memory_gib")
 # Class folders have four digits; more classes would sort out of order.
 MAX_CLASSES = 10_000
+# Raised when the same configuration makes other outputs than before, so that old and new ones are not mixed.
+METHOD_VERSION = 2
 IDENTITY_FILE, CONFIG_FILE = "identity.json", "config.yaml"
 
 
@@ -178,7 +180,7 @@ def _identity(**parts: Any) -> dict[str, Any]:
             return {k: strip(v) for k, v in value.items() if k not in NOT_IDENTITY}
         return [strip(v) for v in value] if isinstance(value, list) else value
 
-    stripped: dict[str, Any] = strip(to_plain(parts))
+    stripped: dict[str, Any] = strip(to_plain({"method_version": METHOD_VERSION, **parts}))
     return stripped
 
 

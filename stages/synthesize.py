@@ -1,11 +1,13 @@
 """Invert the teacher into the class-organised synthetic images of one round."""
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
 
 from pipeline.codec import decode_image, encode_image
+from pipeline.estimate import batch_that_fits, inversion_peak_bytes
 from pipeline.evidence import judge
 from pipeline.invert import Inversion, Objective, invert
 from pipeline.plan import BatchSpec, plan_batches
@@ -13,7 +15,7 @@ from pipeline.recorder import OnStep, Recorder, open_recorder
 from pipeline.run import RunConfig, check_folder, claim_folder, synthesis_identity
 from pipeline.session import Session
 from pipeline.shards import MANIFEST, Sample, check_sizes, pack, part_path, read_manifest, remove_parts, write_part
-from pipeline.world import versions
+from pipeline.world import World, versions
 from stages.command import run_stage
 
 
@@ -68,16 +70,29 @@ def _make_parts(
         round_index=round_index,
     ) as recorder:
         for i, spec in enumerate(specs):
-            inversion = invert(
-                objective,
-                torch.tensor(spec.labels, device=world.device),
-                (config.images.height, config.images.width),
-                inversion_config,
-                torch.Generator().manual_seed(spec.seed),
-                _logger(recorder, spec.index, steps_done + i * steps),
-            )
+            try:
+                inversion = invert(
+                    objective,
+                    torch.tensor(spec.labels, device=world.device),
+                    (config.images.height, config.images.width),
+                    inversion_config,
+                    torch.Generator().manual_seed(spec.seed),
+                    _logger(recorder, spec.index, steps_done + i * steps),
+                )
+            except torch.OutOfMemoryError as error:
+                raise ValueError(_too_large(config, objective, len(spec.labels), world)) from error
             samples = _samples(session, spec, inversion)
             write_part(config.round_folder(round_index), spec.index, samples, config.synthesis.image_format)
+
+
+def _too_large(config: RunConfig, objective: Objective, batch_size: int, world: World) -> str:
+    """What to do about a batch that the device has no memory for."""
+    limit_bytes = torch.cuda.get_device_properties(world.device).total_memory
+    fits = batch_that_fits(partial(inversion_peak_bytes, config, objective, world.device), batch_size, limit_bytes)
+    return (
+        f"synthesis.batch_size: {batch_size} images at once need more than the {limit_bytes / 2**30:.1f} GiB of "
+        f"{world.device}; about {fits} fit, set it to that"
+    )
 
 
 def _logger(recorder: Recorder, batch: int, steps_before: int) -> OnStep:

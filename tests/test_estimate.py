@@ -1,12 +1,15 @@
 """The prediction of what a run takes: its arithmetic, and beside a run that was made."""
 
 import json
+from types import SimpleNamespace
 
-from tiny_run import copy_run, run_in_process, tiny_config
+import pytest
+import torch
+from tiny_run import copy_run, run_command, run_in_process, tiny_config
 
-from pipeline.estimate import TIMED_STEPS, _Clock
+from pipeline.estimate import TIMED_STEPS, _Clock, batch_that_fits
 from pipeline.run import load_run
-from stages import chain, estimate, report
+from stages import chain, clean, estimate, report, synthesize
 
 
 def test_a_clock_tells_a_steady_step_from_what_the_first_steps_take_longer():
@@ -65,3 +68,26 @@ def test_images_that_do_not_fit_the_memory_are_timed_with_their_decoding(finishe
     config = load_run(copy_run(finished, tmp_path, distill__memory_gib=0.0))
     run_in_process(estimate.main, config)
     assert json.loads(config.estimate_path.read_text())["trained_images_per_s"] > 0
+
+
+@pytest.mark.parametrize(("batch_size", "expected"), [(512, 170), (100, 170), (8, 170)])
+def test_the_batch_that_fits_is_extrapolated_from_two_small_ones(batch_size, expected):
+    assert batch_that_fits(lambda size: 1000 + 100 * size, batch_size, limit_bytes=20_000) == expected
+
+
+def test_a_batch_too_large_for_the_device_is_answered_with_one_that_fits(finished, tmp_path, monkeypatch, capsys):
+    path = copy_run(finished, tmp_path)
+    run_in_process(clean.main, load_run(path), 0)
+
+    def out_of_memory(objective, labels, *arguments):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(synthesize, "invert", out_of_memory)
+    monkeypatch.setattr(synthesize, "inversion_peak_bytes", lambda config, objective, device, size: 1000 + 100 * size)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=2000))
+    assert run_command(monkeypatch, synthesize.main, path) == 2
+    assert (
+        "synthesis.batch_size: 20 images at once need more than the 0.0 GiB of cpu; about 8 fit"
+        in capsys.readouterr().err
+    )
+    assert not list(load_run(path).round_folder(0).glob("parts/*.tar"))
