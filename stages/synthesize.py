@@ -10,6 +10,7 @@ from pipeline.codec import decode_image, encode_image
 from pipeline.estimate import batch_that_fits, inversion_peak_bytes
 from pipeline.evidence import judge
 from pipeline.invert import Inversion, Objective, invert
+from pipeline.models import Classifier
 from pipeline.plan import BatchSpec, plan_batches
 from pipeline.recorder import OnStep, Recorder, open_recorder
 from pipeline.run import RunConfig, check_folder, claim_folder, synthesis_identity
@@ -31,12 +32,12 @@ def main(session: Session, round_index: int | None = None) -> None:
     pending = [spec for spec in specs if not complete and not part_path(folder, spec.index).exists()]
     world.barrier()  # all workers have listed the same pending batches before one of them adds a part
     if pending:
-        objective = session.objective(round_index)  # before anything is written: the networks' files can be wrong
-        assert session.teacher and (session.verifier or config.verifier is None)
+        # Before anything is written, since the networks' files can be wrong.
+        objective, judges = session.objective(round_index), (session.teacher, session.verifier)
         if world.is_leader:
             claim_folder(folder, identity, config)
         world.barrier()  # no part is written before it is known whose it is
-        _make_parts(session, round_index, pending, len(specs) - len(pending), objective)
+        _make_parts(session, round_index, pending, len(specs) - len(pending), objective, judges)
         world.barrier()
     if world.is_leader:
         if complete:
@@ -54,9 +55,14 @@ def _next_round(config: RunConfig) -> int:
 
 
 def _make_parts(
-    session: Session, round_index: int, pending: list[BatchSpec], num_done: int, objective: Objective
+    session: Session,
+    round_index: int,
+    pending: list[BatchSpec],
+    num_done: int,
+    objective: Objective,
+    judges: tuple[Classifier, Classifier | None],
 ) -> None:
-    """Make this worker's share of the pending batches."""
+    """Make this worker's share of the pending batches; the judges are the teacher and the verifier."""
     config, world = session.config, session.world
     inversion_config, specs = config.synthesis.inversion, pending[world.rank :: world.size]
     steps, steps_done = inversion_config.num_steps, num_done // world.size * inversion_config.num_steps
@@ -81,7 +87,7 @@ def _make_parts(
                 )
             except torch.OutOfMemoryError as error:
                 raise ValueError(_too_large(config, objective, len(spec.labels), world)) from error
-            samples = _samples(session, spec, inversion)
+            samples = _samples(config, spec, inversion, judges, world.device)
             write_part(config.round_folder(round_index), spec.index, samples, config.synthesis.image_format)
 
 
@@ -99,17 +105,23 @@ def _logger(recorder: Recorder, batch: int, steps_before: int) -> OnStep:
     return lambda step, figures: recorder.log(step, figures, done=steps_before + step + 1, batch=batch)
 
 
-def _samples(session: Session, spec: BatchSpec, inversion: Inversion) -> list[Sample]:
+def _samples(
+    config: RunConfig,
+    spec: BatchSpec,
+    inversion: Inversion,
+    judges: tuple[Classifier, Classifier | None],
+    device: torch.device,
+) -> list[Sample]:
     """Encode the images, and judge what a reader of the files will see."""
-    synthesis, device = session.config.synthesis, session.world.device
+    synthesis = config.synthesis
     with ThreadPoolExecutor() as threads:  # Pillow encodes without holding the interpreter's lock
         files = list(
             threads.map(
                 lambda image: encode_image(image, synthesis.image_format, synthesis.jpeg_quality), inversion.images
             )
         )
-    stored = torch.stack([decode_image(file, session.config.images.channels, f"batch {spec.index}") for file in files])
-    verdicts = judge(stored.to(device), inversion.labels.to(device), session.teacher, session.verifier)
+    stored = torch.stack([decode_image(file, config.images.channels, f"batch {spec.index}") for file in files])
+    verdicts = judge(stored.to(device), inversion.labels.to(device), *judges)
     return [
         Sample(
             number=spec.first_image + i,
