@@ -62,7 +62,8 @@ def read_ours(images: ShardSet, step: int) -> int:
 def read_plainly(folder: Path) -> Iterator[int]:
     """Read `TIMED_IMAGES` at a time with webdataset, in the order of the shards, decoded and batched."""
     tars = [str(path) for path in sorted((folder / "train").glob("*.tar"))]
-    dataset = webdataset.WebDataset(tars, shardshuffle=False).decode("torchrgb8").to_tuple("jpg", "cls").batched(BATCH)
+    samples = webdataset.WebDataset(tars, shardshuffle=False).decode("torchrgb8").to_tuple("jpg", "cls")
+    dataset = samples.repeat().batched(BATCH)
     count = 0
     for pixels, _ in dataset:
         count += len(pixels)
