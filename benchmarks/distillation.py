@@ -8,7 +8,6 @@ the loss at every step. Both are measured in turn, A B A B. Writes results/disti
 
 import argparse
 import math
-import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from benchmarks.harness import timed, write_result
+from benchmarks.harness import compared, print_result, timed
 from benchmarks.inversion import NORMALISED
 from pipeline.data import ArrayImages, hold_in_memory
 from pipeline.losses import distillation_loss
@@ -117,13 +116,7 @@ def measure(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
             if turn:  # the first turn compiles and warms up
                 rates["ours"].append(arguments.batch_size * arguments.steps / ours_s)
                 rates["dataloader"].append(arguments.batch_size * arguments.steps / plain_s)
-    medians = {name: statistics.median(values) for name, values in rates.items()}
-    return {
-        **vars(arguments),
-        "images_per_s": rates,
-        "median_images_per_s": medians,
-        "ratio": medians["ours"] / medians["dataloader"],
-    }
+    return {**vars(arguments), **compared(rates, "images_per_s")}
 
 
 def main() -> None:
@@ -136,10 +129,7 @@ def main() -> None:
     with open_world() as world:
         result = measure(parser.parse_args(), world)
         name = f"distillation-{world.device.type}"
-        path = write_result(name, {"command": "python -m benchmarks.distillation", **result}, world)
-    for key, value in result.items():
-        print(f"{key}: {value}")
-    print(path)
+        print_result(name, {"command": "python -m benchmarks.distillation", **result}, world)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from pipeline.run import RunConfig, build_student
 from pipeline.session import open_session
 from pipeline.shards import read_manifest
 from pipeline.train import TrainState, distillation_objective, make_task, train
-from pipeline.world import World, make_generator, versions
+from pipeline.world import World, make_generator, synchronise, versions
 from stages import chain
 
 Parameters = ParamSpec("Parameters")
@@ -62,17 +62,26 @@ def timed(
     world: World, work: Callable[Parameters, Result], *arguments: Parameters.args, **keywords: Parameters.kwargs
 ) -> tuple[float, Result]:
     """Seconds of `work`, from an idle device to an idle device, and its result."""
-    wait_for(world)
+    synchronise(world.device)
     started = time.perf_counter()
     result = work(*arguments, **keywords)
-    wait_for(world)
+    synchronise(world.device)
     return time.perf_counter() - started, result
 
 
-def wait_for(world: World) -> None:
-    """Wait until the device has nothing left to do."""
-    if world.device.type == "cuda":
-        torch.cuda.synchronize(world.device)
+def compared(rates: Mapping[str, Sequence[float]], unit: str) -> dict[str, Any]:
+    """Two things measured in turn, by name: all rates, their medians, and the first median over the second."""
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    first, second = medians.values()
+    return {unit: rates, f"median_{unit}": medians, "ratio": first / second}
+
+
+def print_result(name: str, result: dict[str, Any], world: World) -> None:
+    """Write the result and print it, a figure a line."""
+    path = write_result(name, result, world)
+    for key, value in result.items():
+        print(f"{key}: {value}")
+    print(path)
 
 
 def write_result(name: str, result: dict[str, Any], world: World) -> Path:

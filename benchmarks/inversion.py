@@ -7,13 +7,12 @@ Writes results/inversion-NETWORK-DEVICE.json.
 """
 
 import argparse
-import statistics
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from benchmarks.harness import timed, write_result
+from benchmarks.harness import compared, print_result, timed
 from benchmarks.reference import reference_invert
 from pipeline.invert import InversionConfig, PhaseConfig, invert, open_objective
 from pipeline.models import Classifier, ImageConfig, ModelConfig, build_classifier
@@ -70,12 +69,9 @@ def measure(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
             ):
                 rates[name].append(arguments.batch_size * arguments.steps / seconds)
                 losses[name].append(loss)
-    medians = {name: statistics.median(values) for name, values in rates.items()}
     return {
         **vars(arguments),
-        "image_steps_per_s": rates,
-        "median_image_steps_per_s": medians,
-        "ratio": medians["ours"] / medians["reference"],
+        **compared(rates, "image_steps_per_s"),
         "first_run_s": first_s,
         "final_loss": losses,
     }
@@ -95,10 +91,7 @@ def main() -> None:
         arguments = parser.parse_args()
         result = measure(arguments, world)
         name = f"inversion-{arguments.source.rpartition(':')[2]}-{world.device.type}"
-        path = write_result(name, {"command": "python -m benchmarks.inversion", **result}, world)
-    for key, value in result.items():
-        print(f"{key}: {value}")
-    print(path)
+        print_result(name, {"command": "python -m benchmarks.inversion", **result}, world)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ disk. Writes results/shards.json.
 
 import argparse
 import resource
-import statistics
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 import webdataset
 
-from benchmarks.harness import timed, write_result
+from benchmarks.harness import compared, print_result, timed
 from pipeline.canvas import CanvasConfig, draw_canvas, to_pixels
 from pipeline.codec import encode_image, to_uint8
 from pipeline.data import ShardSet, draw_batch, read_batches
@@ -96,16 +95,13 @@ def measure(folder: Path, num_images: int, world: World) -> dict[str, Any]:
         if turn:  # the first turn warms up
             rates["ours"].append(TIMED_IMAGES / ours_s)
             rates["webdataset"].append(TIMED_IMAGES / plain_s)
-    medians = {name: statistics.median(values) for name, values in rates.items()}
     return {
         "num_images": num_images,
         "bytes_per_image": sum(p.stat().st_size for p in (folder / "train").glob("*.tar")) / num_images,
         "pack_s": pack_s,
         "pack_peak_bytes": pack_bytes,
         "index_s": index_s,
-        "images_per_s": rates,
-        "median_images_per_s": medians,
-        "ratio": medians["ours"] / medians["webdataset"],
+        **compared(rates, "images_per_s"),
     }
 
 
@@ -118,10 +114,7 @@ def main() -> None:
     with open_world() as world, tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         torch.set_num_threads(1)
         result = measure(Path(folder), arguments.num_images, world)
-        path = write_result("shards", {"command": "python -m benchmarks.shards", **result}, world)
-    for name, value in result.items():
-        print(f"{name}: {value}")
-    print(path)
+        print_result("shards", {"command": "python -m benchmarks.shards", **result}, world)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pipeline.data import ImageSet, read_batches
 from pipeline.metrics import Likeness, Tally
 from pipeline.models import Classifier
 from pipeline.plan import batch_ranges
+from pipeline.world import synchronise
 
 # Repetitions of the timed forward pass; the median is reported.
 TIMED_PASSES = 11
@@ -128,14 +129,9 @@ def _forward_ms(student: Classifier, teacher: Classifier, pixels: torch.Tensor) 
     times: list[list[float]] = [[], []]
     for _ in range(TIMED_PASSES + 1):
         for network, taken in zip((student, teacher), times, strict=True):
-            _synchronise(pixels.device)
+            synchronise(pixels.device)
             start = time.perf_counter()
             network(pixels)
-            _synchronise(pixels.device)
+            synchronise(pixels.device)
             taken.append((time.perf_counter() - start) * 1e3)
     return [statistics.median(taken[1:]) for taken in times]  # the first pass warms up
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
