@@ -201,8 +201,8 @@ def train(
 ) -> None:
     """Train `state.classifier` in place, from `state.step` up to step `until`, by default all of `config.steps`.
 
-    All workers call this and share each batch; their weights stay the same, only the leader saves and reports. A
-    resumed run sees what an uninterrupted one sees. `on_step` is called every `log_every` steps and after the last.
+    All workers call this and share each batch; their weights stay the same, only the leader saves. A resumed run sees
+    what an uninterrupted one sees. `on_step` is called every `log_every` steps and after the last.
     Raises ValueError when the workers cannot share a batch evenly, FloatingPointError when the loss is not finite; a
     state saved before stays as it was.
     """
@@ -228,7 +228,7 @@ def train(
             if log or save:
                 _check_finite(losses, checked, state.step)
                 checked = state.step
-            if log and on_step and world.is_leader:
+            if log and on_step:
                 on_step(step, {"loss": losses[step].item(), "lr": rates[step]})
             if save and world.is_leader:
                 state.save()

@@ -42,7 +42,8 @@ def main(session: Session, round_index: int | None = None) -> None:
         visible=world.is_leader,
         round_index=round_index,
     ) as recorder:
-        train(state, session.distillation, images, config.distill, world, until=steps.stop, on_step=recorder.log)
+        on_step = recorder.log if world.is_leader else None  # the workers' figures are the same
+        train(state, session.distillation, images, config.distill, world, until=steps.stop, on_step=on_step)
     if world.is_leader:
         save_classifier(path, student, config.student, identity)
         state_path(path).unlink(missing_ok=True)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_run import copy_run, run_command, run_in_process, tiny_config
+from tiny_run import copy_run, finish, run_command, run_in_process, stage_command, start, tiny_config, write_config
 
 from pipeline.estimate import TIMED_STEPS, _Clock, batch_that_fits
 from pipeline.run import load_run
@@ -91,3 +91,9 @@ def test_a_batch_too_large_for_the_device_is_answered_with_one_that_fits(finishe
         in capsys.readouterr().err
     )
     assert not list(load_run(path).round_folder(0).glob("parts/*.tar"))
+
+
+def test_several_workers_estimate_together(tmp_path):
+    path = write_config(tmp_path)
+    assert finish(start(stage_command("estimate", path, num_workers=2))) == 0
+    assert tiny_config(tmp_path).estimate_path.exists()
