@@ -40,7 +40,24 @@ def encode_image(image: Tensor, image_format: ImageFormat, jpeg_quality: int = 9
 
 
 def decode_image(data: bytes, channels: int, name: str) -> Tensor:
-    """uint8 (channels, H, W) of file bytes; raises ValueError with `name` when they are no image."""
+    """uint8 (channels, H, W) of a file as `encode_image` writes them; raises ValueError with `name` for others.
+
+    The values of a pixel lie side by side, as decoders write them. torchvision takes three quarters of the time that
+    Pillow's way through NumPy takes; it knows fewer formats.
+    """
+    from torchvision.io import ImageReadMode
+    from torchvision.io import decode_image as decode
+
+    mode = ImageReadMode.RGB if channels == 3 else ImageReadMode.UNCHANGED  # a grey WebP comes as three equal channels
+    try:
+        pixels: Tensor = decode(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{name} is not a readable image ({error})") from error
+    return pixels[:channels]
+
+
+def decode_photo(data: bytes, channels: int, name: str) -> Tensor:
+    """uint8 (channels, H, W) of any file that Pillow reads; raises ValueError with `name` when it cannot."""
     try:
         with Image.open(io.BytesIO(data)) as picture:
             array = np.array(picture.convert(PILLOW_MODES[channels]))

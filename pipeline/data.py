@@ -102,7 +102,7 @@ class ShardSet:
         for folder in folders:
             manifest = read_manifest(folder)
             check_sizes(folder, manifest)
-            self.channels = int(manifest["shape"][0])
+            self.shape: tuple[int, int, int] = tuple(manifest["shape"])
             for entry in manifest["shards"]:
                 path = folder / entry["file"]
                 self.keys += entry["keys"]
@@ -115,17 +115,22 @@ class ShardSet:
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """uint8 (C, H, W) and label of one image."""
-        path, offset, size = self._places[index]
-        with open(path, "rb") as file:
-            file.seek(offset)
-            data = file.read(size)
-        return decode_image(data, self.channels, f"{self.keys[index]} in {path} (see `make verify`)"), int(
-            self.labels[index]
-        )
+        return self._read(index), int(self.labels[index])
 
     def batch(self, indices: Sequence[int]) -> Tensor:
-        """uint8 (len(indices), C, H, W) of these images."""
-        return torch.stack([self[i][0] for i in indices])
+        """uint8 (len(indices), C, H, W) of these images, in channels-last format: nothing has to be transposed."""
+        channels, height, width = self.shape
+        pixels = torch.empty(len(indices), height, width, channels, dtype=torch.uint8).permute(0, 3, 1, 2)
+        for image, index in zip(pixels, indices, strict=True):
+            image.copy_(self._read(index))
+        return pixels
+
+    def _read(self, index: int) -> Tensor:
+        path, offset, size = self._places[index]
+        with open(path, "rb", buffering=0) as file:
+            file.seek(offset)
+            data = file.read(size)
+        return decode_image(data, self.shape[0], f"{self.keys[index]} in {path} (see `make verify`)")
 
 
 def load_images(data: DataConfig, split: Split, images: ImageConfig) -> ImageSet:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipeline.codec import decode_image
+from pipeline.codec import decode_photo
 from pipeline.models import ImageConfig
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -48,7 +48,7 @@ class PhotoSet:
         path, offset, size = self.places[index]
         with open(path, "rb") as file:
             file.seek(offset)
-            return decode_image(file.read(size), self._channels, self.names[index])
+            return decode_photo(file.read(size), self._channels, self.names[index])
 
     def _is_readable(self, index: int) -> bool:
         try:
