@@ -1,7 +1,8 @@
 """Invert the teacher into the class-organised synthetic images of one round."""
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,19 +63,26 @@ def _make_parts(
     objective: Objective,
     judges: tuple[Classifier, Classifier | None],
 ) -> None:
-    """Make this worker's share of the pending batches; the judges are the teacher and the verifier."""
+    """Make this worker's share of the pending batches; the judges are the teacher and the verifier.
+
+    A finished batch is encoded, judged and written while the next one is inverted.
+    """
     config, world = session.config, session.world
     inversion_config, specs = config.synthesis.inversion, pending[world.rank :: world.size]
     steps, steps_done = inversion_config.num_steps, num_done // world.size * inversion_config.num_steps
-    with open_recorder(
-        config.metrics_path(world.rank),
-        "synthesize",
-        total=steps_done + len(specs) * steps,
-        done=steps_done,
-        unit="steps",
-        visible=world.is_leader,
-        round_index=round_index,
-    ) as recorder:
+    with (
+        open_recorder(
+            config.metrics_path(world.rank),
+            "synthesize",
+            total=steps_done + len(specs) * steps,
+            done=steps_done,
+            unit="steps",
+            visible=world.is_leader,
+            round_index=round_index,
+        ) as recorder,
+        ThreadPoolExecutor(1) as background,
+    ):
+        stored: Future[None] | None = None
         for i, spec in enumerate(specs):
             try:
                 inversion = invert(
@@ -87,8 +95,21 @@ def _make_parts(
                 )
             except torch.OutOfMemoryError as error:
                 raise ValueError(_too_large(config, objective, len(spec.labels), world)) from error
-            samples = _samples(config, spec, inversion, judges, world.device)
-            write_part(config.round_folder(round_index), spec.index, samples, config.synthesis.image_format)
+            if stored:
+                stored.result()
+            stored = background.submit(_store, config, config.round_folder(round_index), spec, inversion, judges)
+        if stored:
+            stored.result()
+
+
+def _store(
+    config: RunConfig,
+    folder: Path,
+    spec: BatchSpec,
+    inversion: Inversion,
+    judges: tuple[Classifier, Classifier | None],
+) -> None:
+    write_part(folder, spec.index, _samples(config, spec, inversion, judges), config.synthesis.image_format)
 
 
 def _too_large(config: RunConfig, objective: Objective, batch_size: int, world: World) -> str:
@@ -110,7 +131,6 @@ def _samples(
     spec: BatchSpec,
     inversion: Inversion,
     judges: tuple[Classifier, Classifier | None],
-    device: torch.device,
 ) -> list[Sample]:
     """Encode the images, and judge what a reader of the files will see."""
     synthesis = config.synthesis
@@ -121,6 +141,7 @@ def _samples(
             )
         )
     stored = torch.stack([decode_image(file, config.images.channels, f"batch {spec.index}") for file in files])
+    device = judges[0].mean.device
     verdicts = judge(stored.to(device), inversion.labels.to(device), *judges)
     return [
         Sample(
