@@ -53,7 +53,7 @@ lint: $(READY_DEV)  ## check style and types
 	@$(PYTHON) -m mypy --no-error-summary
 
 bench: $(READY)  ## measure on this machine, writing JSON under benchmarks/results
-	@$(PYTHON) -m benchmarks.digits
+	@for name in runs inversion profile distillation restart shards; do $(PYTHON) -m benchmarks.$$name || exit 1; done
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14

@@ -77,17 +77,22 @@ def measure(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
     }
 
 
+def add_options(parser: argparse.ArgumentParser, world: World) -> None:
+    """The network, its images and the batch; the defaults are those that the published figures are for."""
+    on_cuda = world.device.type == "cuda"
+    parser.add_argument("--source", default="cifar10:resnet34" if on_cuda else "cifar10:resnet20")
+    parser.add_argument("--weights", default=None, help="weights of the network; without them they are random")
+    parser.add_argument("--num_classes", type=int, default=10)
+    parser.add_argument("--size_px", type=int, default=32)
+    parser.add_argument("--batch_size", type=int, default=256 if on_cuda else 128)
+    parser.add_argument("--steps", type=int, default=100 if on_cuda else 20)
+
+
 def main() -> None:
     """Measure one network on the present device."""
     with open_world() as world:
-        on_cuda = world.device.type == "cuda"
         parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-        parser.add_argument("--source", default="cifar10:resnet34" if on_cuda else "cifar10:resnet20")
-        parser.add_argument("--weights", default=None, help="weights of the network; without them they are random")
-        parser.add_argument("--num_classes", type=int, default=10)
-        parser.add_argument("--size_px", type=int, default=32)
-        parser.add_argument("--batch_size", type=int, default=256 if on_cuda else 128)
-        parser.add_argument("--steps", type=int, default=100 if on_cuda else 20)
+        add_options(parser, world)
         arguments = parser.parse_args()
         result = measure(arguments, world)
         name = f"inversion-{arguments.source.rpartition(':')[2]}-{world.device.type}"

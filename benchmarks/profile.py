@@ -1,0 +1,128 @@
+"""Where the time of one step of inversion goes, and how much of the machine's matrix rate it reaches.
+
+    python -m benchmarks.profile                       the same networks and options as benchmarks.inversion
+
+A step of the loop is timed beside its forward and backward pass alone, in turn; the difference is all the rest: views,
+optimiser, clamping, logging. The shares come from PyTorch's profiler, by the names of the operations. Operations of one
+image are counted on the uncompiled step. Writes results/profile-NETWORK-DEVICE.json.
+"""
+
+import argparse
+import statistics
+from collections import defaultdict
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.harness import print_result, timed
+from benchmarks.inversion import CONFIG, add_options, load_teacher
+from pipeline.invert import InversionConfig, Objective, PhaseConfig, invert, open_objective
+from pipeline.world import World, make_generator, open_world
+
+TURNS = 7
+# Side of the square bf16 matrices whose product is the machine's peak, and how many products are one measurement.
+PEAK_SIDE, PEAK_PRODUCTS = {"cpu": 2048, "cuda": 8192}, 10
+# The first group whose word is in an operation's name; what is fused by the compiler has no name of its own on the CPU.
+GROUPS = (
+    ("convolution", ("conv", "cudnn", "cutlass", "implicit_gemm", "xmma")),
+    ("matrix product", ("gemm", "mm", "linear")),
+    ("optimiser", ("adam", "foreach", "lerp", "addcdiv", "addcmul")),
+    ("compiled code beside the convolutions", ("triton", "compiledfunction", "compiled region", "inductor")),
+)
+
+
+def forward_backward(objective: Objective, canvas: torch.Tensor, labels: torch.Tensor, steps: int) -> None:
+    """What no step can do without."""
+    for _ in range(steps):
+        leaf = canvas.detach().requires_grad_()
+        total, _ = objective(leaf, labels)
+        torch.autograd.backward(total)
+
+
+def peak_flops(world: World) -> float:
+    """Operations a second of a bf16 matrix product."""
+    side = PEAK_SIDE[world.device.type]
+    left, right = (torch.randn(side, side, device=world.device, dtype=torch.bfloat16) for _ in range(2))
+
+    def multiply() -> None:
+        for _ in range(PEAK_PRODUCTS):
+            left @ right
+
+    return PEAK_PRODUCTS * 2 * side**3 / statistics.median(timed(world, multiply)[0] for _ in range(TURNS))
+
+
+def flops_of_step(arguments: argparse.Namespace, config: InversionConfig, canvas: torch.Tensor, world: World) -> int:
+    """Operations of one forward and backward pass, a multiplication and an addition counted as two."""
+    labels = torch.zeros(len(canvas), dtype=torch.long, device=world.device)
+    counter = FlopCounterMode(display=False)
+    with open_objective(load_teacher(arguments, world), None, replace(config, compile=False)) as objective, counter:
+        forward_backward(objective, canvas, labels, 1)
+    return int(counter.get_total_flops())
+
+
+def shares(
+    arguments: argparse.Namespace, objective: Objective, labels: torch.Tensor, config: InversionConfig, world: World
+) -> dict[str, float]:
+    """Share of each group in the time that the device is at work."""
+    on_cuda = world.device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
+    size = (arguments.size_px, arguments.size_px)
+    with profile(activities=activities) as profiler:
+        timed(world, invert, objective, labels, size, config, make_generator(0, "views"))
+    spent_us: dict[str, float] = defaultdict(float)
+    for event in profiler.key_averages():
+        spent_us[_group_of(event.key)] += event.self_device_time_total if on_cuda else event.self_cpu_time_total
+    total_us = sum(spent_us.values())
+    return {name: spent / total_us for name, spent in sorted(spent_us.items(), key=lambda item: -item[1])}
+
+
+def _group_of(operation: str) -> str:
+    return next((name for name, words in GROUPS if any(word in operation.lower() for word in words)), "others")
+
+
+def measure(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
+    """Seconds of a step, of its forward and backward pass, the rates that follow, and the shares."""
+    config = replace(CONFIG, phases=(PhaseConfig(steps=arguments.steps),), log_every=arguments.steps)
+    labels = torch.arange(arguments.batch_size, device=world.device) % arguments.num_classes
+    size = (arguments.size_px, arguments.size_px)
+    canvas = torch.randn(arguments.batch_size, 3, *size, generator=make_generator(0, "canvas")).to(world.device)
+    step_s, needed_s = [], []
+    with open_objective(load_teacher(arguments, world), None, config) as objective:
+        for turn in range(TURNS + 1):
+            loop_s, _ = timed(world, invert, objective, labels, size, config, make_generator(turn, "views"))
+            passes_s, _ = timed(world, forward_backward, objective, canvas, labels, arguments.steps)
+            if turn:  # the first turn compiles and warms up
+                step_s.append(loop_s / arguments.steps)
+                needed_s.append(passes_s / arguments.steps)
+        found = shares(arguments, objective, labels, config, world)
+    overhead = 1 - statistics.median(passes / step for passes, step in zip(needed_s, step_s, strict=True))
+    flops, peak = flops_of_step(arguments, config, canvas, world), peak_flops(world)
+    return {
+        **vars(arguments),
+        "step_s": step_s,
+        "forward_backward_s": needed_s,
+        "overhead": overhead,
+        "flops_per_step": flops,
+        "achieved_flops": flops / statistics.median(step_s),
+        "peak_flops": peak,
+        "share_of_peak": flops / statistics.median(step_s) / peak,
+        "shares": found,
+    }
+
+
+def main() -> None:
+    """Measure one network on the present device."""
+    with open_world() as world:
+        parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        add_options(parser, world)
+        arguments = parser.parse_args()
+        result = measure(arguments, world)
+        name = f"profile-{arguments.source.rpartition(':')[2]}-{world.device.type}"
+        print_result(name, {"command": "python -m benchmarks.profile", **result}, world)
+
+
+if __name__ == "__main__":
+    main()
