@@ -16,7 +16,7 @@ from pipeline.models import Classifier, Precision
 from pipeline.recorder import OnStep
 from pipeline.schedules import Schedule, learning_rates
 from pipeline.terms import TermConfig, View, build_terms, weighted_sum
-from pipeline.views import roll_and_flip
+from pipeline.views import check_crop_area, roll_and_flip, zoom
 from pipeline.world import compiled
 
 
@@ -36,7 +36,11 @@ class PhaseConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class InversionConfig:
-    """How one batch is optimised. The last phase has scale 1; `shift_px` is given there and scaled with the phase."""
+    """How one batch is optimised. The last phase has scale 1; `shift_px` is given there and scaled with the phase.
+
+    With `crop_area`, every step sees a box of each image, its share of the area drawn from that range, scaled up: the
+    class has to be in every part of the image.
+    """
 
     phases: tuple[PhaseConfig, ...]
     terms: TermConfig
@@ -47,6 +51,7 @@ class InversionConfig:
     warmup_fraction: float = 0.05
     shift_px: int = 0
     flip: bool = False
+    crop_area: tuple[float, float] = (1.0, 1.0)
     clamp: bool = True
     precision: Precision = "float32"
     compile: bool = False
@@ -63,6 +68,7 @@ class InversionConfig:
             raise ConfigError(f"warmup_fraction: {self.warmup_fraction} must be in [0, 1)")
         if self.shift_px < 0:
             raise ConfigError(f"shift_px: {self.shift_px} must be at least 0")
+        check_crop_area(self.crop_area)
         if self.log_every < 1:
             raise ConfigError(f"log_every: {self.log_every} must be at least 1")
 
@@ -218,6 +224,8 @@ def _run_phase(
     shift_px = round(config.shift_px * phase.scale)
     for step, lr in enumerate(rates, first_step):
         view = roll_and_flip(canvas, shift_px, config.flip, generator)
+        if config.crop_area[0] < 1:
+            view = zoom(view, config.crop_area, generator)
         leaf = view.detach().requires_grad_()  # what is compiled for a leaf never meets a graph of its caller
         total, parts = objective(leaf, labels)
         optimizer.zero_grad()

@@ -28,6 +28,12 @@ def roll_and_flip(canvas: Tensor, shift_px: int, flip: bool, generator: torch.Ge
     return canvas
 
 
+def check_crop_area(area: tuple[float, float]) -> None:
+    """Raise ConfigError for what is no range of shares."""
+    if not 0 < area[0] <= area[1] <= 1:
+        raise ConfigError(f"crop_area: {list(area)} must be a range within (0, 1]")
+
+
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
     """Training views. Mixing methods are drawn once a batch, each with its probability; the rest for each image.
@@ -50,8 +56,7 @@ class AugmentConfig:
     cutmix_alpha: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.crop_area[0] <= self.crop_area[1] <= 1:
-            raise ConfigError(f"crop_area: {list(self.crop_area)} must be a range within (0, 1]")
+        check_crop_area(self.crop_area)
         if self.shift_px < 0:
             raise ConfigError(f"shift_px: {self.shift_px} must be at least 0")
         for name in ("brightness", "contrast", "saturation"):
@@ -72,7 +77,7 @@ def augment(
     """One view of pixels (N, C, H, W) and the matching targets, class probabilities of shape (N, num_classes)."""
     count = len(pixels)
     if config.crop_area[0] < 1:
-        pixels = _zoom(pixels, config.crop_area, generator)
+        pixels = zoom(pixels, config.crop_area, generator)
     if config.shift_px:
         pixels = _shift(pixels, config.shift_px, generator)
     if config.flip:
@@ -88,8 +93,11 @@ def augment(
     return pixels, targets
 
 
-def _zoom(pixels: Tensor, area: tuple[float, float], generator: torch.Generator) -> Tensor:
-    """A box of each image, scaled up to the whole (Szegedy et al., 2015, arXiv 1409.4842)."""
+def zoom(pixels: Tensor, area: tuple[float, float], generator: torch.Generator) -> Tensor:
+    """A box of each image of (N, C, H, W), scaled up to the whole (Szegedy et al., 2015, arXiv 1409.4842).
+
+    Its share of the area is drawn from that range, its aspect ratio from 3/4 to 4/3.
+    """
     draws = torch.rand(4, len(pixels), generator=generator)
     share = area[0] + (area[1] - area[0]) * draws[0]
     aspect = torch.exp((2 * draws[1] - 1) * math.log(MAX_ASPECT))

@@ -246,6 +246,17 @@ def test_the_shift_is_scaled_with_the_phase(monkeypatch, teacher, labels):
     assert shifts == [(2, False), (2, False), (4, False)]
 
 
+def test_with_crop_area_every_step_sees_a_box_scaled_up(make_classifier, labels):
+    """Of a box of at most a tenth of the area, scaled up, neighbouring pixels are nearly the same."""
+    roughness = {}
+    for area in ((1.0, 1.0), (0.1, 0.1)):
+        teacher = make_classifier(0).freeze()
+        seen = record_views(teacher)
+        invert(teacher, labels, SIZE, replace(CONFIG, crop_area=area), seeded())
+        roughness[area] = [(view[..., 1:] - view[..., :-1]).abs().mean().item() for view in seen]
+    assert max(roughness[0.1, 0.1]) < 0.6 * min(roughness[1.0, 1.0])
+
+
 @pytest.mark.parametrize(("log_every", "expected"), [(3, [0, 3, 6, 9, 10]), (1, list(range(11))), (50, [0, 10])])
 def test_steps_are_reported_on_logging_steps_alone(teacher, labels, log_every, expected):
     reports: list[tuple[int, dict[str, float]]] = []
@@ -368,6 +379,7 @@ def test_schedules_of_a_few_steps_have_positive_rates(num_steps):
         ({"betas": (0.5, 1.0)}, r"betas: \[0\.5, 1\.0\] must lie in \[0, 1\)"),
         ({"warmup_fraction": 1.0}, r"warmup_fraction: 1\.0 must be in \[0, 1\)"),
         ({"shift_px": -1}, "shift_px: -1 must be at least 0"),
+        ({"crop_area": (0.5, 1.1)}, r"crop_area: \[0\.5, 1\.1\] must be a range within \(0, 1\]"),
         ({"log_every": 0}, "log_every: 0 must be at least 1"),
     ],
 )
