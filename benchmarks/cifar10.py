@@ -21,13 +21,14 @@ WHITE_START = ("synthesis.inversion.canvas={}",)
 # The published weight of the total variation is for the norm of a whole batch of 256: 16 times that of one image.
 PUBLISHED_TERMS = (f"{TERMS}.feature_divergence=0", f"{TERMS}.feature_norm=10", f"{TERMS}.tv_l2={16 * 2.5e-5}")
 VARIANTS = {
-    "no feature term": (f"{TERMS}.feature_divergence=0",),
-    "published feature term, white start": (*PUBLISHED_TERMS, *WHITE_START),
-    "published feature term": PUBLISHED_TERMS,
-    "scale-free feature term, white start": WHITE_START,
     "scale-free feature term": (),
+    "published feature term, white start": (*PUBLISHED_TERMS, *WHITE_START),
+    "no feature term": (f"{TERMS}.feature_divergence=0",),
     "adaptive, 4 rounds": ("synthesis.rounds=4", f"{TERMS}.competition=1"),
+    "adaptive, 4 rounds, weight 10": ("synthesis.rounds=4", f"{TERMS}.competition=10"),
     "adaptive, a round a batch": ("synthesis.rounds=8", f"{TERMS}.competition=1"),
+    "scale-free feature term, white start": WHITE_START,
+    "published feature term": PUBLISHED_TERMS,
 }
 NOISE = "Gaussian noise"
 
