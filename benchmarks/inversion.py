@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import yaml
 
 from benchmarks.harness import compared, print_result, timed
 from benchmarks.reference import reference_invert
@@ -34,7 +35,7 @@ CONFIG = InversionConfig(
 
 def load_teacher(arguments: argparse.Namespace, world: World) -> Classifier:
     """The network, on the device, frozen; without weights its statistics are those of random images."""
-    model = ModelConfig(source=arguments.source, weights=arguments.weights, **NORMALISED)
+    model = ModelConfig(source=arguments.source, options=arguments.options, weights=arguments.weights, **NORMALISED)
     images = ImageConfig(
         channels=3, height=arguments.size_px, width=arguments.size_px, num_classes=arguments.num_classes
     )
@@ -81,6 +82,7 @@ def add_options(parser: argparse.ArgumentParser, world: World) -> None:
     """The network, its images and the batch; the defaults are those that the published figures are for."""
     on_cuda = world.device.type == "cuda"
     parser.add_argument("--source", default="cifar10:resnet34" if on_cuda else "cifar10:resnet20")
+    parser.add_argument("--options", type=yaml.safe_load, default={}, help="of the network, e.g. '{shortcut: A}'")
     parser.add_argument("--weights", default=None, help="weights of the network; without them they are random")
     parser.add_argument("--num_classes", type=int, default=10)
     parser.add_argument("--size_px", type=int, default=32)
