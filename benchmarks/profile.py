@@ -25,12 +25,12 @@ from pipeline.world import World, make_generator, open_world
 TURNS = 7
 # Side of the square bf16 matrices whose product is the machine's peak, and how many products are one measurement.
 PEAK_SIDE, PEAK_PRODUCTS = {"cpu": 2048, "cuda": 8192}, 10
-# The first group whose word is in an operation's name; what is fused by the compiler has no name of its own on the CPU.
+# The first group whose word is in an operation's name; on the CPU, all that the compiler fuses has the graph's name.
 GROUPS = (
     ("convolution", ("conv", "cudnn", "cutlass", "implicit_gemm", "xmma")),
     ("matrix product", ("gemm", "mm", "linear")),
     ("optimiser", ("adam", "foreach", "lerp", "addcdiv", "addcmul")),
-    ("compiled code beside the convolutions", ("triton", "compiledfunction", "compiled region", "inductor")),
+    ("fused by the compiler: statistics, normalisation, activations, terms", ("triton", "compiledfxgraph")),
 )
 
 
@@ -70,7 +70,7 @@ def shares(
     on_cuda = world.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
     size = (arguments.size_px, arguments.size_px)
-    with profile(activities=activities) as profiler:
+    with profile(activities=activities, acc_events=True) as profiler:
         timed(world, invert, objective, labels, size, config, make_generator(0, "views"))
     spent_us: dict[str, float] = defaultdict(float)
     for event in profiler.key_averages():
