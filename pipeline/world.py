@@ -117,7 +117,10 @@ def compiled(function: Callable[Parameters, Result], device: torch.device) -> Ca
         warnings.warn(f"compile: true needs {missing}; the steps run uncompiled, several times slower", stacklevel=2)
         return function
     # Code for the CPU has the number of threads in it; as an option it is also part of the key of the compiler's cache.
-    return torch.compile(function, dynamic=False, options={"cpp.threads": torch.get_num_threads()})
+    # Every compiler builds the vector instructions that the processor has; to try them takes seconds at each start.
+    return torch.compile(
+        function, dynamic=False, options={"cpp.threads": torch.get_num_threads(), "cpp.vec_isa_ok": True}
+    )
 
 
 def derive_seed(seed: int, purpose: str, index: int = 0) -> int:
