@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from benchmarks.harness import compared, print_result, timed
+from benchmarks.harness import compared, options_of, print_result, timed
 from benchmarks.inversion import NORMALISED
 from pipeline.data import ArrayImages, hold_in_memory
 from pipeline.losses import distillation_loss
@@ -116,7 +116,7 @@ def measure(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
             if turn:  # the first turn compiles and warms up
                 rates["ours"].append(arguments.batch_size * arguments.steps / ours_s)
                 rates["dataloader"].append(arguments.batch_size * arguments.steps / plain_s)
-    return {**vars(arguments), **compared(rates, "images_per_s")}
+    return {**options_of(arguments), **compared(rates, "images_per_s")}
 
 
 def main() -> None:

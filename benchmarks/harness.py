@@ -1,7 +1,9 @@
 """What every benchmark shares: the facts of the machine, the noise control, the summary over seeds, the result file."""
 
+import argparse
 import os
 import platform
+import re
 import statistics
 import subprocess
 import tempfile
@@ -56,6 +58,11 @@ def _processor() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
+
+
+def options_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of a command line, files without their folders."""
+    return {k: re.sub(r"[^:]*/", "", v) if isinstance(v, str) else v for k, v in vars(arguments).items()}
 
 
 def timed(

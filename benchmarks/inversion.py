@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 
-from benchmarks.harness import compared, print_result, timed
+from benchmarks.harness import compared, options_of, print_result, timed
 from benchmarks.reference import reference_invert
 from pipeline.invert import InversionConfig, PhaseConfig, invert, open_objective
 from pipeline.models import Classifier, ImageConfig, ModelConfig, build_classifier
@@ -58,7 +58,7 @@ def measure(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
     with open_objective(load_teacher(arguments, world), None, config) as objective:
         for turn in range(TURNS + 1):
             ours_s, ours = timed(world, invert, objective, labels, size, config, make_generator(turn, "views"))
-            reference_s, totals = timed(
+            reference_s, (totals, _) = timed(
                 world, reference_invert, reference_teacher, labels, size, config, make_generator(turn, "views")
             )
             if turn == 0:  # compiles and warms up
@@ -71,7 +71,7 @@ def measure(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
                 rates[name].append(arguments.batch_size * arguments.steps / seconds)
                 losses[name].append(loss)
     return {
-        **vars(arguments),
+        **options_of(arguments),
         **compared(rates, "image_steps_per_s"),
         "first_run_s": first_s,
         "final_loss": losses,

@@ -17,7 +17,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.harness import print_result, timed
+from benchmarks.harness import options_of, print_result, timed
 from benchmarks.inversion import CONFIG, add_options, load_teacher
 from pipeline.invert import InversionConfig, Objective, PhaseConfig, invert, open_objective
 from pipeline.world import World, make_generator, open_world
@@ -101,7 +101,7 @@ def measure(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
     overhead = 1 - statistics.median(passes / step for passes, step in zip(needed_s, step_s, strict=True))
     flops, peak = flops_of_step(arguments, config, canvas, world), peak_flops(world)
     return {
-        **vars(arguments),
+        **options_of(arguments),
         "step_s": step_s,
         "forward_backward_s": needed_s,
         "overhead": overhead,

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.canvas import canvas_range, to_pixels
+from pipeline.canvas import canvas_range, draw_canvas, to_pixels
 from pipeline.capture import LayerStatistics, batch_norm_layers
+from pipeline.codec import to_uint8
 from pipeline.invert import InversionConfig
 from pipeline.models import Classifier
 from pipeline.schedules import learning_rates
@@ -34,13 +35,13 @@ class _Hook:
 
 def reference_invert(
     teacher: Classifier, labels: Tensor, size: tuple[int, int], config: InversionConfig, generator: torch.Generator
-) -> list[float]:
-    """The total loss of every step of the last phase of `config`, on the device of `labels`."""
+) -> tuple[list[float], Tensor]:
+    """The total loss of every step of the last phase of `config`, and uint8 images (N, C, H, W), on labels' device."""
     for parameter in teacher.network.parameters():
         parameter.requires_grad_()
     hooks = [_Hook(layer) for layer in batch_norm_layers(teacher.network)]
     terms = build_terms(config.terms, has_rival=False)
-    canvas = torch.randn(len(labels), teacher.mean.shape[1], *size, generator=generator).to(labels.device)
+    canvas = draw_canvas((len(labels), teacher.mean.shape[1], *size), config.canvas, generator).to(labels.device)
     canvas.requires_grad_()
     optimizer = torch.optim.Adam([canvas], lr=config.lr, betas=config.betas)
     low, high = canvas_range()
@@ -62,4 +63,4 @@ def reference_invert(
     for hook in hooks:
         hook.handle.remove()
     teacher.freeze()
-    return totals
+    return totals, to_uint8(to_pixels(canvas.detach()))
