@@ -73,8 +73,9 @@ def tiny_config(folder: Path, **overrides: Any) -> RunConfig:
 
 
 def run_in_process(stage: Callable[..., None], config: RunConfig, round_index: int | None = None) -> None:
-    """One stage as a single worker on the CPU."""
-    with open_session(config, World(device=torch.device("cpu"))) as session:
+    """One stage as a single worker on `DREAMDISTILL_DEVICE`, by default the CPU."""
+    world = World(device=torch.device(os.environ.get("DREAMDISTILL_DEVICE", "cpu")))
+    with open_session(config, world) as session:
         stage(session, round_index)
 
 
