@@ -7,6 +7,7 @@ Writes results/inversion-NETWORK-DEVICE.json.
 """
 
 import argparse
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from pipeline.terms import TermConfig
 from pipeline.world import World, make_generator, open_world
 
 TURNS = 5
+Measure = Callable[[argparse.Namespace, World], dict[str, Any]]
 NORMALISED = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 CONFIG = InversionConfig(
     phases=(PhaseConfig(steps=20),),
@@ -71,35 +73,29 @@ def measure(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
                 rates[name].append(arguments.batch_size * arguments.steps / seconds)
                 losses[name].append(loss)
     return {
-        **options_of(arguments),
         **compared(rates, "image_steps_per_s"),
         "first_run_s": first_s,
         "final_loss": losses,
     }
 
 
-def add_options(parser: argparse.ArgumentParser, world: World) -> None:
-    """The network, its images and the batch; the defaults are those that the published figures are for."""
-    on_cuda = world.device.type == "cuda"
-    parser.add_argument("--source", default="cifar10:resnet34" if on_cuda else "cifar10:resnet20")
-    parser.add_argument("--options", type=yaml.safe_load, default={}, help="of the network, e.g. '{shortcut: A}'")
-    parser.add_argument("--weights", default=None, help="weights of the network; without them they are random")
-    parser.add_argument("--num_classes", type=int, default=10)
-    parser.add_argument("--size_px", type=int, default=32)
-    parser.add_argument("--batch_size", type=int, default=256 if on_cuda else 128)
-    parser.add_argument("--steps", type=int, default=100 if on_cuda else 20)
-
-
-def main() -> None:
-    """Measure one network on the present device."""
+def measure_network(benchmark: str, description: str | None, measure: Measure) -> None:
+    """What a benchmark of one network does on the command line; writes results/BENCHMARK-NETWORK-DEVICE.json."""
     with open_world() as world:
-        parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-        add_options(parser, world)
+        on_cuda = world.device.type == "cuda"
+        parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser.add_argument("--source", default="cifar10:resnet34" if on_cuda else "cifar10:resnet20")
+        parser.add_argument("--options", type=yaml.safe_load, default={}, help="of the network, e.g. '{shortcut: A}'")
+        parser.add_argument("--weights", default=None, help="weights of the network; without them they are random")
+        parser.add_argument("--num_classes", type=int, default=10)
+        parser.add_argument("--size_px", type=int, default=32)
+        parser.add_argument("--batch_size", type=int, default=256 if on_cuda else 128)
+        parser.add_argument("--steps", type=int, default=100 if on_cuda else 20)
         arguments = parser.parse_args()
-        result = measure(arguments, world)
-        name = f"inversion-{arguments.source.rpartition(':')[2]}-{world.device.type}"
-        print_result(name, {"command": "python -m benchmarks.inversion", **result}, world)
+        found = measure(arguments, world)
+        result = {"command": f"python -m benchmarks.{benchmark}", **options_of(arguments), **found}
+        print_result(f"{benchmark}-{arguments.source.rpartition(':')[2]}-{world.device.type}", result, world)
 
 
 if __name__ == "__main__":
-    main()
+    measure_network("inversion", __doc__, measure)

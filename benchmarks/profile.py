@@ -17,10 +17,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.harness import options_of, print_result, timed
-from benchmarks.inversion import CONFIG, add_options, load_teacher
+from benchmarks.harness import timed
+from benchmarks.inversion import CONFIG, load_teacher, measure_network
 from pipeline.invert import InversionConfig, Objective, PhaseConfig, invert, open_objective
-from pipeline.world import World, make_generator, open_world
+from pipeline.world import World, make_generator
 
 TURNS = 7
 # Side of the square bf16 matrices whose product is the machine's peak, and how many products are one measurement.
@@ -101,7 +101,6 @@ def measure(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
     overhead = 1 - statistics.median(passes / step for passes, step in zip(needed_s, step_s, strict=True))
     flops, peak = flops_of_step(arguments, config, canvas, world), peak_flops(world)
     return {
-        **options_of(arguments),
         "step_s": step_s,
         "forward_backward_s": needed_s,
         "overhead": overhead,
@@ -113,16 +112,5 @@ def measure(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Measure one network on the present device."""
-    with open_world() as world:
-        parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-        add_options(parser, world)
-        arguments = parser.parse_args()
-        result = measure(arguments, world)
-        name = f"profile-{arguments.source.rpartition(':')[2]}-{world.device.type}"
-        print_result(name, {"command": "python -m benchmarks.profile", **result}, world)
-
-
 if __name__ == "__main__":
-    main()
+    measure_network("profile", __doc__, measure)

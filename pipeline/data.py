@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipeline.codec import decode_image
 from pipeline.config import ConfigError
-from pipeline.files import sha256_of
+from pipeline.files import read_range, sha256_of
 from pipeline.models import ImageConfig
 from pipeline.photos import PhotoSet, open_folder, open_tar
 from pipeline.plan import batch_ranges
@@ -127,9 +127,7 @@ class ShardSet:
 
     def _read(self, index: int) -> Tensor:
         path, offset, size = self._places[index]
-        with open(path, "rb", buffering=0) as file:
-            file.seek(offset)
-            data = file.read(size)
+        data = read_range(path, offset, size)
         return decode_image(data, self.shape[0], f"{self.keys[index]} in {path} (see `make verify`)")
 
 

@@ -115,6 +115,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def read_range(path: Path, offset: int, size: int) -> bytes:
+    """`size` bytes of a file from `offset` on, fewer where it ends before."""
+    with open(path, "rb", buffering=0) as file:
+        file.seek(offset)
+        return file.read(size)
+
+
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal; remembered while size and time stamp stay the same."""
     state = path.stat()

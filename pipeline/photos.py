@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.codec import decode_photo
+from pipeline.files import read_range
 from pipeline.models import ImageConfig
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -45,10 +46,7 @@ class PhotoSet:
             ) from error
 
     def _read(self, index: int) -> Tensor:
-        path, offset, size = self.places[index]
-        with open(path, "rb") as file:
-            file.seek(offset)
-            return decode_photo(file.read(size), self._channels, self.names[index])
+        return decode_photo(read_range(*self.places[index]), self._channels, self.names[index])
 
     def _is_readable(self, index: int) -> bool:
         try:

@@ -17,7 +17,7 @@ from webdataset import TarWriter
 from pipeline.card import write_card
 from pipeline.codec import EXTENSIONS, ImageFormat
 from pipeline.config import fingerprint, to_plain
-from pipeline.files import atomic_file, read_json, sha256_of, write_json
+from pipeline.files import atomic_file, read_json, read_range, sha256_of, write_json
 
 FORMAT = 1
 SPLIT = "train"
@@ -147,10 +147,7 @@ def _write_shard(path: Path, label: int, samples: list[tuple[str, _Place]], exte
 
 
 def _read(place: _Place, extension: str) -> bytes:
-    offset, size = place.members[extension]
-    with open(place.file, "rb") as file:
-        file.seek(offset)
-        return file.read(size)
+    return read_range(place.file, *place.members[extension])
 
 
 def summarise(verdicts: list[dict[str, Any]]) -> dict[str, float]:
