@@ -59,7 +59,14 @@ def measure(layer: nn.Module, features: Tensor) -> LayerStatistics:
     axes = [0, *range(2, features.dim())]
     wide = features if features.dtype == torch.float64 else features.float()
     count = wide.numel() // wide.shape[1]
-    variance, mean = torch.var_mean(wide, dim=axes, correction=min(1, count - 1))
+    # One pass over the features, and none in the backward, where `var` would measure the mean again. About the running
+    # mean, the two moments are close enough to what is wanted for their difference not to cancel.
+    deviation = wide - layer.running_mean.view(1, -1, *[1] * len(axes[1:]))
+    shift, spread = deviation.mean(axes), deviation.square().mean(axes)
+    variance = (spread - shift.square()).clamp_min(0) * (count / max(1, count - 1))
     return LayerStatistics(
-        mean=mean, variance=variance, running_mean=layer.running_mean, running_variance=layer.running_var
+        mean=layer.running_mean + shift,
+        variance=variance,
+        running_mean=layer.running_mean,
+        running_variance=layer.running_var,
     )

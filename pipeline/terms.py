@@ -134,7 +134,7 @@ def _differences(images: Tensor) -> list[Tensor]:
 
 def _image_norms(images: Tensor) -> Tensor:
     """L2 norm of each image of (N, C, H, W), shape (N,); its gradient at zero is zero."""
-    norms: Tensor = torch.linalg.vector_norm(images.flatten(1), dim=1)
+    norms: Tensor = torch.linalg.vector_norm(images, dim=(1, 2, 3))  # flattened first, it compiles to slower code
     return norms
 
 

@@ -31,6 +31,27 @@ def test_the_variance_is_the_unbiased_one_that_batch_norm_averages(device):
     torch.testing.assert_close(found.mean, layer.running_mean)
 
 
+@pytest.mark.parametrize("distance", [0.0, 30.0])
+def test_value_and_gradient_are_those_of_var_mean(device, distance):
+    layer = nn.BatchNorm2d(3).to(device)
+    features = (torch.randn(4, 3, 5, 2, generator=torch.Generator().manual_seed(0)) + distance).to(device)
+    weights = torch.tensor([1.0, -2.0, 0.5], device=device)
+    ours, theirs = features.clone().requires_grad_(), features.clone().requires_grad_()
+    found = measure(layer, ours)
+    variance, mean = torch.var_mean(theirs, dim=[0, 2, 3])
+    torch.testing.assert_close(found.mean, mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.variance, variance, rtol=1e-3, atol=0)
+    (found.mean @ weights + found.variance @ weights.square()).backward()
+    (mean @ weights + variance @ weights.square()).backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_equal_features_far_from_the_running_mean_have_no_negative_variance(device):
+    values = torch.linspace(900, 1000, 500, device=device).view(1, 500, 1, 1)
+    found = measure(nn.BatchNorm2d(500).to(device), values.expand(3, 500, 7, 7))
+    assert (found.variance >= 0).all()
+
+
 def test_a_single_value_has_variance_zero_and_a_finite_gradient(device):
     features = torch.tensor([[2.0, -1.0]], device=device, requires_grad=True)
     found = measure(nn.BatchNorm1d(2).to(device), features)
