@@ -15,7 +15,7 @@ step() {
   case " ${STEPS:-$name} " in *" $name "*) ;; *) return ;; esac
   timeout --kill-after=20 480 "$@" >"$out/$name.log" 2>&1
   echo "$name $? $((SECONDS - started))" | tee -a "$out/summary.txt"
-  cp benchmarks/results/*-cuda.json "$out" 2>/dev/null
+  cp benchmarks/results/*-cuda*.json "$out" 2>/dev/null
   for found in checkpoints/gpu_*/eval-*.json checkpoints/gpu_*/teacher.json; do
     [ -f "$found" ] && cp "$found" "$out/$(basename "$(dirname "$found")")-$(basename "$found")"
   done
@@ -32,7 +32,9 @@ step resnet34_teacher make teacher PYTHON="$python" CONFIG=configs/cifar10_resne
 resnet50="--source torchvision:resnet50 --num_classes 1000 --size_px 224 --batch_size 84"
 step speed "$python" -m benchmarks.inversion
 step speed_resnet50 "$python" -m benchmarks.inversion $resnet50 --steps 30
+step speed_graphs "$python" -m benchmarks.inversion --cuda_graphs
 step profile "$python" -m benchmarks.profile
+step profile_graphs "$python" -m benchmarks.profile --cuda_graphs
 step profile_resnet50 "$python" -m benchmarks.profile $resnet50 --steps 30
 step distillation "$python" -m benchmarks.distillation --workers 8
 for part in 1 2 3; do chain "resnet34_$part" cifar10_resnet34; done

@@ -35,6 +35,12 @@ CONFIG = InversionConfig(
 )
 
 
+def config_of(arguments: argparse.Namespace) -> InversionConfig:
+    """What both loops do, for the options of the command line."""
+    phases = (PhaseConfig(steps=arguments.steps),)
+    return replace(CONFIG, phases=phases, log_every=arguments.steps, cuda_graphs=arguments.cuda_graphs)
+
+
 def load_teacher(arguments: argparse.Namespace, world: World) -> Classifier:
     """The network, on the device, frozen; without weights its statistics are those of random images."""
     model = ModelConfig(source=arguments.source, options=arguments.options, weights=arguments.weights, **NORMALISED)
@@ -52,7 +58,7 @@ def load_teacher(arguments: argparse.Namespace, world: World) -> Classifier:
 
 def measure(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
     """Images x steps a second of both loops, in turn, and the loss that both end with."""
-    config = replace(CONFIG, phases=(PhaseConfig(steps=arguments.steps),), log_every=arguments.steps)
+    config = config_of(arguments)
     labels = torch.arange(arguments.batch_size, device=world.device) % arguments.num_classes
     size, reference_teacher = (arguments.size_px,) * 2, load_teacher(arguments, world)
     rates: dict[str, list[float]] = {"ours": [], "reference": []}
@@ -80,7 +86,10 @@ def measure(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
 
 
 def measure_network(benchmark: str, description: str | None, measure: Measure) -> None:
-    """What a benchmark of one network does on the command line; writes results/BENCHMARK-NETWORK-DEVICE.json."""
+    """What a benchmark of one network does on the command line.
+
+    Writes results/BENCHMARK-NETWORK-DEVICE.json, with CUDA graphs BENCHMARK-NETWORK-DEVICE-graphs.json.
+    """
     with open_world() as world:
         on_cuda = world.device.type == "cuda"
         parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -91,10 +100,12 @@ def measure_network(benchmark: str, description: str | None, measure: Measure) -
         parser.add_argument("--size_px", type=int, default=32)
         parser.add_argument("--batch_size", type=int, default=256 if on_cuda else 128)
         parser.add_argument("--steps", type=int, default=100 if on_cuda else 20)
+        parser.add_argument("--cuda_graphs", action="store_true", help="launch the kernels of our step as one")
         arguments = parser.parse_args()
         found = measure(arguments, world)
         result = {"command": f"python -m benchmarks.{benchmark}", **options_of(arguments), **found}
-        print_result(f"{benchmark}-{arguments.source.rpartition(':')[2]}-{world.device.type}", result, world)
+        graphs = "-graphs" if arguments.cuda_graphs else ""
+        print_result(f"{benchmark}-{arguments.source.rpartition(':')[2]}-{world.device.type}{graphs}", result, world)
 
 
 if __name__ == "__main__":

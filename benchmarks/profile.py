@@ -18,8 +18,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import timed
-from benchmarks.inversion import CONFIG, load_teacher, measure_network
-from pipeline.invert import InversionConfig, Objective, PhaseConfig, invert, open_objective
+from benchmarks.inversion import config_of, load_teacher, measure_network
+from pipeline.invert import InversionConfig, Objective, invert, open_objective
 from pipeline.world import World, make_generator
 
 TURNS = 7
@@ -58,7 +58,8 @@ def flops_of_step(arguments: argparse.Namespace, config: InversionConfig, canvas
     """Operations of one forward and backward pass, a multiplication and an addition counted as two."""
     labels = torch.zeros(len(canvas), dtype=torch.long, device=world.device)
     counter = FlopCounterMode(display=False)
-    with open_objective(load_teacher(arguments, world), None, replace(config, compile=False)) as objective, counter:
+    eager = replace(config, compile=False, cuda_graphs=False)
+    with open_objective(load_teacher(arguments, world), None, eager) as objective, counter:
         forward_backward(objective, canvas, labels, 1)
     return int(counter.get_total_flops())
 
@@ -85,7 +86,7 @@ def _group_of(operation: str) -> str:
 
 def measure(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
     """Seconds of a step, of its forward and backward pass, the rates that follow, and the shares."""
-    config = replace(CONFIG, phases=(PhaseConfig(steps=arguments.steps),), log_every=arguments.steps)
+    config = config_of(arguments)
     labels = torch.arange(arguments.batch_size, device=world.device) % arguments.num_classes
     size = (arguments.size_px, arguments.size_px)
     canvas = torch.randn(arguments.batch_size, 3, *size, generator=make_generator(0, "canvas")).to(world.device)

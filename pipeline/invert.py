@@ -39,7 +39,7 @@ class InversionConfig:
     """How one batch is optimised. The last phase has scale 1; `shift_px` is given there and scaled with the phase.
 
     With `crop_area`, every step sees a box of each image, its share of the area drawn from that range, scaled up: the
-    class has to be in every part of the image.
+    class has to be in every part of the image. `cuda_graphs` launches the kernels of a compiled step as one.
     """
 
     phases: tuple[PhaseConfig, ...]
@@ -55,6 +55,7 @@ class InversionConfig:
     clamp: bool = True
     precision: Precision = "float32"
     compile: bool = False
+    cuda_graphs: bool = False
     log_every: int = 50
 
     def __post_init__(self) -> None:
@@ -69,6 +70,8 @@ class InversionConfig:
         if self.shift_px < 0:
             raise ConfigError(f"shift_px: {self.shift_px} must be at least 0")
         check_crop_area(self.crop_area)
+        if self.cuda_graphs and not self.compile:
+            raise ConfigError("cuda_graphs: true needs compile: true")
         if self.log_every < 1:
             raise ConfigError(f"log_every: {self.log_every} must be at least 1")
 
@@ -102,7 +105,9 @@ class Objective:
         self.teacher, self.rival, self.ensemble, self.precision = teacher, rival, ensemble, config.precision
         self.terms = build_terms(config.terms, has_rival=rival is not None)
         self._statistics = statistics
-        self._loss = compiled(self._eager_loss, teacher.mean.device) if config.compile else self._eager_loss
+        self._loss = self._eager_loss
+        if config.compile:
+            self._loss = compiled(self._eager_loss, teacher.mean.device, cuda_graphs=config.cuda_graphs)
 
     def __call__(self, view: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The total, and the weighted terms, detached, of shape (T,), of view (N, C, H, W) and labels (N,)."""

@@ -103,10 +103,13 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 
-def compiled(function: Callable[Parameters, Result], device: torch.device) -> Callable[Parameters, Result]:
+def compiled(
+    function: Callable[Parameters, Result], device: torch.device, *, cuda_graphs: bool = False
+) -> Callable[Parameters, Result]:
     """`function` compiled for each shape it meets; uncompiled, with a warning, where the compiler it needs is missing.
 
-    PyTorch makes C++ for the CPU and Triton kernels for CUDA.
+    PyTorch makes C++ for the CPU and Triton kernels for CUDA; there, `cuda_graphs` has them launched as one, and each
+    call overwrites the results of the one before.
     """
     if device.type == "cuda":
         missing = None if importlib.util.find_spec("triton") else "the package triton"
@@ -119,7 +122,13 @@ def compiled(function: Callable[Parameters, Result], device: torch.device) -> Ca
     # Code for the CPU has the number of threads in it; as an option it is also part of the key of the compiler's cache.
     # Every compiler builds the vector instructions that the processor has; to try them takes seconds at each start.
     return torch.compile(
-        function, dynamic=False, options={"cpp.threads": torch.get_num_threads(), "cpp.vec_isa_ok": True}
+        function,
+        dynamic=False,
+        options={
+            "cpp.threads": torch.get_num_threads(),
+            "cpp.vec_isa_ok": True,
+            "triton.cudagraphs": cuda_graphs,
+        },
     )
 
 

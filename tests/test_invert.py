@@ -380,6 +380,7 @@ def test_schedules_of_a_few_steps_have_positive_rates(num_steps):
         ({"warmup_fraction": 1.0}, r"warmup_fraction: 1\.0 must be in \[0, 1\)"),
         ({"shift_px": -1}, "shift_px: -1 must be at least 0"),
         ({"crop_area": (0.5, 1.1)}, r"crop_area: \[0\.5, 1\.1\] must be a range within \(0, 1\]"),
+        ({"cuda_graphs": True}, "cuda_graphs: true needs compile: true"),
         ({"log_every": 0}, "log_every: 0 must be at least 1"),
     ],
 )
@@ -391,9 +392,10 @@ def test_an_inversion_that_cannot_be_run_is_refused(values, message):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # raised inside torch's compiler
-def test_a_compiled_step_makes_the_images_of_the_eager_one_for_batches_of_any_size(teacher, labels):
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_a_compiled_step_makes_the_images_of_the_eager_one_for_batches_of_any_size(teacher, labels, cuda_graphs):
     eager = [invert(teacher, labels[:n], SIZE, CONFIG, seeded()) for n in (6, 5)]
-    with open_objective(teacher, None, replace(CONFIG, compile=True)) as objective:
+    with open_objective(teacher, None, replace(CONFIG, compile=True, cuda_graphs=cuda_graphs)) as objective:
         compiled = [pipeline.invert.invert(objective, labels[:n], SIZE, CONFIG, seeded()) for n in (6, 5)]
     for plain, fast in zip(eager, compiled, strict=True):
         torch.testing.assert_close(fast.trace, plain.trace, rtol=1e-3, atol=1e-4)
