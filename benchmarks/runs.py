@@ -39,6 +39,8 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--folder", type=Path, default=None, help="an empty folder, needed by several workers")
     arguments = parser.parse_args()
+    if arguments.folder and arguments.folder.exists() and any(arguments.folder.iterdir()):
+        parser.error(f"--folder {arguments.folder} is not empty; the time of what it holds would not be counted")
     with open_world() as world, tempfile.TemporaryDirectory() as temporary:
         if world.size > 1 and arguments.folder is None:
             parser.error("several workers need a --folder in common")

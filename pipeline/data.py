@@ -127,8 +127,11 @@ class ShardSet:
 
     def _read(self, index: int) -> Tensor:
         path, offset, size = self._places[index]
-        data = read_range(path, offset, size)
-        return decode_image(data, self.shape[0], f"{self.keys[index]} in {path} (see `make verify`)")
+        name = f"{self.keys[index]} in {path} (see `make verify`)"
+        image = decode_image(read_range(path, offset, size), self.shape[0], name)
+        if image.shape != self.shape:
+            raise ValueError(f"{name} is an image of (C, H, W) = {tuple(image.shape)}, the manifest says {self.shape}")
+        return image
 
 
 def load_images(data: DataConfig, split: Split, images: ImageConfig) -> ImageSet:
@@ -235,7 +238,7 @@ def hold_in_memory(images: ImageSet, device: torch.device) -> ArrayImages:
 def read_batches(images: ImageSet, batches: Iterable[Sequence[int]]) -> Iterator[Tensor]:
     """uint8 (len(batch), C, H, W) for each batch of indices, in order, read ahead by a thread for each core.
 
-    Threads are enough, since Pillow decodes without holding the interpreter's lock.
+    Threads are enough, since the decoders do not hold the interpreter's lock.
     """
     num_threads = os.cpu_count() or 1
     waiting: deque[Future[Tensor]] = deque()

@@ -9,7 +9,7 @@ import torch
 from tiny_run import digests, make_facts, make_samples
 
 from pipeline import shards
-from pipeline.codec import EXTENSIONS, decode_image
+from pipeline.codec import EXTENSIONS, decode_image, encode_image
 from pipeline.config import fingerprint
 from pipeline.data import ShardSet
 from pipeline.shards import (
@@ -265,6 +265,18 @@ def test_an_altered_image_is_named_when_it_is_read(packed):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"{entry['keys'][0]} in {path} .*`make verify`.* is not a readable image"):
         images[0]
+
+
+def test_an_image_of_another_size_is_named_when_it_is_read(packed):
+    images = ShardSet([packed])
+    entry = read_manifest(packed)["shards"][0]
+    path = packed / entry["file"]
+    with path.open("r+b") as file:
+        file.seek(entry["offsets"][0])
+        file.write(encode_image(torch.zeros(1, 4, 4, dtype=torch.uint8), "png"))
+    message = f"{entry['keys'][0]} in {path} .*`make verify`.* \\(1, 4, 4\\), the manifest says \\(1, 8, 8\\)"
+    with pytest.raises(ValueError, match=message):
+        images.batch([0])
 
 
 @pytest.mark.parametrize(
