@@ -27,12 +27,12 @@ from pipeline.shards import MANIFEST, read_manifest
 from pipeline.train import DistillConfig, TrainingConfig
 from pipeline.world import derive_seed
 
-# Settings that change how a run is watched and saved, not what it makes.
-NOT_IDENTITY = ("log_every", "save_every_s", "memory_gib")
+# Settings that change how a run is watched, saved and launched, not what it makes.
+NOT_IDENTITY = ("log_every", "save_every_s", "memory_gib", "cuda_graphs")
 # Class folders have four digits; more classes would sort out of order.
 MAX_CLASSES = 10_000
 # Raised when the same configuration makes other outputs than before, so that old and new ones are not mixed.
-METHOD_VERSION = 2
+METHOD_VERSION = 3
 IDENTITY_FILE, CONFIG_FILE = "identity.json", "config.yaml"
 
 

@@ -203,7 +203,12 @@ def test_outputs_of_another_configuration_are_refused(refusal, finished, tmp_pat
 
 def test_settings_that_change_no_output_are_accepted(finished, tmp_path, monkeypatch):
     path = copy_run(finished, tmp_path)
-    settings = ["synthesis.inversion.log_every=1", "distill.log_every=1", "distill.save_every_s=1"]
+    settings = [
+        "synthesis.inversion.log_every=1",
+        "distill.log_every=1",
+        "distill.save_every_s=1",
+        "distill.memory_gib=1",
+    ]
     assert run_command(monkeypatch, chain.main, path, "--set", *settings, "teacher_training.log_every=1") == 0
 
 
