@@ -111,9 +111,7 @@ class Objective:
 
     def __call__(self, view: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The total, and the weighted terms, detached, of shape (T,), of view (N, C, H, W) and labels (N,)."""
-        total, parts = self._loss(view, labels)
-        self._statistics.clear()
-        return total, parts
+        return self._loss(view, labels)
 
     def _eager_loss(self, view: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         self._statistics.clear()
@@ -130,6 +128,7 @@ class Objective:
             ensemble_logits=ensemble_logits,
             rival_logits=rival_logits,
         )
+        self._statistics.clear()  # what is left in it would be a result of the compiled step
         total, parts = weighted_sum(self.terms, seen)
         return total, torch.stack(list(parts.values()))
 
