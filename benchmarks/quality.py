@@ -1,35 +1,72 @@
 """Whether the fast loop's images are as good as the reference loop's: both networks' verdicts on CIFAR-10 images.
 
     python -m benchmarks.quality --set teacher.weights=FILE verifier.weights=FILE
+    torchrun --nproc-per-node 2 -m benchmarks.quality ...          the seeds shared among two workers
 
-The same starts, views, terms and steps for both, from configs/cifar10_resnet20.yaml; every image is judged by the
-teacher and by the verifier after it is rounded to bytes. Writes results/quality-DEVICE.json.
+The same starts, views, terms and steps, from configs/cifar10_resnet20.yaml, for the reference loop and for the fast
+loop in bfloat16 and in single precision; every image is judged by the teacher and by the verifier after it is rounded
+to bytes. Writes results/quality-DEVICE.json: means over the images of a seed, and over the seeds.
 """
 
 import argparse
 import statistics
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+import torch.distributed
+from torch import Generator, Tensor
 
-from benchmarks.harness import print_result
+from benchmarks.harness import print_result, summary
 from benchmarks.reference import reference_invert
 from pipeline.evidence import judge
-from pipeline.invert import PhaseConfig, invert
+from pipeline.invert import InversionConfig, PhaseConfig, invert, open_objective
+from pipeline.models import Precision
 from pipeline.run import load_run
 from pipeline.session import Session, open_session
-from pipeline.world import make_generator, open_world
+from pipeline.world import World, make_generator, open_world
 
 CONFIG = Path(__file__).parent.parent / "configs" / "cifar10_resnet20.yaml"
 VERDICTS = ("teacher_top1", "teacher_probability", "verifier_top1", "verifier_probability")
+Verdicts = dict[str, float]
 
 
-def verdicts(session: Session, images: Tensor, labels: Tensor) -> dict[str, float]:
-    """Means over uint8 images (N, C, H, W) with labels (N,), on the session's device."""
-    evidence = judge(images, labels, session.teacher, session.verifier)
+def verdicts(session: Session, images: Tensor, labels: Tensor) -> Verdicts:
+    """Means over uint8 images (N, C, H, W) with labels (N,)."""
+    device = session.world.device
+    evidence = judge(images.to(device), labels.to(device), session.teacher, session.verifier)
     return {name: statistics.fmean(float(one[name]) for one in evidence) for name in VERDICTS}
+
+
+def measure(session: Session, inversion: InversionConfig, seeds: range, batches: int) -> dict[str, list[Verdicts]]:
+    """The verdicts on the images of each loop, by its name, for each seed."""
+    images, device = session.config.images, session.world.device
+    size = (images.height, images.width)
+    labels = torch.arange(session.config.synthesis.batch_size, device=device) % images.num_classes
+
+    def over_seeds(images_of: Callable[[Generator], Tensor]) -> list[Verdicts]:
+        generators = [[make_generator(seed, "quality", batch) for batch in range(batches)] for seed in seeds]
+        made = [torch.cat([images_of(generator) for generator in of_seed]) for of_seed in generators]
+        return [verdicts(session, of_seed, labels.repeat(batches)) for of_seed in made]
+
+    def reference(generator: Generator) -> Tensor:
+        return reference_invert(session.teacher, labels, size, inversion, generator)[1]
+
+    def fast(precision: Precision) -> list[Verdicts]:
+        config = replace(inversion, precision=precision)
+        with open_objective(session.teacher, None, config) as objective:
+            return over_seeds(lambda generator: invert(objective, labels, size, config, generator).images)
+
+    return {"reference": over_seeds(reference), "bfloat16": fast("bfloat16"), "float32": fast("float32")}
+
+
+def gathered(world: World, own: dict[str, list[Verdicts]]) -> dict[str, list[Verdicts]]:
+    """What all workers found."""
+    parts = [own] * world.size
+    if world.size > 1:
+        torch.distributed.all_gather_object(parts, own)
+    return {name: [one for part in parts for one in part[name]] for name in own}
 
 
 def main() -> None:
@@ -37,23 +74,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="override keys of the config")
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--batches", type=int, default=2)
+    parser.add_argument("--batches", type=int, default=4)
+    parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     config = load_run(CONFIG, arguments.set)
     inversion = replace(config.synthesis.inversion, phases=(PhaseConfig(steps=arguments.steps),))
-    size, labels = (config.images.height, config.images.width), torch.arange(config.synthesis.batch_size)
-    found: dict[str, list[dict[str, float]]] = {"ours": [], "reference": []}
     with open_world() as world, open_session(config, world) as session:
-        labels = (labels % config.images.num_classes).to(world.device)
-        for batch in range(arguments.batches):
-            start = ("quality", batch)
-            ours = invert(session.objective(0), labels, size, inversion, make_generator(config.seed, *start)).images
-            _, theirs = reference_invert(session.teacher, labels, size, inversion, make_generator(config.seed, *start))
-            found["ours"].append(verdicts(session, ours.to(world.device), labels))
-            found["reference"].append(verdicts(session, theirs, labels))
-        means = {name: {v: statistics.fmean(f[v] for f in runs) for v in VERDICTS} for name, runs in found.items()}
-        result = {"command": "python -m benchmarks.quality", "steps": arguments.steps, "batches": arguments.batches}
-        print_result(f"quality-{world.device.type}", {**result, **means}, world)
+        own = range(world.rank, arguments.seeds, world.size)
+        found = gathered(world, measure(session, inversion, own, arguments.batches))
+        pairs = zip(found["bfloat16"], found["reference"], strict=True)
+        differences = [{name: ours[name] - theirs[name] for name in VERDICTS} for ours, theirs in pairs]
+        if world.is_leader:
+            result = {
+                "command": "python -m benchmarks.quality",
+                "steps": arguments.steps,
+                "batches": arguments.batches,
+                **{name: summary(runs) for name, runs in found.items()},
+                "bfloat16_minus_reference": summary(differences),
+            }
+            print_result(f"quality-{world.device.type}", result, world)
+        world.barrier()
 
 
 if __name__ == "__main__":
