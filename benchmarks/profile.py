@@ -3,8 +3,9 @@
     python -m benchmarks.profile                       the same networks and options as benchmarks.inversion
 
 A step of the loop is timed beside its forward and backward pass alone, in turn; the difference is all the rest: views,
-optimiser, clamping, logging. The shares come from PyTorch's profiler, by the names of the operations. Operations of one
-image are counted on the uncompiled step. Writes results/profile-NETWORK-DEVICE.json.
+optimiser, clamping, logging. The shares come from PyTorch's profiler, by the names of the operations, on CUDA of the
+kernels; there, what they leave of a step are the gaps in which the device waits for a launch. Operations are counted on
+the uncompiled step. Writes results/profile-NETWORK-DEVICE.json.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -28,8 +30,8 @@ PEAK_SIDE, PEAK_PRODUCTS = {"cpu": 2048, "cuda": 8192}, 10
 # The first group whose word is in an operation's name; on the CPU, all that the compiler fuses has the graph's name.
 GROUPS = (
     ("convolution", ("conv", "cudnn", "cutlass", "implicit_gemm", "xmma")),
-    ("matrix product", ("gemm", "mm", "linear")),
-    ("optimiser", ("adam", "foreach", "lerp", "addcdiv", "addcmul")),
+    ("matrix product", ("gemm", "mm", "linear", "nvjet")),
+    ("optimiser", ("adam", "foreach", "multi_tensor", "lerp", "addcdiv", "addcmul")),
     ("fused by the compiler: statistics, normalisation, activations, terms", ("triton", "compiledfxgraph")),
 )
 
@@ -64,20 +66,22 @@ def flops_of_step(arguments: argparse.Namespace, config: InversionConfig, canvas
     return int(counter.get_total_flops())
 
 
-def shares(
+def busy_seconds(
     arguments: argparse.Namespace, objective: Objective, labels: torch.Tensor, config: InversionConfig, world: World
 ) -> dict[str, float]:
-    """Share of each group in the time that the device is at work."""
+    """Seconds of a step that the device is at work on each group, the longest first."""
     on_cuda = world.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
     size = (arguments.size_px, arguments.size_px)
     with profile(activities=activities, acc_events=True) as profiler:
         timed(world, invert, objective, labels, size, config, make_generator(0, "views"))
-    spent_us: dict[str, float] = defaultdict(float)
+    spent_s: dict[str, float] = defaultdict(float)
     for event in profiler.key_averages():
-        spent_us[_group_of(event.key)] += event.self_device_time_total if on_cuda else event.self_cpu_time_total
-    total_us = sum(spent_us.values())
-    return {name: spent / total_us for name, spent in sorted(spent_us.items(), key=lambda item: -item[1])}
+        spent_us = event.self_device_time_total if on_cuda else event.self_cpu_time_total
+        # On CUDA the host's operations carry the time of the kernels they launched, which are events of their own.
+        if (event.device_type != DeviceType.CPU) == on_cuda and not event.is_user_annotation:
+            spent_s[_group_of(event.key)] += spent_us / 1e6 / arguments.steps
+    return dict(sorted(spent_s.items(), key=lambda item: -item[1]))
 
 
 def _group_of(operation: str) -> str:
@@ -98,18 +102,20 @@ def measure(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
             if turn:  # the first turn compiles and warms up
                 step_s.append(loop_s / arguments.steps)
                 needed_s.append(passes_s / arguments.steps)
-        found = shares(arguments, objective, labels, config, world)
+        busy_s = busy_seconds(arguments, objective, labels, config, world)
     overhead = 1 - statistics.median(passes / step for passes, step in zip(needed_s, step_s, strict=True))
+    median_s, total_busy_s = statistics.median(step_s), sum(busy_s.values())
     flops, peak = flops_of_step(arguments, config, canvas, world), peak_flops(world)
     return {
         "step_s": step_s,
         "forward_backward_s": needed_s,
         "overhead": overhead,
         "flops_per_step": flops,
-        "achieved_flops": flops / statistics.median(step_s),
+        "achieved_flops": flops / median_s,
         "peak_flops": peak,
-        "share_of_peak": flops / statistics.median(step_s) / peak,
-        "shares": found,
+        "share_of_peak": flops / median_s / peak,
+        "shares": {name: spent / total_busy_s for name, spent in busy_s.items()},
+        "launch_gaps": max(0.0, 1 - total_busy_s / median_s) if world.device.type == "cuda" else None,
     }
 
 
