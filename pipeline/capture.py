@@ -61,7 +61,7 @@ def measure(layer: nn.Module, features: Tensor) -> LayerStatistics:
     count = wide.numel() // wide.shape[1]
     # One pass over the features, and none in the backward, where `var` would measure the mean again. About the running
     # mean, the two moments are close enough to what is wanted for their difference not to cancel.
-    deviation = wide - layer.running_mean.view(1, -1, *[1] * len(axes[1:]))
+    deviation = wide - layer.running_mean.view(1, -1, *[1] * (features.dim() - 2))
     shift, spread = deviation.mean(axes), deviation.square().mean(axes)
     variance = (spread - shift.square()).clamp_min(0) * (count / max(1, count - 1))
     return LayerStatistics(

@@ -75,7 +75,7 @@ def estimate(session: Session) -> Estimate:
     batches_s = (sum(num_batches) - num_rival) * plain.seconds + num_rival * rival.seconds
     image_bytes, encode_s, decode_s = _measure_codec(config, plain.images)
     training = _time_distillation(session)
-    if num_image_bytes(config) > config.distill.memory_gib * 2**30:
+    if synthesis.num_images * math.prod(config.images.shape) > config.distill.memory_gib * 2**30:
         training = replace(training, seconds=max(training.seconds, decode_s * config.distill.batch_size))
     compile_s = plain.first_s + (rival.first_s if num_rival else 0.0)
     return Estimate(
@@ -168,11 +168,6 @@ def _measure_codec(config: RunConfig, images: Tensor | None) -> tuple[float, flo
         (encoded - started) / count / num_threads,
         (decoded - encoded) / count / num_threads,
     )
-
-
-def num_image_bytes(config: RunConfig) -> int:
-    """Bytes of all images of a run, decoded."""
-    return config.synthesis.num_images * math.prod(config.images.shape)
 
 
 def _num_files(config: RunConfig) -> int:
