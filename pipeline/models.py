@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from pipeline.batch_norm import freeze_batch_norms
 from pipeline.config import ConfigError, fingerprint, to_plain
 from pipeline.files import atomic_file, sha256_of
 from pipeline.weights import load_weights
@@ -97,7 +98,11 @@ class Classifier(nn.Module):
         return (pixels - self.mean) / self.std
 
     def freeze(self) -> Self:
-        """Evaluation mode, and no weight asks for a gradient (else a third of the backward pass is wasted)."""
+        """Evaluation mode, and no weight asks for a gradient (else a third of the backward pass is wasted).
+
+        Weights can be loaded after it, but not trained.
+        """
+        freeze_batch_norms(self.network)
         return self.eval().requires_grad_(False)
 
     @property
