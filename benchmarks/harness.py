@@ -35,7 +35,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def machine_facts(world: World) -> dict[str, Any]:
-    """Processor, cores, threads, accelerator, versions, and the commit that was measured."""
+    """Processor, cores, threads, allocator settings, accelerator, versions, and the commit that was measured."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         capture_output=True,
@@ -47,6 +47,7 @@ def machine_facts(world: World) -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "allocator": os.environ.get("GLIBC_TUNABLES"),
         "accelerator": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else None,
         "versions": versions(),
         "commit": commit.stdout.strip() or "unknown",
