@@ -64,8 +64,8 @@ def measure(layer: nn.Module, features: Tensor) -> LayerStatistics:
     # One pass over the features, and none in the backward, where `var` would measure the mean again. About the running
     # mean, the two moments are close enough to what is wanted for their difference not to cancel.
     deviation = wide - layer.running_mean.view(1, -1, *[1] * len(inner))
-    # Compiled, sums over each image run along the memory, and a factor costs less than the division of a mean: what is
-    # done to a channel is done again for each of its values. `abs` instead of `clamp_min`, whose mask is as dear.
+    # Compiled, what is done to a channel is done again for each of its values: a factor costs less than a division, and
+    # `abs` less than the mask of `clamp_min`. Summed image by image, the values are read in the order they lie in.
     shift, spread = (x.sum(inner).sum(0) * (1 / count) for x in (deviation, deviation.square()))
     variance = (spread - shift.square()).abs() * (count / max(1, count - 1))
     return LayerStatistics(
