@@ -25,7 +25,7 @@ chain() {
   step "$1" make PYTHON="$python" CONFIG="configs/$2.yaml" SET="name=gpu_$2 $cifar ${*:3}"
 }
 
-step tests "$python" -m pytest tests/test_{terms,capture,views,invert,train,metrics,configs}.py
+step tests "$python" -m pytest tests/test_{terms,batch_norm,capture,views,invert,train,metrics,configs}.py
 step digits make PYTHON="$python" SET="name=gpu_digits"
 step digits_compiled make PYTHON="$python" SET="name=gpu_digits_compiled $fast"
 step resnet34_teacher make teacher PYTHON="$python" CONFIG=configs/cifar10_resnet34.yaml SET="name=gpu_cifar10_resnet34 $cifar"

@@ -10,6 +10,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
+def along_channels(values: Tensor, features: Tensor) -> Tensor:
+    """Values (C,) in the shape that meets the channels of features (N, C, ...)."""
+    return values.view(1, -1, *[1] * (features.dim() - 2))
+
+
 class FrozenBatchNorm(_BatchNorm):
     """A layer that, compiled and in evaluation mode, multiplies by a factor that is computed once for each channel.
 
@@ -24,12 +29,10 @@ class FrozenBatchNorm(_BatchNorm):
         if self.training or not torch.compiler.is_compiling():
             return super().forward(x)
         assert self.running_mean is not None
-        mean, factor, bias = (
-            None if value is None else value.view(1, -1, *[1] * (x.dim() - 2))
-            for value in (self.running_mean, self.factor, self.bias)
-        )
-        normalised = (x - mean) * factor
-        return (normalised if bias is None else normalised + bias).to(x.dtype)
+        normalised = (x - along_channels(self.running_mean, x)) * along_channels(self.factor, x)
+        if self.bias is not None:
+            normalised = normalised + along_channels(self.bias, x)
+        return normalised.to(x.dtype)
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Whatever the layer that it was accepted."""

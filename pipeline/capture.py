@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pipeline.batch_norm import along_channels
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerStatistics:
@@ -59,14 +61,13 @@ def measure(layer: nn.Module, features: Tensor) -> LayerStatistics:
     wide = features if features.dtype == torch.float64 else features.float()
     if wide.dim() == 2:
         wide = wide[:, :, None]
-    inner = tuple(range(2, wide.dim()))
     count = wide.numel() // wide.shape[1]
     # One pass over the features, and none in the backward, where `var` would measure the mean again. About the running
     # mean, the two moments are close enough to what is wanted for their difference not to cancel.
-    deviation = wide - layer.running_mean.view(1, -1, *[1] * len(inner))
+    deviation = wide - along_channels(layer.running_mean, wide)
     # Compiled, what is done to a channel is done again for each of its values: a factor costs less than a division, and
     # `abs` less than the mask of `clamp_min`. Summed image by image, the values are read in the order they lie in.
-    shift, spread = (x.sum(inner).sum(0) * (1 / count) for x in (deviation, deviation.square()))
+    shift, spread = (x.sum(tuple(range(2, x.dim()))).sum(0) * (1 / count) for x in (deviation, deviation.square()))
     variance = (spread - shift.square()).abs() * (count / max(1, count - 1))
     return LayerStatistics(
         mean=layer.running_mean + shift,
