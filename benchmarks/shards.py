@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 import webdataset
 
 from benchmarks.harness import compared, print_result, timed
@@ -112,7 +111,6 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=None, help="where there is room for it")
     arguments = parser.parse_args()
     with open_world() as world, tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        torch.set_num_threads(1)
         result = measure(Path(folder), arguments.num_images, world)
         print_result("shards", {"command": "python -m benchmarks.shards", **result}, world)
 

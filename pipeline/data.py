@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import tee
@@ -22,7 +22,7 @@ from pipeline.models import ImageConfig
 from pipeline.photos import PhotoSet, open_folder, open_tar
 from pipeline.plan import batch_ranges
 from pipeline.shards import check_sizes, read_manifest
-from pipeline.world import make_generator, to_device
+from pipeline.world import background_threads, make_generator, to_device
 
 KINDS = ("sklearn", "torchvision", "imagefolder", "tar", "npz", "shards")
 Split = Literal["train", "test"]
@@ -242,7 +242,7 @@ def read_batches(images: ImageSet, batches: Iterable[Sequence[int]]) -> Iterator
     """
     num_threads = os.cpu_count() or 1
     waiting: deque[Future[Tensor]] = deque()
-    with ThreadPoolExecutor(num_threads) as threads:
+    with background_threads(num_threads) as threads:
         for indices in batches:
             waiting.append(threads.submit(images.batch, indices))
             if len(waiting) > num_threads:

@@ -8,6 +8,7 @@ import platform
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -97,6 +98,17 @@ def synchronise(device: torch.device) -> None:
     """Wait until the device has nothing left to do."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def background_threads(number: int | None = None) -> ThreadPoolExecutor:
+    """Threads to work beside the main one, by default a few more than there are cores.
+
+    PyTorch has one core in each. It would start further threads for each, and once a process has more of its threads
+    than the machine has cores, OpenMP puts them to sleep after every operation: a step of small ones then takes nearly
+    twice as long.
+    """
+    torch.get_num_threads()  # from here on the calling thread keeps its number; before, it would take theirs over
+    return ThreadPoolExecutor(number, initializer=torch.set_num_threads, initargs=(1,))
 
 
 Parameters = ParamSpec("Parameters")

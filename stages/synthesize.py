@@ -1,6 +1,6 @@
 """Invert the teacher into the class-organised synthetic images of one round."""
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from pipeline.recorder import OnStep, Recorder, open_recorder
 from pipeline.run import RunConfig, check_folder, claim_folder, synthesis_identity
 from pipeline.session import Session
 from pipeline.shards import MANIFEST, Sample, check_sizes, pack, part_path, read_manifest, remove_parts, write_part
-from pipeline.world import World, versions
+from pipeline.world import World, background_threads, versions
 from stages.command import run_stage
 
 
@@ -80,7 +80,7 @@ def _make_parts(
             visible=world.is_leader,
             round_index=round_index,
         ) as recorder,
-        ThreadPoolExecutor(1) as background,
+        background_threads(1) as background,
     ):
         stored: Future[None] | None = None
         for i, spec in enumerate(specs):
@@ -134,7 +134,7 @@ def _samples(
 ) -> list[Sample]:
     """Encode the images, and judge what a reader of the files will see."""
     synthesis = config.synthesis
-    with ThreadPoolExecutor() as threads:  # Pillow encodes without holding the interpreter's lock
+    with background_threads() as threads:  # Pillow encodes without holding the interpreter's lock
         files = list(
             threads.map(
                 lambda image: encode_image(image, synthesis.image_format, synthesis.jpeg_quality), inversion.images
