@@ -32,7 +32,7 @@ NOT_IDENTITY = ("log_every", "save_every_s", "memory_gib", "cuda_graphs")
 # Class folders have four digits; more classes would sort out of order.
 MAX_CLASSES = 10_000
 # Raised when the same configuration makes other outputs than before, so that old and new ones are not mixed.
-METHOD_VERSION = 4
+METHOD_VERSION = 5
 IDENTITY_FILE, CONFIG_FILE = "identity.json", "config.yaml"
 
 
