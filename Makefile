@@ -58,7 +58,7 @@ lint: $(READY_DEV)  ## check style and types
 	@$(PYTHON) -m mypy --no-error-summary
 
 bench: $(READY)  ## measure on this machine, writing JSON under benchmarks/results
-	@for name in runs inversion profile distillation restart shards; do $(PYTHON) -m benchmarks.$$name || exit 1; done
+	@for name in runs inversion storing profile distillation restart shards; do $(PYTHON) -m benchmarks.$$name || exit 1; done
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14

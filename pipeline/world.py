@@ -8,7 +8,7 @@ import platform
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -34,6 +34,11 @@ class World:
     def is_leader(self) -> bool:
         """Whether this worker does what must be done once: packing, training, reporting."""
         return self.rank == 0
+
+    @property
+    def leaves_cores_free(self) -> bool:
+        """Whether the cores of the machine have nothing to do while the device computes."""
+        return self.device.type != "cpu"
 
     def barrier(self) -> None:
         """Wait until every worker is here."""
@@ -109,6 +114,30 @@ def background_threads(number: int | None = None) -> ThreadPoolExecutor:
     """
     torch.get_num_threads()  # from here on the calling thread keeps its number; before, it would take theirs over
     return ThreadPoolExecutor(number, initializer=torch.set_num_threads, initargs=(1,))
+
+
+@contextmanager
+def overlapped(world: World) -> Iterator[Callable[[Callable[[], None]], None]]:
+    """What runs a task while the caller goes on to use the device: one at a time, the next waits for the one before.
+
+    On the CPU the caller waits, since two would only take turns on the same cores. An error of a task is raised by the
+    next one, or when the block ends.
+    """
+    if not world.leaves_cores_free:
+        yield lambda task: task()
+        return
+    running: Future[None] | None = None
+
+    def start(task: Callable[[], None]) -> None:
+        nonlocal running
+        if running:
+            running.result()
+        running = thread.submit(task)
+
+    with background_threads(1) as thread:
+        yield start
+        if running:
+            running.result()
 
 
 Parameters = ParamSpec("Parameters")

@@ -1,6 +1,5 @@
 """Invert the teacher into the class-organised synthetic images of one round."""
 
-from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from pipeline.recorder import OnStep, Recorder, open_recorder
 from pipeline.run import RunConfig, check_folder, claim_folder, synthesis_identity
 from pipeline.session import Session
 from pipeline.shards import MANIFEST, Sample, check_sizes, pack, part_path, read_manifest, remove_parts, write_part
-from pipeline.world import World, background_threads, versions
+from pipeline.world import World, background_threads, overlapped, versions
 from stages.command import run_stage
 
 
@@ -65,7 +64,7 @@ def _make_parts(
 ) -> None:
     """Make this worker's share of the pending batches; the judges are the teacher and the verifier.
 
-    A finished batch is encoded, judged and written while the next one is inverted.
+    Where the cores are free meanwhile, a finished batch is encoded, judged and written while the next one is inverted.
     """
     config, world = session.config, session.world
     inversion_config, specs = config.synthesis.inversion, pending[world.rank :: world.size]
@@ -80,9 +79,8 @@ def _make_parts(
             visible=world.is_leader,
             round_index=round_index,
         ) as recorder,
-        background_threads(1) as background,
+        overlapped(world) as run,
     ):
-        stored: Future[None] | None = None
         for i, spec in enumerate(specs):
             try:
                 inversion = invert(
@@ -95,11 +93,7 @@ def _make_parts(
                 )
             except torch.OutOfMemoryError as error:
                 raise ValueError(_too_large(config, objective, len(spec.labels), world)) from error
-            if stored:
-                stored.result()
-            stored = background.submit(_store, config, config.round_folder(round_index), spec, inversion, judges)
-        if stored:
-            stored.result()
+            run(partial(_store, config, config.round_folder(round_index), spec, inversion, judges))
 
 
 def _store(

@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 from tiny_run import (
     REPOSITORY,
+    FreeCoresWorld,
     copy_run,
     digests,
     finish,
@@ -83,8 +84,9 @@ runpy.run_module("stages.synthesize", run_name="__main__", alter_sys=True)
 WATCH_THREADS = """
 import runpy, threading
 import torch
-from pipeline import codec, evidence
+from pipeline import codec, evidence, world
 torch.set_num_threads(3)
+world.World.leaves_cores_free = True
 main, seen = threading.current_thread(), set()
 def watched(function):
     def call(*arguments):
@@ -380,6 +382,15 @@ def test_two_workers_distil_one_student_also_when_they_are_killed(finished, unin
 def synthesize_as(world: World, config: RunConfig) -> None:
     with open_session(config, world) as session:
         synthesize.main(session)
+
+
+def test_batches_stored_beside_the_next_inversion_are_the_same(finished, uninterrupted, tmp_path):
+    config = load_run(prepare_longer(finished, tmp_path))
+    synthesize_as(FreeCoresWorld(), config)
+    stored, expected = (
+        digests(place, leave_out=[CONFIG_FILE]) for place in (config.round_folder(0), uninterrupted / "shards/tiny/0")
+    )
+    assert stored == expected
 
 
 @dataclass(frozen=True, kw_only=True)

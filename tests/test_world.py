@@ -4,12 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
-from tiny_run import REPOSITORY
+from tiny_run import REPOSITORY, FreeCoresWorld
 
-from pipeline.world import World, compiled, derive_seed, make_generator, open_world
+from pipeline.world import World, compiled, derive_seed, make_generator, open_world, overlapped
 
 
 def test_without_a_compiler_a_function_runs_as_it_is_with_one_warning(monkeypatch):
@@ -54,6 +55,42 @@ def test_a_single_worker_is_its_own_average():
     tensor = torch.tensor([1.0, 2.0])
     World().average([tensor])
     assert tensor.tolist() == [1, 2]
+
+
+def test_a_task_runs_beside_its_caller_where_the_cores_are_free_and_one_at_a_time():
+    may_end, events = threading.Event(), []
+
+    def task(name: str) -> None:
+        assert may_end.wait(timeout=60)
+        events.append(name)
+
+    with overlapped(FreeCoresWorld()) as run:
+        run(lambda: task("first"))
+        events.append("caller")
+        may_end.set()
+        run(lambda: task("second"))
+        assert events[:2] == ["caller", "first"]
+    assert events == ["caller", "first", "second"]
+
+
+def test_on_the_cpu_a_task_runs_in_its_caller():
+    threads = []
+    with overlapped(World()) as run:
+        run(lambda: threads.append(threading.current_thread()))
+        assert threads == [threading.current_thread()]
+
+
+@pytest.mark.parametrize("later", [0, 1])
+def test_an_error_of_a_task_beside_its_caller_is_not_lost(later):
+    def fail() -> None:
+        raise OSError("no space")
+
+    ran = []
+    with pytest.raises(OSError, match="no space"), overlapped(FreeCoresWorld()) as run:
+        run(fail)
+        for _ in range(later):
+            run(lambda: ran.append(1))
+    assert not ran
 
 
 def test_seeds_differ_by_run_purpose_and_index_and_stay():

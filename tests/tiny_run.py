@@ -27,6 +27,12 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 RUN_NAME = "tiny"
 
 
+class FreeCoresWorld(World):
+    """A worker on the CPU that acts as if its device left the cores free, as a GPU does."""
+
+    leaves_cores_free = True
+
+
 def plain_config(folder: Path) -> dict[str, Any]:
     """The tiny run as plain YAML data, with its outputs under `folder`."""
     return {

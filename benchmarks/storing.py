@@ -1,0 +1,76 @@
+"""What the synthesize stage costs beside its inversions: encoding, judging, writing and packing what they make.
+
+    python -m benchmarks.storing [--config configs/cifar10_resnet20.yaml] [--set KEY=VALUE ...]
+
+The stage is timed beside its inversions alone, in turn, in one process, with as few batches as show that storing one
+overlaps inverting the next. Writes results/storing-CONFIG-DEVICE.json.
+"""
+
+import argparse
+import shutil
+import statistics
+import tempfile
+from pathlib import Path
+
+import torch
+
+from benchmarks.harness import print_result, timed
+from pipeline.invert import invert
+from pipeline.plan import plan_batches
+from pipeline.run import load_run
+from pipeline.session import Session, open_session
+from pipeline.world import open_world
+from stages import synthesize, teacher
+
+CONFIG = Path(__file__).parent.parent / "configs" / "digits.yaml"
+NUM_BATCHES, TURNS = 4, 3
+
+
+def invert_alone(session: Session) -> None:
+    """All batches of round 0, one after the other, their images dropped."""
+    config, device = session.config, session.world.device
+    for spec in plan_batches(config.synthesis, config.images.num_classes, config.seed, 0):
+        invert(
+            session.objective(0),
+            torch.tensor(spec.labels, device=device),
+            (config.images.height, config.images.width),
+            config.synthesis.inversion,
+            torch.Generator().manual_seed(spec.seed),
+        )
+
+
+def main() -> None:
+    """Measure one config; its teacher must be there, or is trained first."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=CONFIG)
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="override keys of the config")
+    arguments = parser.parse_args()
+    with open_world() as world, tempfile.TemporaryDirectory() as folder:
+        places = [f"shards_dir={folder}/shards", f"checkpoints_dir={folder}/out"]
+        batch_size = load_run(arguments.config, arguments.set).synthesis.batch_size
+        num_images = f"synthesis.num_images={NUM_BATCHES * batch_size}"
+        config = load_run(arguments.config, [*arguments.set, *places, num_images])
+        stage_s, inversion_s = [], []
+        with open_session(config, world) as session:
+            teacher.main(session)
+            for turn in range(TURNS + 1):
+                stage, _ = timed(world, synthesize.main, session, 0)
+                inversion, _ = timed(world, invert_alone, session)
+                shutil.rmtree(config.round_folder(0))
+                if turn:  # the first turn compiles and warms up
+                    stage_s.append(stage)
+                    inversion_s.append(inversion)
+        overhead = 1 - statistics.median(alone / all_s for alone, all_s in zip(inversion_s, stage_s, strict=True))
+        result = {
+            "command": "python -m benchmarks.storing",
+            "config": arguments.config.name,
+            "num_batches": NUM_BATCHES,
+            "stage_s": stage_s,
+            "inversion_s": inversion_s,
+            "overhead": overhead,
+        }
+        print_result(f"storing-{arguments.config.stem}-{world.device.type}", result, world)
+
+
+if __name__ == "__main__":
+    main()
