@@ -37,7 +37,7 @@ class World:
 
     @property
     def leaves_cores_free(self) -> bool:
-        """Whether the cores of the machine have nothing to do while the device computes."""
+        """Whether the cores of the machine have little to do while the device computes."""
         return self.device.type != "cpu"
 
     def barrier(self) -> None:
@@ -105,15 +105,16 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def background_threads(number: int | None = None) -> ThreadPoolExecutor:
-    """Threads to work beside the main one, by default a few more than there are cores.
+def background_threads(num_threads: int | None = None) -> ThreadPoolExecutor:
+    """Threads to work beside the main one, by default as many as Python thinks good for this machine.
 
     PyTorch has one core in each. It would start further threads for each, and once a process has more of its threads
-    than the machine has cores, OpenMP puts them to sleep after every operation: a step of small ones then takes nearly
+    than the machine has cores, libgomp puts them to sleep after every operation: a step of small ones then takes nearly
     twice as long.
     """
-    torch.get_num_threads()  # from here on the calling thread keeps its number; before, it would take theirs over
-    return ThreadPoolExecutor(number, initializer=torch.set_num_threads, initargs=(1,))
+    # A thread takes its number of cores at its first operation, and what another one has set by then is its default.
+    torch.get_num_threads()
+    return ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,))
 
 
 @contextmanager
@@ -121,7 +122,7 @@ def overlapped(world: World) -> Iterator[Callable[[Callable[[], None]], None]]:
     """What runs a task while the caller goes on to use the device: one at a time, the next waits for the one before.
 
     On the CPU the caller waits, since two would only take turns on the same cores. An error of a task is raised by the
-    next one, or when the block ends.
+    next one, or when the block ends, unless the block has one of its own.
     """
     if not world.leaves_cores_free:
         yield lambda task: task()

@@ -80,26 +80,6 @@ TarWriter.write = write_or_die
 runpy.run_module("stages.synthesize", run_name="__main__", alter_sys=True)
 """
 
-# Runs the chain, and fails where PyTorch does not have one core in every thread beside the main one, and all there.
-WATCH_THREADS = """
-import runpy, threading
-import torch
-from pipeline import codec, evidence, world
-torch.set_num_threads(3)
-world.World.leaves_cores_free = True
-main, seen = threading.current_thread(), set()
-def watched(function):
-    def call(*arguments):
-        seen.add((function.__name__, threading.current_thread() is main, torch.get_num_threads()))
-        return function(*arguments)
-    return call
-for module, name in (codec, "encode_image"), (codec, "decode_image"), (evidence, "judge"):
-    setattr(module, name, watched(getattr(module, name)))
-runpy.run_module("stages.chain", run_name="__main__", alter_sys=True)
-assert {name for name, is_main, _ in seen if not is_main} == {"encode_image", "decode_image", "judge"}, seen
-assert all(number == (3 if is_main else 1) for _, is_main, number in seen), seen
-"""
-
 
 @pytest.fixture(scope="module")
 def two_rounds(tmp_path_factory) -> Path:
@@ -130,14 +110,6 @@ def test_the_chain_makes_every_output_and_leaves_nothing_else(finished):
         *(f"train/{label:04d}-00000.tar" for label in range(10)),
     }
     assert not (config.round_folder(0) / "parts").exists()
-
-
-def test_only_the_main_thread_computes_with_several_cores(tmp_path):
-    path = write_config(tmp_path, distill__memory_gib=0)  # so that distillation reads its images in threads
-    code = [sys.executable, "-c", WATCH_THREADS, *stage_command("chain", path)[3:]]
-    environment = os.environ | {"DREAMDISTILL_DEVICE": "cpu"}
-    done = subprocess.run(code, capture_output=True, text=True, cwd=REPOSITORY, env=environment, timeout=120)
-    assert done.returncode == 0, done.stderr
 
 
 def test_the_shards_hold_the_planned_images(finished):

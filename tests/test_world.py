@@ -57,6 +57,22 @@ def test_a_single_worker_is_its_own_average():
     assert tensor.tolist() == [1, 2]
 
 
+# In a process of its own, since a number of cores becomes the default of all threads that come later.
+BACKGROUND = """
+import torch
+from pipeline.world import background_threads
+torch.set_num_threads(3)
+with background_threads(2) as threads:
+    assert set(threads.map(lambda _: torch.get_num_threads(), range(8))) == {1}
+assert torch.get_num_threads() == 3
+"""
+
+
+def test_background_threads_have_one_core_each_and_the_main_thread_keeps_its_own():
+    done = subprocess.run([sys.executable, "-c", BACKGROUND], capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_task_runs_beside_its_caller_where_the_cores_are_free_and_one_at_a_time():
     may_end, events = threading.Event(), []
 
