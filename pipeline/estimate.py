@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pipeline.codec import decode_image, encode_image
 from pipeline.data import ArrayImages, hold_in_memory
+from pipeline.evidence import judge
 from pipeline.invert import Objective, invert
 from pipeline.plan import MIN_BATCH, batch_ranges, even_ranges, plan_batches
 from pipeline.run import RunConfig
@@ -27,8 +28,8 @@ from pipeline.world import make_generator
 TIMED_STEPS = 5
 # Share of a device's memory that a batch may take, since the allocator needs room between blocks.
 USABLE_MEMORY = 0.9
-# Images that are encoded and decoded.
-MAX_ENCODED = 32
+# Images that are encoded, decoded and judged.
+MAX_STORED = 32
 # Files of a round beside its shards: manifest, info, card, configuration, identity.
 FILES_OF_A_ROUND = 5
 
@@ -73,13 +74,15 @@ def estimate(session: Session) -> Estimate:
     plain = _time_inversion(config, session.objective_without_rival, world.device)
     rival = _time_inversion(config, session.objective_with_rival, world.device) if num_rival else plain
     batches_s = (sum(num_batches) - num_rival) * plain.seconds + num_rival * rival.seconds
+    assert plain.images is not None
     image_bytes, encode_s, decode_s = _measure_codec(config, plain.images)
+    store_s = encode_s + decode_s + _time_judging(session, plain.images)
     training = _time_distillation(session)
     if synthesis.num_images * math.prod(config.images.shape) > config.distill.memory_gib * 2**30:
         training = replace(training, seconds=max(training.seconds, decode_s * config.distill.batch_size))
     compile_s = plain.first_s + (rival.first_s if num_rival else 0.0)
     return Estimate(
-        synthesize_s=(batches_s + encode_s * synthesis.num_images) / world.size + compile_s,
+        synthesize_s=(batches_s + store_s * synthesis.num_images) / world.size + compile_s,
         distill_s=training.seconds * config.distill.steps + training.first_s,
         compile_s=compile_s + training.first_s,
         image_steps_per_s=synthesis.num_images * synthesis.inversion.num_steps / batches_s * world.size,
@@ -151,11 +154,10 @@ class _Clock:
         return step_s, max(0.0, sum(taken[:TIMED_STEPS]) - TIMED_STEPS * step_s)
 
 
-def _measure_codec(config: RunConfig, images: Tensor | None) -> tuple[float, float, float]:
+def _measure_codec(config: RunConfig, images: Tensor) -> tuple[float, float, float]:
     """Bytes of a stored image, seconds to encode it and to decode it, with a thread for each core."""
-    assert images is not None
     synthesis, num_threads = config.synthesis, os.cpu_count() or 1
-    sample = images[:MAX_ENCODED]
+    sample = images[:MAX_STORED]
     started = time.perf_counter()
     files = [encode_image(image, synthesis.image_format, synthesis.jpeg_quality) for image in sample]
     encoded = time.perf_counter()
@@ -168,6 +170,16 @@ def _measure_codec(config: RunConfig, images: Tensor | None) -> tuple[float, flo
         (encoded - started) / count / num_threads,
         (decoded - encoded) / count / num_threads,
     )
+
+
+def _time_judging(session: Session, images: Tensor) -> float:
+    """Seconds that teacher and verifier need for an image."""
+    sample = images[:MAX_STORED].to(session.world.device)
+    labels = torch.zeros(len(sample), dtype=torch.long, device=sample.device)
+    judge(sample, labels, session.teacher, session.verifier)  # warms up
+    started = time.perf_counter()
+    judge(sample, labels, session.teacher, session.verifier)
+    return (time.perf_counter() - started) / len(sample)
 
 
 def _num_files(config: RunConfig) -> int:

@@ -1,5 +1,6 @@
 """Invert the teacher into the class-organised synthetic images of one round."""
 
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,12 @@ def main(session: Session, round_index: int | None = None) -> None:
         if world.is_leader:
             claim_folder(folder, identity, config)
         world.barrier()  # no part is written before it is known whose it is
-        _make_parts(session, round_index, pending, len(specs) - len(pending), objective, judges)
+        has_memory = False
+        with suppress(torch.OutOfMemoryError):  # as long as it is there, so is the batch that did not fit
+            _make_parts(session, round_index, pending, len(specs) - len(pending), objective, judges)
+            has_memory = True
+        if not has_memory:
+            raise ValueError(_too_large(config, objective, world))
         world.barrier()
     if world.is_leader:
         if complete:
@@ -82,17 +88,14 @@ def _make_parts(
         overlapped(world) as run,
     ):
         for i, spec in enumerate(specs):
-            try:
-                inversion = invert(
-                    objective,
-                    torch.tensor(spec.labels, device=world.device),
-                    (config.images.height, config.images.width),
-                    inversion_config,
-                    torch.Generator().manual_seed(spec.seed),
-                    _logger(recorder, spec.index, steps_done + i * steps),
-                )
-            except torch.OutOfMemoryError as error:
-                raise ValueError(_too_large(config, objective, len(spec.labels), world)) from error
+            inversion = invert(
+                objective,
+                torch.tensor(spec.labels, device=world.device),
+                (config.images.height, config.images.width),
+                inversion_config,
+                torch.Generator().manual_seed(spec.seed),
+                _logger(recorder, spec.index, steps_done + i * steps),
+            )
             run(partial(_store, config, config.round_folder(round_index), spec, inversion, judges))
 
 
@@ -106,8 +109,9 @@ def _store(
     write_part(folder, spec.index, _samples(config, spec, inversion, judges), config.synthesis.image_format)
 
 
-def _too_large(config: RunConfig, objective: Objective, batch_size: int, world: World) -> str:
-    """What to do about a batch that the device has no memory for."""
+def _too_large(config: RunConfig, objective: Objective, world: World) -> str:
+    """What to do about batches that the device has no memory for."""
+    batch_size = config.synthesis.batch_size
     limit_bytes = torch.cuda.get_device_properties(world.device).total_memory
     fits = batch_that_fits(partial(inversion_peak_bytes, config, objective, world.device), batch_size, limit_bytes)
     return (

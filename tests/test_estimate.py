@@ -1,6 +1,8 @@
 """The prediction of what a run takes: its arithmetic, and beside a run that was made."""
 
 import json
+import time
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -70,6 +72,13 @@ def test_images_that_do_not_fit_the_memory_are_timed_with_their_decoding(finishe
     assert json.loads(config.estimate_path.read_text())["trained_images_per_s"] > 0
 
 
+def test_the_time_of_the_judges_counts(finished, tmp_path, monkeypatch):
+    config = load_run(copy_run(finished, tmp_path))
+    monkeypatch.setattr("pipeline.estimate.judge", lambda *arguments: time.sleep(0.4))  # for a batch of 20
+    run_in_process(estimate.main, config)
+    assert json.loads(config.estimate_path.read_text())["synthesize_s"] > 3 * 0.4
+
+
 @pytest.mark.parametrize(("batch_size", "expected"), [(512, 170), (100, 170), (8, 170)])
 def test_the_batch_that_fits_is_extrapolated_from_two_small_ones(batch_size, expected):
     assert batch_that_fits(lambda size: 1000 + 100 * size, batch_size, limit_bytes=20_000) == expected
@@ -79,11 +88,19 @@ def test_a_batch_too_large_for_the_device_is_answered_with_one_that_fits(finishe
     path = copy_run(finished, tmp_path)
     run_in_process(clean.main, load_run(path), 0)
 
+    images = []
+
     def out_of_memory(objective, labels, *arguments):
+        canvas = torch.zeros(len(labels), 1, 8, 8)
+        images.append(weakref.ref(canvas))
         raise torch.OutOfMemoryError
 
+    def peak_bytes(config, objective, device, batch_size):
+        assert images[0]() is None, "the batch that did not fit is still in memory"
+        return 1000 + 100 * batch_size
+
     monkeypatch.setattr(synthesize, "invert", out_of_memory)
-    monkeypatch.setattr(synthesize, "inversion_peak_bytes", lambda config, objective, device, size: 1000 + 100 * size)
+    monkeypatch.setattr(synthesize, "inversion_peak_bytes", peak_bytes)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=2000))
     assert run_command(monkeypatch, synthesize.main, path) == 2
     assert (
