@@ -2,8 +2,8 @@
 
     python -m benchmarks.storing [--config configs/cifar10_resnet20.yaml] [--set KEY=VALUE ...]
 
-The stage is timed beside its inversions alone, in turn, in one process, with as few batches as show that storing one
-overlaps inverting the next. Writes results/storing-CONFIG-DEVICE.json.
+The stage is timed beside its inversions alone, in turn, in one process: one round of four batches, of which the last
+overlaps nothing, and packing neither. Writes results/storing-CONFIG-DEVICE.json.
 """
 
 import argparse
@@ -48,8 +48,9 @@ def main() -> None:
     with open_world() as world, tempfile.TemporaryDirectory() as folder:
         places = [f"shards_dir={folder}/shards", f"checkpoints_dir={folder}/out"]
         batch_size = load_run(arguments.config, arguments.set).synthesis.batch_size
+        one_round = ["synthesis.rounds=1", "synthesis.inversion.terms.competition=0"]
         num_images = f"synthesis.num_images={NUM_BATCHES * batch_size}"
-        config = load_run(arguments.config, [*arguments.set, *places, num_images])
+        config = load_run(arguments.config, [*arguments.set, *places, *one_round, num_images])
         stage_s, inversion_s = [], []
         with open_session(config, world) as session:
             teacher.main(session)
