@@ -15,8 +15,13 @@ PILLOW_MODES = {1: "L", 3: "RGB"}
 
 
 def to_unit(pixels: Tensor) -> Tensor:
-    """uint8 pixels as float32 in [0, 1]."""
-    return pixels.float().div(255)
+    """uint8 pixels (N, C, H, W) as float32 in [0, 1], in the one memory format that networks get, contiguous.
+
+    Decoders lay the channels of a pixel side by side. An uncompiled network on the CPU would go on in that format, in
+    which convolutions of narrow networks write past their buffers on processors without AVX-512 (oneDNN, PyTorch 2.13
+    included), and in which last bits differ.
+    """
+    return pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
 
 
 def to_uint8(pixels: Tensor) -> Tensor:

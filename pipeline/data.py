@@ -263,9 +263,7 @@ def load_batches(images: ImageSet, batches: Iterable[Tensor], device: torch.devi
         return
     drawn, read = tee(batches)
     for indices, pixels in zip(drawn, read_batches(images, (batch.tolist() for batch in read)), strict=True):
-        # In the format of images held in memory, on which the last bits of a convolution depend.
-        there = to_device(pixels, device).clone(memory_format=torch.contiguous_format)
-        yield there, to_device(images.labels[indices], device)
+        yield to_device(pixels, device), to_device(images.labels[indices], device)
 
 
 def source_identity(data: DataConfig, split: Split, images: ImageConfig) -> dict[str, Any]:

@@ -129,7 +129,8 @@ def _shift(pixels: Tensor, shift_px: int, generator: torch.Generator) -> Tensor:
     padded = F.pad(pixels, (shift_px,) * 4)
     batch = torch.arange(count, device=pixels.device)[:, None, None]
     cropped = padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]]
-    return cropped.permute(0, 3, 1, 2)
+    # `contiguous()` would keep the strides of a single channel, which say channels-last (see `to_unit`).
+    return cropped.permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
 
 
 def _beta(alpha: float, generator: torch.Generator) -> float:

@@ -1,12 +1,18 @@
 """Random views: which pixels they keep, and targets that match them."""
 
+import os
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.codec import to_unit
 from pipeline.config import ConfigError
-from pipeline.views import AugmentConfig, augment, roll_and_flip
+from pipeline.views import AugmentConfig, augment, roll_and_flip, zoom
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -224,3 +230,50 @@ def test_the_input_is_not_changed():
 def test_augmentation_that_cannot_be_meant_is_refused(values, message):
     with pytest.raises(ConfigError, match=message):
         AugmentConfig(**values)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    "view_of",
+    [
+        lambda pixels, targets, generator: roll_and_flip(pixels, 2, True, generator),
+        lambda pixels, targets, generator: zoom(pixels, (0.4, 1.0), generator),
+        *(
+            lambda pixels, targets, generator, config=config: augment(pixels, targets, config, generator)[0]
+            for config in (
+                AugmentConfig(),
+                AugmentConfig(crop_area=(0.3, 1.0)),
+                AugmentConfig(shift_px=2),
+                AugmentConfig(flip=True),
+                AugmentConfig(brightness=0.4, contrast=0.4, saturation=0.4),
+                AugmentConfig(mixup_probability=1.0),
+                AugmentConfig(cutmix_probability=1.0),
+                EVERYTHING,
+            )
+        ),
+    ],
+)
+def test_networks_get_contiguous_images_whatever_the_decoder_and_the_view(device, channels, view_of):
+    decoded = torch.zeros(4, 8, 6, channels, dtype=torch.uint8, device=device).permute(0, 3, 1, 2)  # channels-last
+    for seed in range(5):
+        view = view_of(to_unit(decoded), torch.eye(4, device=device), seeded(seed))
+        assert view.stride() == (channels * 48, 48, 6, 1)
+
+
+# oneDNN's convolution for processors without AVX-512, in PyTorch alone: why networks get contiguous images.
+CHANNELS_LAST = """
+import torch
+layer = torch.nn.Conv2d(4, 8, 1, 2, bias=False)
+for _ in range(400):
+    layer(torch.rand(20, 4, 8, 8).contiguous(memory_format=torch.channels_last)).sum().backward()
+"""
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="a defect of oneDNN on x86 processors")
+def test_pytorch_still_writes_past_the_buffer_of_a_channels_last_convolution():
+    small = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "1"}
+    codes = [
+        subprocess.run([sys.executable, "-c", CHANNELS_LAST], env=os.environ | small, capture_output=True).returncode
+        for _ in range(3)
+    ]
+    assert any(codes), f"PyTorch {torch.__version__} is mended: say so in `to_unit`, and remove this test"
