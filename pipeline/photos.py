@@ -1,7 +1,9 @@
 """Photographs of any size, in class folders or in a tar, fitted to the size of the images of a run."""
 
 import tarfile
+import threading
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -33,6 +35,7 @@ class PhotoSet:
     ) -> None:
         self.names, self.places, self.labels = names, places, torch.tensor(labels)
         self._channels, self._size = images.channels, (images.height, images.width)
+        self._counting = threading.Lock()
         self._enlarged = (short_side_px or min(self._size)) / min(self._size)
 
     def batch(self, indices: Sequence[int]) -> Tensor:
@@ -40,10 +43,15 @@ class PhotoSet:
         try:
             return torch.stack([self._fit(self._read(i)) for i in indices])
         except ValueError as error:
-            bad = [name for i, name in enumerate(self.names) if not self._is_readable(i)]
+            with self._counting:  # by one of the threads that read, for all of them
+                bad = self._unreadable
             raise ValueError(
                 f"{len(bad)} of {len(self.names)} images cannot be read: {_listed(bad)}; replace or remove them"
             ) from error
+
+    @cached_property
+    def _unreadable(self) -> list[str]:
+        return [name for i, name in enumerate(self.names) if not self._is_readable(i)]
 
     def _read(self, index: int) -> Tensor:
         return decode_photo(read_range(*self.places[index]), self._channels, self.names[index])

@@ -2,6 +2,7 @@
 
 import os
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from pipeline.config import ConfigError
 from pipeline.data import DataConfig, load_images, source_identity
 from pipeline.models import ImageConfig
+from pipeline.photos import PhotoSet, open_folder
 
 COLOUR = ImageConfig(channels=3, height=8, width=8, num_classes=12)
 
@@ -148,6 +150,19 @@ def test_images_that_cannot_be_read_are_counted_and_named(tmp_path, damage):
     images = load_images(DataConfig(test=f"imagefolder:{root}"), "test", COLOUR)
     with pytest.raises(ValueError, match=r"2 of 24 images cannot be read: .*n02/1\.png, .*n07/0\.png; replace"):
         images.batch(range(24))
+
+
+def test_images_that_cannot_be_read_are_counted_by_one_of_the_threads(tmp_path, monkeypatch):
+    root = save_folder(tmp_path / "tree", [f"n{i:02d}" for i in range(12)])
+    for path in root.rglob("*.png"):
+        path.write_bytes(b"no image")
+    images = open_folder(root, COLOUR, None, None)
+    looked_at = []
+    monkeypatch.setattr(PhotoSet, "_is_readable", lambda self, index: looked_at.append(index))
+    with ThreadPoolExecutor(8) as threads:
+        futures = [threads.submit(images.batch, [i]) for i in range(24)]
+    assert all("24 of 24 images cannot be read" in str(future.exception()) for future in futures)
+    assert sorted(looked_at) == list(range(24))
 
 
 def test_the_short_side_is_scaled_before_the_centre_is_cut_out(tmp_path):
