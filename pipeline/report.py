@@ -32,7 +32,7 @@ th:first-child, td:first-child { text-align: left; } .matrix td, .matrix th { pa
 svg text { font-size: 12px; fill: var(--soft); } svg .grid { stroke: var(--line); }
 .legend span { margin-right: 1rem; white-space: nowrap; }
 .legend i { display: inline-block; width: .8em; height: .8em; margin-right: .3em; border-radius: 2px; }
-img { image-rendering: pixelated; max-width: 100%; }
+img { max-width: 100%; }
 pre { background: #f9fafb; padding: 1rem; overflow: auto; font-size: 13px; }
 """
 
@@ -160,9 +160,10 @@ def grid(tiles: Tensor) -> Tensor:
 
 
 def _image(title: str, picture: Tensor, width_px: int) -> str:
-    """An <img> of uint8 (C, H, W), `width_px` wide where the page has room for it."""
+    """An <img> of uint8 (C, H, W), `width_px` wide where the page has room for it; enlarged, its pixels keep edges."""
     data = base64.b64encode(encode_image(picture, "png")).decode()
-    return f'<img alt="{title}" src="data:image/png;base64,{data}" style="width:{width_px}px">'
+    style = f"width:{width_px}px;image-rendering:{'pixelated' if picture.shape[2] < width_px else 'auto'}"
+    return f'<img alt="{title}" src="data:image/png;base64,{data}" style="{style}">'
 
 
 def _confusion(matrix: Sequence[Sequence[int]], classes: Sequence[int]) -> str:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from tiny_run import run_in_process, tiny_config
 
+from pipeline import report
 from pipeline.report import MAX_TABLE_CLASSES, render
 from pipeline.run import resolved_yaml
 from stages import chain
@@ -218,3 +219,9 @@ def test_any_curve_stays_within_its_chart(losses):
 def test_a_run_without_metrics_has_a_page():
     page = Page(render_page(metrics=[]))
     assert "svg" not in page.tags
+
+
+@pytest.mark.parametrize(("size_px", "rendering"), [(8, "pixelated"), (224, "auto")])
+def test_only_enlarged_images_keep_the_edges_of_their_pixels(size_px, rendering):
+    page = report._image("tiles", torch.zeros(1, size_px, 2 * size_px, dtype=torch.uint8), 2 * 64)
+    assert f"image-rendering:{rendering}" in page
