@@ -12,11 +12,6 @@ SET ?=
 ROUND ?=
 NPROC ?= 1
 
-# Of glibc (others ignore it): keep what is freed, in large pages. Every step frees its maps and asks for them again, and
-# getting them from the system takes a quarter of inversion on the CPU.
-GLIBC_TUNABLES ?= glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=2147483647:glibc.malloc.hugetlb=1
-export GLIBC_TUNABLES
-
 ifdef PYTHON
   READY :=
   READY_DEV :=
@@ -27,18 +22,17 @@ else
 endif
 
 ARGUMENTS = --config $(CONFIG) $(if $(strip $(SET)),--set $(SET)) $(if $(ROUND),--round $(ROUND))
-WORKERS = $(if $(filter-out 1,$(NPROC)),-m torch.distributed.run --standalone --nproc-per-node $(NPROC))
-STAGE = $(PYTHON) $(WORKERS) -m stages
+STAGE = $(PYTHON) -m stages$(if $(filter-out 1,$(NPROC)),.workers $(NPROC) ,.)
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
 .PHONY: all estimate teacher synthesize distill evaluate report verify test lint bench clean help
 
 all: $(READY)  ## teacher, synthesis and distillation round by round, evaluation, report
-	@$(STAGE).chain $(ARGUMENTS)
+	@$(STAGE)chain $(ARGUMENTS)
 
 estimate teacher synthesize distill evaluate report verify clean: $(READY)
-	@$(STAGE).$@ $(ARGUMENTS)
+	@$(STAGE)$@ $(ARGUMENTS)
 
 estimate:    ## predict hours, memory and disk of this CONFIG from a few steps on this machine
 teacher:     ## train a teacher where the config names no weights

@@ -10,9 +10,9 @@ Writes results/cifar10.json.
 import argparse
 from pathlib import Path
 
-from benchmarks.harness import distil_and_evaluate, gaussian_noise, run_chain, summary, write_result
+from benchmarks.harness import distil_and_evaluate, gaussian_noise, open_benchmark, run_chain, summary, write_result
 from pipeline.run import RunConfig, load_run
-from pipeline.world import World, open_world
+from pipeline.world import World
 
 CONFIG = Path(__file__).parent.parent / "configs" / "cifar10_resnet20.yaml"
 BUDGET = ("synthesis.num_images=2048", "synthesis.inversion.phases.0.steps=100", "distill.steps=3000")
@@ -50,11 +50,13 @@ def measure(variant: str, seed: int, overrides: list[str], world: World) -> dict
 def main() -> None:
     """Measure every variant for every seed; write and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="override keys of every variant")
+    parser.add_argument(
+        "--set", nargs="*", action="extend", default=[], metavar="KEY=VALUE", help="override keys of every variant"
+    )
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     arguments = parser.parse_args()
     table = {}
-    with open_world() as world:
+    with open_benchmark() as world:
         for variant in (NOISE, *VARIANTS):
             table[variant] = summary([measure(variant, seed, arguments.set, world) for seed in arguments.seeds])
             figures = {name: f"{f['mean']:.4f} +- {f['deviation']:.4f}" for name, f in table[variant].items()}

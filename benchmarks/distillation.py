@@ -17,14 +17,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from benchmarks.harness import compared, options_of, print_result, timed
+from benchmarks.harness import compared, open_benchmark, options_of, print_result, timed
 from benchmarks.inversion import NORMALISED
 from pipeline.data import ArrayImages, hold_in_memory
 from pipeline.losses import distillation_loss
 from pipeline.models import Classifier, ImageConfig, ModelConfig, build_classifier
-from pipeline.train import DistillConfig, TrainState, build_optimizer, distillation_objective, make_task, train
+from pipeline.train import DistillConfig, Task, TrainState, build_optimizer, distillation_objective, train
 from pipeline.views import AugmentConfig
-from pipeline.world import World, make_generator, open_world
+from pipeline.world import World, make_generator
 
 IMAGES = ImageConfig(channels=3, height=32, width=32, num_classes=10)
 NUM_IMAGES, SHIFT_PX, TEMPERATURE, TURNS = 8192, 4, 4.0, 5
@@ -97,7 +97,7 @@ def measure(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
     loader = DataLoader(
         CroppedImages(images), arguments.batch_size, shuffle=True, num_workers=arguments.workers, drop_last=True
     )
-    task = make_task(
+    task = Task(
         students[0],
         distillation_objective(teacher, config),
         config,
@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--workers", type=int, default=2, help="processes of the DataLoader")
-    with open_world() as world:
+    with open_benchmark() as world:
         result = measure(parser.parse_args(), world)
         name = f"distillation-{world.device.type}"
         print_result(name, {"command": "python -m benchmarks.distillation", **result}, world)

@@ -1,14 +1,14 @@
 """What every benchmark shares: the facts of the machine, the noise control, the summary over seeds, the result file."""
 
 import argparse
-import os
-import platform
 import re
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -19,46 +19,64 @@ from pipeline.codec import to_uint8
 from pipeline.data import ArrayImages, hold_in_memory, load_images
 from pipeline.evaluate import EvalReport, evaluate
 from pipeline.files import read_json, write_json
+from pipeline.hardware import num_usable_cores, processor_name
 from pipeline.models import load_frozen
 from pipeline.recorder import read_metrics, seconds_of_stages
 from pipeline.run import RunConfig, build_student
 from pipeline.session import open_session
 from pipeline.shards import read_manifest
-from pipeline.train import TrainState, distillation_objective, make_task, train
-from pipeline.world import World, make_generator, synchronise, versions
+from pipeline.train import Task, TrainState, distillation_objective, train
+from pipeline.world import World, make_generator, open_world, synchronise, versions
 from stages import chain
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
-RESULTS = Path(__file__).parent / "results"
+REPOSITORY = Path(__file__).resolve().parent.parent
+RESULTS = REPOSITORY / "benchmarks" / "results"
 
 
 def machine_facts(world: World) -> dict[str, Any]:
-    """Processor, cores, threads, allocator settings, accelerator, versions, and the commit that was measured."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-        check=False,
-    )
+    """Processor, cores, threads, accelerator, versions, and the commit that was measured."""
     return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
+        "processor": processor_name(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": num_usable_cores(),
         "threads": torch.get_num_threads(),
-        "allocator": os.environ.get("GLIBC_TUNABLES"),
         "accelerator": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else None,
         "versions": versions(),
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": measured_commit(),
     }
 
 
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")  # Linux only
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+def measured_commit() -> str:
+    """The commit of this tree, `unknown` without git; raises ValueError when the tree is not what was committed.
+
+    Results that are written one after the other do not count as changes.
+    """
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=REPOSITORY, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    changes = git("status", "--porcelain", "--", ".", f":!{RESULTS.relative_to(REPOSITORY)}").splitlines()
+    if changes:
+        raise ValueError(
+            f"{len(changes)} files are not as committed ({changes[0].strip()}, ...); commit or stash them: a result "
+            "names the commit that it measured"
+        )
+    return git("describe", "--always") or "unknown"
+
+
+@contextmanager
+def open_benchmark() -> Iterator[World]:
+    """The world that is measured; refuses a tree with changes before anything is."""
+    try:
+        measured_commit()
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    with open_world() as world:
+        yield world
 
 
 def options_of(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -144,7 +162,7 @@ def distil_and_evaluate(config: RunConfig, images: ArrayImages, world: World) ->
     """A student trained on `images` by the recipe of `config.distill`, judged on the real test images."""
     teacher = load_frozen(config.teacher_model, config.images, world.device)
     student = build_student(config, teacher.normalisation).to(world.device)
-    task = make_task(
+    task = Task(
         student,
         distillation_objective(teacher, config.distill),
         config.distill,

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 import yaml
 
-from benchmarks.harness import compared, options_of, print_result, timed
+from benchmarks.harness import compared, open_benchmark, options_of, print_result, timed
 from benchmarks.reference import reference_invert
 from pipeline.invert import InversionConfig, PhaseConfig, invert, open_objective
 from pipeline.models import Classifier, ImageConfig, ModelConfig, build_classifier
 from pipeline.terms import TermConfig
-from pipeline.world import World, make_generator, open_world
+from pipeline.world import World, make_generator
 
 TURNS = 5
 Measure = Callable[[argparse.Namespace, World], dict[str, Any]]
@@ -90,7 +90,7 @@ def measure_network(benchmark: str, description: str | None, measure: Measure) -
 
     Writes results/BENCHMARK-NETWORK-DEVICE.json, with CUDA graphs BENCHMARK-NETWORK-DEVICE-graphs.json.
     """
-    with open_world() as world:
+    with open_benchmark() as world:
         on_cuda = world.device.type == "cuda"
         parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
         parser.add_argument("--source", default="cifar10:resnet34" if on_cuda else "cifar10:resnet20")

@@ -18,14 +18,14 @@ import torch
 import torch.distributed
 from torch import Generator, Tensor
 
-from benchmarks.harness import print_result, summary
+from benchmarks.harness import open_benchmark, print_result, summary
 from benchmarks.reference import reference_invert
 from pipeline.evidence import judge
 from pipeline.invert import InversionConfig, PhaseConfig, invert, open_objective
 from pipeline.models import Precision
 from pipeline.run import load_run
 from pipeline.session import Session, open_session
-from pipeline.world import World, make_generator, open_world
+from pipeline.world import World, make_generator
 
 CONFIG = Path(__file__).parent.parent / "configs" / "cifar10_resnet20.yaml"
 VERDICTS = ("teacher_top1", "teacher_probability", "verifier_top1", "verifier_probability")
@@ -72,14 +72,16 @@ def gathered(world: World, own: dict[str, list[Verdicts]]) -> dict[str, list[Ver
 def main() -> None:
     """Measure on the present device."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="override keys of the config")
+    parser.add_argument(
+        "--set", nargs="*", action="extend", default=[], metavar="KEY=VALUE", help="override keys of the config"
+    )
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batches", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     config = load_run(CONFIG, arguments.set)
     inversion = replace(config.synthesis.inversion, phases=(PhaseConfig(steps=arguments.steps),))
-    with open_world() as world, open_session(config, world) as session:
+    with open_benchmark() as world, open_session(config, world) as session:
         own = range(world.rank, arguments.seeds, world.size)
         found = gathered(world, measure(session, inversion, own, arguments.batches))
         pairs = zip(found["bfloat16"], found["reference"], strict=True)

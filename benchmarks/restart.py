@@ -13,9 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.harness import print_result
+from benchmarks.harness import open_benchmark, print_result
 from pipeline.run import RunConfig, load_run
-from pipeline.world import open_world
 
 PROJECT = Path(__file__).parent.parent
 STAGE = [sys.executable, "-m", "stages.synthesize"]
@@ -44,9 +43,11 @@ def main() -> None:
     """Measure one config; its teacher must be there, or is trained first."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=PROJECT / "configs" / "digits.yaml")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="override keys of the config")
+    parser.add_argument(
+        "--set", nargs="*", action="extend", default=[], metavar="KEY=VALUE", help="override keys of the config"
+    )
     arguments = parser.parse_args()
-    with open_world() as world, tempfile.TemporaryDirectory() as folder:
+    with open_benchmark() as world, tempfile.TemporaryDirectory() as folder:
         overrides = [*arguments.set, f"shards_dir={folder}/shards", f"checkpoints_dir={folder}/out"]
         config = load_run(arguments.config, overrides)
         options = ["--config", str(arguments.config), "--set", *overrides]

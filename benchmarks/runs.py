@@ -11,9 +11,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.harness import distil_and_evaluate, gaussian_noise, run_chain, summary, write_result
+from benchmarks.harness import distil_and_evaluate, gaussian_noise, open_benchmark, run_chain, summary, write_result
 from pipeline.run import load_run
-from pipeline.world import World, open_world
+from pipeline.world import World
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -35,13 +35,15 @@ def main() -> None:
     """Measure all seeds and print the summary."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=CONFIGS / "digits.yaml", help="the run's YAML file")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="override keys of the config")
+    parser.add_argument(
+        "--set", nargs="*", action="extend", default=[], metavar="KEY=VALUE", help="override keys of the config"
+    )
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--folder", type=Path, default=None, help="an empty folder, needed by several workers")
     arguments = parser.parse_args()
     if arguments.folder and arguments.folder.exists() and any(arguments.folder.iterdir()):
         parser.error(f"--folder {arguments.folder} is not empty; the time of what it holds would not be counted")
-    with open_world() as world, tempfile.TemporaryDirectory() as temporary:
+    with open_benchmark() as world, tempfile.TemporaryDirectory() as temporary:
         if world.size > 1 and arguments.folder is None:
             parser.error("several workers need a --folder in common")
         folder = arguments.folder or Path(temporary)

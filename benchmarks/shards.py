@@ -16,13 +16,13 @@ from typing import Any
 
 import webdataset
 
-from benchmarks.harness import compared, print_result, timed
+from benchmarks.harness import compared, open_benchmark, print_result, timed
 from pipeline.canvas import CanvasConfig, draw_canvas, to_pixels
 from pipeline.codec import encode_image, to_uint8
 from pipeline.data import ShardSet, draw_batch, read_batches
 from pipeline.plan import batch_ranges
 from pipeline.shards import Sample, pack, remove_parts, write_part
-from pipeline.world import World, make_generator, open_world, versions
+from pipeline.world import World, make_generator, versions
 
 SIZE_PX, NUM_CLASSES, BATCH = 224, 1000, 256
 # Different JPEG files; every image is one of them.
@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--num_images", type=int, default=140_000)
     parser.add_argument("--folder", type=Path, default=None, help="where there is room for it")
     arguments = parser.parse_args()
-    with open_world() as world, tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+    with open_benchmark() as world, tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         result = measure(Path(folder), arguments.num_images, world)
         print_result("shards", {"command": "python -m benchmarks.shards", **result}, world)
 

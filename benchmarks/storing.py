@@ -14,12 +14,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.harness import print_result, timed
+from benchmarks.harness import open_benchmark, print_result, timed
 from pipeline.invert import invert
 from pipeline.plan import plan_batches
 from pipeline.run import load_run
 from pipeline.session import Session, open_session
-from pipeline.world import open_world
 from stages import synthesize, teacher
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits.yaml"
@@ -43,9 +42,11 @@ def main() -> None:
     """Measure one config; its teacher must be there, or is trained first."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=CONFIG)
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="override keys of the config")
+    parser.add_argument(
+        "--set", nargs="*", action="extend", default=[], metavar="KEY=VALUE", help="override keys of the config"
+    )
     arguments = parser.parse_args()
-    with open_world() as world, tempfile.TemporaryDirectory() as folder:
+    with open_benchmark() as world, tempfile.TemporaryDirectory() as folder:
         places = [f"shards_dir={folder}/shards", f"checkpoints_dir={folder}/out"]
         batch_size = load_run(arguments.config, arguments.set).synthesis.batch_size
         one_round = ["synthesis.rounds=1", "synthesis.inversion.terms.competition=0"]

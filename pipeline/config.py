@@ -91,8 +91,8 @@ def _parse(kind: Any, value: Any, key: str) -> Any:
     if origin is typing.Literal:
         if value not in arguments:
             close = _nearest(value, arguments)
-            raise ConfigError(f"{key}: {value!r} is not one of {', '.join(map(repr, arguments))}{close}")
-        return value
+            raise ConfigError(f"{key}: {value!r} is not one of {', '.join(map(_yaml_word, arguments))}{close}")
+        return arguments[arguments.index(value)]  # 1 is as good as true, but not the same in an identity
     if origin is tuple:
         return _parse_tuple(arguments, value, key)
     if origin is dict:
@@ -146,6 +146,10 @@ def _parse_scalar(kind: type, value: Any, key: str) -> Any:
         return value
     fix = f"; write it in quotes: '{value}'" if kind is str and value is not None else ""
     raise ConfigError(f"{key}: expected {_type_name(kind)}, got {_describe(value)}{fix}")
+
+
+def _yaml_word(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def _type_name(kind: Any) -> str:

@@ -1,7 +1,6 @@
 """Image sets: synthetic shards and real images behind one small interface, and the order in which they are learnt."""
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -18,6 +17,7 @@ from torch import Tensor
 from pipeline.codec import decode_image
 from pipeline.config import ConfigError
 from pipeline.files import read_range, sha256_of
+from pipeline.hardware import free_memory_bytes
 from pipeline.models import ImageConfig
 from pipeline.photos import PhotoSet, open_folder, open_tar
 from pipeline.plan import batch_ranges
@@ -33,6 +33,11 @@ DIGITS_HELD_OUT, DIGITS_SPLIT_SEED = 500, 0
 DIGITS_LEVELS = 16
 # Images that one thread decodes at a time.
 READ_BATCH = 256
+# Decoded images that wait for the device, at most; at least one batch is always read ahead.
+READ_AHEAD_BYTES = 256 * 2**20
+# Share of the free memory that decoded images may take where no limit is given: a network has to train beside them, and
+# the images of a new round lie there twice for a moment.
+HELD_SHARE = 0.4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,18 +102,23 @@ class ShardSet:
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self.keys: list[str] = []
+        self.labels = torch.empty(0, dtype=torch.int64)
         self._places: list[tuple[Path, int, int]] = []
-        labels: list[int] = []
         for folder in folders:
-            manifest = read_manifest(folder)
-            check_sizes(folder, manifest)
-            self.shape: tuple[int, int, int] = tuple(manifest["shape"])
-            for entry in manifest["shards"]:
-                path = folder / entry["file"]
-                self.keys += entry["keys"]
-                self._places += [(path, o, s) for o, s in zip(entry["offsets"], entry["sizes"], strict=True)]
-                labels += [entry["class"]] * entry["count"]
-        self.labels = torch.tensor(labels)
+            self.add(folder)
+
+    def add(self, folder: Path) -> None:
+        """Append the images of one more round."""
+        manifest = read_manifest(folder)
+        check_sizes(folder, manifest)
+        self.shape: tuple[int, int, int] = tuple(manifest["shape"])
+        labels: list[int] = []
+        for entry in manifest["shards"]:
+            path = folder / entry["file"]
+            self.keys += entry["keys"]
+            self._places += [(path, o, s) for o, s in zip(entry["offsets"], entry["sizes"], strict=True)]
+            labels += [entry["class"]] * entry["count"]
+        self.labels = torch.cat([self.labels, torch.tensor(labels, dtype=torch.int64)])
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -226,29 +236,52 @@ def num_bytes(images: ImageSet) -> int:
     return len(images.labels) * images.batch([0]).numel()
 
 
+def held_limit_bytes(memory_gib: float | None, device: torch.device, num_sharing: int = 1) -> float:
+    """What decoded images may take on `device`: `memory_gib`, or a share of what is free there.
+
+    The workers of a machine, `num_sharing`, share the memory of the CPU.
+    """
+    if memory_gib is not None:
+        return memory_gib * 2**30
+    return HELD_SHARE * free_memory_bytes(device) / (num_sharing if device.type == "cpu" else 1)
+
+
 def hold_in_memory(images: ImageSet, device: torch.device) -> ArrayImages:
     """All images decoded once, by several threads, into one uint8 tensor on `device`, which has to hold it."""
     ranges = batch_ranges(len(images.labels), READ_BATCH)
-    pixels = torch.empty(len(images.labels), *images.batch([0]).shape[1:], dtype=torch.uint8, device=device)
-    for indices, decoded in zip(ranges, read_batches(images, ranges), strict=True):
-        pixels[indices.start : indices.stop] = decoded.to(device)
+    try:
+        pixels = torch.empty(len(images.labels), *images.batch([0]).shape[1:], dtype=torch.uint8, device=device)
+        for indices, decoded in zip(ranges, read_batches(images, ranges), strict=True):
+            pixels[indices.start : indices.stop] = decoded.to(device)
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"memory_gib: {len(images.labels):,} decoded images need {num_bytes(images) / 2**30:.2f} GiB, more than "
+            f"{device} has free; set it lower than that, and they are read again and again"
+        ) from error
     return ArrayImages(pixels, images.labels.to(device))
 
 
 def read_batches(images: ImageSet, batches: Iterable[Sequence[int]]) -> Iterator[Tensor]:
-    """uint8 (len(batch), C, H, W) for each batch of indices, in order, read ahead by a thread for each core.
+    """uint8 (len(batch), C, H, W) for each batch of indices, in order, read ahead by as many threads as PyTorch has.
 
     Threads are enough, since the decoders do not hold the interpreter's lock.
     """
-    num_threads = os.cpu_count() or 1
-    waiting: deque[Future[Tensor]] = deque()
+    num_threads, bytes_of_image = torch.get_num_threads(), images.batch([0]).numel()
+    waiting: deque[tuple[int, Future[Tensor]]] = deque()
     with background_threads(num_threads) as threads:
-        for indices in batches:
-            waiting.append(threads.submit(images.batch, indices))
-            if len(waiting) > num_threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        try:
+            for indices in batches:
+                waiting.append((len(indices), threads.submit(images.batch, indices)))
+                num_bytes_ahead = sum(count for count, _ in waiting) * bytes_of_image
+                while len(waiting) > 1 and (len(waiting) > num_threads or num_bytes_ahead > READ_AHEAD_BYTES):
+                    count, future = waiting.popleft()
+                    num_bytes_ahead -= count * bytes_of_image
+                    yield future.result()
+            while waiting:
+                yield waiting.popleft()[1].result()
+        finally:
+            for _, future in waiting:  # of a reader that failed, or is not listened to any more
+                future.cancel()
 
 
 def load_batches(images: ImageSet, batches: Iterable[Tensor], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:

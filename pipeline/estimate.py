@@ -1,8 +1,6 @@
 """What a run will take on this machine: a few steps are measured, the rest is multiplication."""
 
 import math
-import os
-import resource
 import statistics
 import tempfile
 import time
@@ -15,8 +13,9 @@ import torch
 from torch import Tensor
 
 from pipeline.codec import decode_image, encode_image
-from pipeline.data import ArrayImages, hold_in_memory
+from pipeline.data import ArrayImages, held_limit_bytes, hold_in_memory
 from pipeline.evidence import judge
+from pipeline.hardware import peak_memory_bytes
 from pipeline.invert import Objective, invert
 from pipeline.plan import MIN_BATCH, batch_ranges, even_ranges, plan_batches
 from pipeline.run import RunConfig
@@ -78,7 +77,8 @@ def estimate(session: Session) -> Estimate:
     image_bytes, encode_s, decode_s = _measure_codec(config, plain.images)
     store_s = encode_s + decode_s + _time_judging(session, plain.images)
     training = _time_distillation(session)
-    if synthesis.num_images * math.prod(config.images.shape) > config.distill.memory_gib * 2**30:
+    limit_bytes = held_limit_bytes(config.distill.memory_gib, world.device, world.local_size)
+    if synthesis.num_images * math.prod(config.images.shape) > limit_bytes:
         training = replace(training, seconds=max(training.seconds, decode_s * config.distill.batch_size))
     compile_s = plain.first_s + (rival.first_s if num_rival else 0.0)
     return Estimate(
@@ -87,7 +87,7 @@ def estimate(session: Session) -> Estimate:
         compile_s=compile_s + training.first_s,
         image_steps_per_s=synthesis.num_images * synthesis.inversion.num_steps / batches_s * world.size,
         trained_images_per_s=config.distill.batch_size / training.seconds,
-        peak_memory_bytes=_peak_memory_bytes(world.device),
+        peak_memory_bytes=peak_memory_bytes(world.device),
         shard_bytes=round(image_bytes * synthesis.num_images),
         num_files=_num_files(config),
     )
@@ -155,8 +155,8 @@ class _Clock:
 
 
 def _measure_codec(config: RunConfig, images: Tensor) -> tuple[float, float, float]:
-    """Bytes of a stored image, seconds to encode it and to decode it, with a thread for each core."""
-    synthesis, num_threads = config.synthesis, os.cpu_count() or 1
+    """Bytes of a stored image, seconds to encode it and to decode it, with as many threads as PyTorch has."""
+    synthesis, num_threads = config.synthesis, torch.get_num_threads()
     sample = images[:MAX_STORED]
     started = time.perf_counter()
     files = [encode_image(image, synthesis.image_format, synthesis.jpeg_quality) for image in sample]
@@ -207,10 +207,3 @@ def inversion_peak_bytes(config: RunConfig, objective: Objective, device: torch.
     labels, size = torch.zeros(batch_size, dtype=torch.long, device=device), (config.images.height, config.images.width)
     invert(objective, labels, size, few_steps, make_generator(config.seed, "estimate"))
     return torch.cuda.max_memory_allocated(device)
-
-
-def _peak_memory_bytes(device: torch.device) -> int:
-    """Of the device where it is an accelerator, else of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

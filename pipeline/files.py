@@ -85,7 +85,7 @@ def exclusive_lock(path: Path) -> Iterator[None]:
     make_folder(path.parent)
     with explained_errors(path):
         path.touch()
-    with open(path) as file:
+    with open(path, "a") as file:  # network file systems lock only what is open for writing
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -8,16 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.acceleration import Compile, Precision
 from pipeline.canvas import CanvasConfig, canvas_range, draw_canvas, to_pixels
 from pipeline.capture import LayerStatistics, capture_statistics
 from pipeline.codec import to_uint8
+from pipeline.compiler import compiled
 from pipeline.config import ConfigError
-from pipeline.models import Classifier, Precision
+from pipeline.models import Classifier
 from pipeline.recorder import OnStep
 from pipeline.schedules import Schedule, learning_rates
 from pipeline.terms import TermConfig, View, build_terms, weighted_sum
 from pipeline.views import check_crop_area, roll_and_flip, zoom
-from pipeline.world import compiled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +54,8 @@ class InversionConfig:
     flip: bool = False
     crop_area: tuple[float, float] = (1.0, 1.0)
     clamp: bool = True
-    precision: Precision = "float32"
-    compile: bool = False
+    precision: Precision = "auto"
+    compile: Compile = "auto"
     cuda_graphs: bool = False
     log_every: int = 50
 
@@ -71,7 +72,7 @@ class InversionConfig:
             raise ConfigError(f"shift_px: {self.shift_px} must be at least 0")
         check_crop_area(self.crop_area)
         if self.cuda_graphs and not self.compile:
-            raise ConfigError("cuda_graphs: true needs compile: true")
+            raise ConfigError("cuda_graphs: true needs compile: true or auto")
         if self.log_every < 1:
             raise ConfigError(f"log_every: {self.log_every} must be at least 1")
 
@@ -102,6 +103,7 @@ class Objective:
         config: InversionConfig,
         statistics: list[LayerStatistics],
     ) -> None:
+        assert "auto" not in (config.precision, config.compile), "decided by `acceleration.resolved`"
         self.teacher, self.rival, self.ensemble, self.precision = teacher, rival, ensemble, config.precision
         self.terms = build_terms(config.terms, has_rival=rival is not None)
         self._statistics = statistics

@@ -8,7 +8,7 @@ import urllib.error
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import safetensors
 import safetensors.torch
@@ -23,8 +23,6 @@ from pipeline.weights import load_weights
 SOURCES = ("cifar10", "torchvision", "timm", "python")
 METADATA_KEY = "dreamdistill"
 
-
-Precision = Literal["float32", "bfloat16"]
 # (mean, std), one value a channel.
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -159,6 +157,18 @@ def _is_published_name(config: ModelConfig) -> bool:
     return config.source.startswith("torchvision:") and Path(config.weights).suffix == "" and "/" not in config.weights
 
 
+def _published_name(config: ModelConfig) -> str:
+    """The name of published weights behind the alias DEFAULT, which another version of the library gives another."""
+    kind, _, name = config.source.partition(":")
+    assert config.weights is not None
+    if kind == "torchvision":
+        weights = _torchvision_weights(name).get(config.weights)
+        return str(weights.name) if weights else config.weights
+    timm = _import_timm(name)
+    preset = timm.models.get_pretrained_cfg(name)
+    return f"{preset.architecture}.{preset.tag}" if preset else config.weights
+
+
 def _build_network(config: ModelConfig, images: ImageConfig) -> tuple[nn.Module, Normalisation | None]:
     """The network, and the (mean, std) that its published weights were trained with, or None."""
     kind, _, name = config.source.partition(":")
@@ -186,11 +196,9 @@ def _cifar10(name: str, config: ModelConfig, images: ImageConfig) -> tuple[nn.Mo
 def _torchvision(name: str, config: ModelConfig, images: ImageConfig) -> tuple[nn.Module, Normalisation | None]:
     import torchvision.models
 
-    if name not in torchvision.models.list_models(torchvision.models):
-        raise ValueError(f"torchvision has no classifier {name!r}; torchvision.models.list_models() lists them")
-    if not _is_published_name(config):
+    members = _torchvision_weights(name)
+    if config.weights is None or not _is_published_name(config):
         return torchvision.models.get_model(name, num_classes=images.num_classes, **config.options), None
-    members = torchvision.models.get_model_weights(name).__members__
     if config.weights not in members:
         raise ValueError(f"torchvision:{name} has no weights {config.weights!r}; it has {', '.join(members)}")
     weights = members[config.weights]
@@ -199,11 +207,18 @@ def _torchvision(name: str, config: ModelConfig, images: ImageConfig) -> tuple[n
     return network, (tuple(preset.mean), tuple(preset.std))
 
 
+def _torchvision_weights(name: str) -> Mapping[str, Any]:
+    """The published weights of a network by name, aliases among them."""
+    import torchvision.models
+
+    if name not in torchvision.models.list_models(torchvision.models):
+        raise ValueError(f"torchvision has no classifier {name!r}; torchvision.models.list_models() lists them")
+    members: Mapping[str, Any] = torchvision.models.get_model_weights(name).__members__
+    return members
+
+
 def _timm(name: str, config: ModelConfig, images: ImageConfig) -> tuple[nn.Module, Normalisation | None]:
-    try:
-        import timm
-    except ImportError:
-        raise ValueError(f"timm:{name} needs the timm package: pip install timm") from None
+    timm = _import_timm(name)
     if not timm.is_model(name):
         raise ValueError(f"timm has no model {name!r}; timm.list_models() lists them")
     network = timm.create_model(
@@ -213,8 +228,16 @@ def _timm(name: str, config: ModelConfig, images: ImageConfig) -> tuple[nn.Modul
         in_chans=images.channels,
         **config.options,
     )
-    preset: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]  # timm sets it on every network
+    preset: dict[str, Any] = network.pretrained_cfg
     return network, (tuple(preset["mean"]), tuple(preset["std"])) if _is_published_name(config) else None
+
+
+def _import_timm(name: str) -> Any:
+    try:
+        import timm
+    except ImportError:
+        raise ValueError(f"timm:{name} needs the timm package: pip install timm") from None
+    return timm
 
 
 def _python(name: str, config: ModelConfig, images: ImageConfig) -> tuple[nn.Module, None]:
@@ -309,6 +332,8 @@ def weights_identity(config: ModelConfig, key: str) -> dict[str, Any]:
             raise ValueError(f"{key}: there is no file {path}; correct the path")
         del identity["weights"]  # the content counts, not where it lies
         identity["sha256"] = sha256_of(path)
+    elif config.weights:
+        identity["weights"] = _published_name(config)
     kind, _, name = config.source.partition(":")
     code = Path(name.rpartition(":")[0])
     if kind == "python" and code.is_file():

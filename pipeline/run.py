@@ -4,10 +4,12 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 import yaml
 
+from pipeline.acceleration import PIXELS_WORTH_COMPILING, resolved
 from pipeline.codec import PILLOW_MODES
 from pipeline.config import ConfigError, fingerprint, load_yaml, parse, refuse_other, to_plain
 from pipeline.data import NOT_MIRRORABLE, DataConfig, load_images, source_identity
@@ -32,7 +34,8 @@ NOT_IDENTITY = ("log_every", "save_every_s", "memory_gib", "cuda_graphs")
 # Class folders have four digits; more classes would sort out of order.
 MAX_CLASSES = 10_000
 # Raised when the same configuration makes other outputs than before, so that old and new ones are not mixed.
-METHOD_VERSION = 5
+METHOD_VERSION = 6
+Training = TypeVar("Training", bound=TrainingConfig)
 IDENTITY_FILE, CONFIG_FILE = "identity.json", "config.yaml"
 
 
@@ -130,6 +133,11 @@ class RunConfig:
         return Path(self.checkpoints_dir) / self.name
 
     @property
+    def shards(self) -> Path:
+        """Folder of the run's synthetic images, one folder a round."""
+        return Path(self.shards_dir) / self.name
+
+    @property
     def trained_teacher_path(self) -> Path:
         """Where the teacher stage writes its network."""
         return self.checkpoints / "teacher.safetensors"
@@ -141,7 +149,7 @@ class RunConfig:
 
     def round_folder(self, round_index: int) -> Path:
         """Folder of the synthetic images of one round."""
-        return Path(self.shards_dir) / self.name / str(round_index)
+        return self.shards / str(round_index)
 
     def distill_steps(self, round_index: int) -> range:
         """The steps of distillation that belong to a round."""
@@ -170,6 +178,26 @@ def load_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     mapping = load_yaml(path, overrides)
     mapping.setdefault("name", path.stem)
     return parse(RunConfig, mapping)
+
+
+def resolve(config: RunConfig, device: torch.device) -> RunConfig:
+    """The configuration as it runs on `device`: what is `auto` in it is decided (see `acceleration.resolved`)."""
+    pixels_of_image = config.images.height * config.images.width
+
+    def trained(training: Training, key: str) -> Training:
+        return resolved(training, device, training.steps * training.batch_size * pixels_of_image, key)
+
+    inversion = config.synthesis.inversion
+    num_pixels = config.synthesis.num_images * inversion.num_steps * pixels_of_image
+    if inversion.cuda_graphs:
+        num_pixels = max(num_pixels, PIXELS_WORTH_COMPILING)  # they are made of compiled steps
+    inversion = resolved(inversion, device, num_pixels, "synthesis.inversion")
+    return replace(
+        config,
+        synthesis=replace(config.synthesis, inversion=inversion),
+        distill=trained(config.distill, "distill"),
+        teacher_training=config.teacher_training and trained(config.teacher_training, "teacher_training"),
+    )
 
 
 def _identity(**parts: Any) -> dict[str, Any]:

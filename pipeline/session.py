@@ -8,12 +8,13 @@ from functools import cached_property
 import torch
 
 from pipeline.capture import batch_norm_layers
-from pipeline.data import ArrayImages, ImageSet, ShardSet, hold_in_memory, num_bytes
+from pipeline.config import refuse_other
+from pipeline.data import ArrayImages, ImageSet, ShardSet, held_limit_bytes, hold_in_memory, num_bytes
 from pipeline.invert import Objective, open_objective, phase_size
 from pipeline.models import Classifier, check_fit, load_frozen
-from pipeline.run import RunConfig, build_student, require_student
-from pipeline.shards import ShardError, verify
-from pipeline.train import Task, distillation_objective, make_task
+from pipeline.run import RunConfig, build_student, require_student, resolve, synthesis_identity
+from pipeline.shards import ShardError, check_sizes, read_manifest, verify
+from pipeline.train import Task, distillation_objective
 from pipeline.weights import load_weights
 from pipeline.world import World
 
@@ -23,9 +24,9 @@ class Session:
 
     def __init__(self, config: RunConfig, world: World, resources: ExitStack) -> None:
         self.config, self.world = config, world
-        self._resources = resources
+        self._resources, self._is_student_used = resources, False
+        self._shards, self._num_pooled, self._num_checked = ShardSet([]), 0, 0
         self._held: ArrayImages | None = None
-        self._num_pooled = 0
 
     @cached_property
     def teacher(self) -> Classifier:
@@ -62,16 +63,19 @@ class Session:
         return self._open_objective(rival=build_student(self.config, self.teacher.normalisation))
 
     def student(self, round_index: int) -> Classifier:
-        """The student as a round begins: the one of the round before. It is the same module for every round."""
+        """The student as a round begins: untrained, or the one of the round before; one module for all rounds."""
         if round_index:
             self._load_student_before(round_index, self._student)
+        elif self._is_student_used:
+            self._student.network.load_state_dict(self._build_student().network.state_dict())
+        self._is_student_used = True
         return self._student
 
     @cached_property
     def distillation(self) -> Task:
         """The task of `student`."""
         config = self.config
-        return make_task(
+        return Task(
             self._student,
             distillation_objective(self.teacher, config.distill),
             config.distill,
@@ -80,30 +84,51 @@ class Session:
             purpose="distill",
         )
 
+    def check_shards(self, last_round: int) -> None:
+        """Check, once in a session, that the rounds up to `last_round` are complete.
+
+        Raises ConfigError when one is of another configuration, ShardError when a shard is missing or of another size.
+        """
+        for r in range(self._num_checked, last_round + 1):
+            folder = self.config.round_folder(r)
+            manifest = read_manifest(folder)
+            refuse_other(str(folder), manifest["identity"], synthesis_identity(self.config, r))
+            check_sizes(folder, manifest)
+            self._num_checked = r + 1
+
     def pool(self, last_round: int) -> ImageSet:
-        """The images of all rounds up to `last_round`, in memory if they fit.
+        """The images of all rounds up to `last_round`, in memory if they fit; a session reads each round once.
 
         Raises ShardError when a shard is not as it was written.
         """
-        folders = [self.config.round_folder(r) for r in range(last_round + 1)]
-        added = folders[self._num_pooled :]
+        if last_round + 1 < self._num_pooled:
+            self._shards, self._num_pooled, self._held = ShardSet([]), 0, None
+        added = [self.config.round_folder(r) for r in range(self._num_pooled, last_round + 1)]
         for folder in added:
             if problems := verify(folder):
                 raise ShardError(f"{'; '.join(problems)}; remove {folder} and run `make synthesize` again")
-        self._num_pooled = len(folders)
-        shards = ShardSet(folders)
-        if num_bytes(shards) > self.config.distill.memory_gib * 2**30:
+            self._shards.add(folder)
+        self._num_pooled = last_round + 1
+        if num_bytes(self._shards) > self._held_limit_bytes:
             self._held = None
-            return shards
-        if added:
-            decoded = hold_in_memory(ShardSet(added), self.world.device)
+            return self._shards
+        missing = ShardSet(added) if self._held is not None else self._shards
+        if len(missing):
+            decoded = hold_in_memory(missing, self.world.device)
             self._held = decoded if self._held is None else _joined(self._held, decoded)
-        assert self._held is not None and len(self._held.labels) == len(shards)
+        assert self._held is not None and len(self._held.labels) == len(self._shards)
         return self._held
 
     @cached_property
+    def _held_limit_bytes(self) -> float:
+        return held_limit_bytes(self.config.distill.memory_gib, self.world.device, self.world.local_size)
+
+    @cached_property
     def _student(self) -> Classifier:
-        return build_student(self.config, self.teacher.normalisation).to(self.world.device)
+        return self._build_student().to(self.world.device)
+
+    def _build_student(self) -> Classifier:
+        return build_student(self.config, self.teacher.normalisation)
 
     def _load_student_before(self, round_index: int, into: Classifier) -> None:
         load_weights(into.network, self.config.student_path(round_index - 1), self.config.student.source)
@@ -130,6 +155,6 @@ def _joined(first: ArrayImages, second: ArrayImages) -> ArrayImages:
 
 @contextmanager
 def open_session(config: RunConfig, world: World) -> Iterator[Session]:
-    """A session; the hooks that it puts into networks are removed when the block ends."""
+    """A session of `config` as this machine runs it; its hooks are removed from networks when the block ends."""
     with ExitStack() as resources:
-        yield Session(config, world, resources)
+        yield Session(resolve(config, world.device), world, resources)

@@ -1,52 +1,62 @@
 """Training of a classifier on images, for a teacher on labels and for a student on a teacher's logits; resumable."""
 
+import io
 import json
+import math
 import pickle
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
+from pipeline.acceleration import Compile, Precision
 from pipeline.codec import to_unit
+from pipeline.compiler import compiled
 from pipeline.config import ConfigError, refuse_other, to_plain
 from pipeline.data import ImageSet, draw_batch, load_batches
 from pipeline.files import atomic_file
 from pipeline.losses import distillation_loss, label_loss
-from pipeline.models import Classifier, Precision
+from pipeline.models import Classifier
 from pipeline.recorder import OnStep
 from pipeline.schedules import Schedule, learning_rates
 from pipeline.views import AugmentConfig, augment
 from pipeline.weights import load_tensors
-from pipeline.world import World, compiled, derive_seed, make_generator
+from pipeline.world import Overlap, World, derive_seed, explained_loss, make_generator, overlapped, synchronise
+
+# What is usual for SGD with Nesterov momentum; AdamW has none.
+SGD_MOMENTUM = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """How a classifier is trained: `steps` updates in all. Progress is saved every `save_every_s` seconds.
 
-    Images that take less than `memory_gib` are decoded once and kept on the device, more are read again and again.
+    `momentum` is SGD's, 0.9 unless it is given. Images that take less than `memory_gib`, by default a share of what
+    the device has free, are decoded once and kept there; more are read again and again.
     """
 
     steps: int
     batch_size: int
     lr: float
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    momentum: float = 0.9
+    momentum: float | None = None
     weight_decay: float = 5e-4
     schedule: Schedule = "cosine"
     warmup_fraction: float = 0.05
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     label_smoothing: float = 0.0
-    precision: Precision = "float32"
-    compile: bool = False
+    precision: Precision = "auto"
+    compile: Compile = "auto"
     log_every: int = 20
-    save_every_s: float = 15.0
-    memory_gib: float = 8.0
+    save_every_s: float = 60.0
+    memory_gib: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "log_every"):
@@ -58,9 +68,13 @@ class TrainingConfig:
             raise ConfigError(f"lr: {self.lr} must be positive")
         if self.weight_decay < 0:
             raise ConfigError(f"weight_decay: {self.weight_decay} must be at least 0")
+        if self.momentum is not None and self.optimizer != "sgd":
+            raise ConfigError(f"momentum: {self.momentum} is SGD's, optimizer: {self.optimizer} has none; leave it out")
         for name in ("momentum", "warmup_fraction", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
+            if not 0 <= (getattr(self, name) or 0) < 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} must be in [0, 1)")
+        if self.memory_gib is not None and self.memory_gib < 0:
+            raise ConfigError(f"memory_gib: {self.memory_gib} must be at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,39 +94,37 @@ class DistillConfig(TrainingConfig):
 
 # Loss of (logits (N, K), the view the student saw (N, C, H, W), its class probabilities (N, K)).
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
-LossOfView = Callable[[Tensor, Tensor], Tensor]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """What is learnt: a loss of views (N, C, H, W) with class probabilities (N, K); made by `make_task`.
+class Task(nn.Module):
+    """What is learnt: `classifier` on an objective, as one module, so that DistributedDataParallel sees every pass.
 
-    Batches and views are drawn for (seed, purpose, step).
+    Batches and views are drawn for (seed, purpose, step). What is compiled lives as long as the task.
     """
 
-    loss: LossOfView
-    num_classes: int
-    seed: int
-    purpose: str
+    def __init__(
+        self,
+        classifier: Classifier,
+        objective: Objective,
+        config: TrainingConfig,
+        *,
+        num_classes: int,
+        seed: int,
+        purpose: str,
+    ) -> None:
+        super().__init__()
+        assert "auto" not in (config.precision, config.compile), "decided by `acceleration.resolved`"
+        self.classifier, self.num_classes, self.seed, self.purpose = classifier, num_classes, seed, purpose
+        self._objective, self._precision = objective, config.precision
+        self._loss = compiled(self._eager_loss, classifier.mean.device) if config.compile else self._eager_loss
 
+    def forward(self, view: Tensor, targets: Tensor) -> Tensor:
+        """The loss of views (N, C, H, W) with class probabilities (N, K)."""
+        return self._loss(view, targets)
 
-def make_task(
-    classifier: Classifier,
-    objective: Objective,
-    config: TrainingConfig,
-    *,
-    num_classes: int,
-    seed: int,
-    purpose: str,
-) -> Task:
-    """The task of training `classifier` on an objective; what is compiled for it lives as long as the task."""
-
-    def loss(view: Tensor, targets: Tensor) -> Tensor:
-        with torch.autocast(view.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-            return objective(classifier(view), view, targets)
-
-    loss_of = compiled(loss, classifier.mean.device) if config.compile else loss
-    return Task(loss=loss_of, num_classes=num_classes, seed=seed, purpose=purpose)
+    def _eager_loss(self, view: Tensor, targets: Tensor) -> Tensor:
+        with torch.autocast(view.device.type, torch.bfloat16, enabled=self._precision == "bfloat16"):
+            return self._objective(self.classifier(view), view, targets)
 
 
 def label_objective(config: TrainingConfig) -> Objective:
@@ -159,14 +171,19 @@ class TrainState:
 
     def save(self) -> None:
         """Write the state atomically."""
+        write_state(self.path, self.on_host())
+
+    def on_host(self) -> dict[str, Any]:
+        """What a resume needs, copied to the host: training may go on while it is written."""
         content = {
             "identity": json.dumps(to_plain(self.identity), default=str),
             "step": self.step,
             "network": self.classifier.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        with atomic_file(self.path) as file:
-            torch.save(content, file)
+        copied: dict[str, Any] = tree_map_only(Tensor, _host_copy, content)
+        synchronise(self.classifier.mean.device)
+        return copied
 
     def _restore(self) -> None:
         try:
@@ -179,13 +196,27 @@ class TrainState:
         self.step = content["step"]
 
 
+def _host_copy(tensor: Tensor) -> Tensor:
+    """A copy in the host's memory, complete when the device is synchronised."""
+    return tensor.detach().to("cpu", copy=True, non_blocking=True)
+
+
+def write_state(path: Path, content: Mapping[str, Any]) -> None:
+    """Write what `TrainState.on_host` gave, atomically."""
+    buffer = io.BytesIO()  # on a full disk, writing bytes raises OSError, torch.save into a file RuntimeError
+    torch.save(content, buffer)
+    with atomic_file(path) as file:
+        file.write(buffer.getbuffer())
+
+
 def build_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum, or AdamW; no weight decay on biases and BatchNorm."""
     decayed = [p for p in network.parameters() if p.dim() > 1]
     others = [p for p in network.parameters() if p.dim() <= 1]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+        momentum = SGD_MOMENTUM if config.momentum is None else config.momentum
+        return torch.optim.SGD(groups, lr=config.lr, momentum=momentum, nesterov=momentum > 0)
     return torch.optim.AdamW(groups, lr=config.lr)
 
 
@@ -202,7 +233,9 @@ def train(
     """Train `state.classifier` in place, from `state.step` up to step `until`, by default all of `config.steps`.
 
     All workers call this and share each batch; their weights stay the same, only the leader saves. A resumed run sees
-    what an uninterrupted one sees. `on_step` is called every `log_every` steps and after the last.
+    what an uninterrupted one sees. `on_step` is called every `log_every` steps and after the last, with the mean loss
+    of the workers; only then does anything wait for the device, is the loss checked, before the update, and the state
+    saved, by a thread.
     Raises ValueError when the workers cannot share a batch evenly, FloatingPointError when the loss is not finite; a
     state saved before stays as it was.
     """
@@ -213,26 +246,23 @@ def train(
         )
     device = world.device
     state.classifier.train()
-    rates = learning_rates(config.schedule, config.lr, config.steps, config.warmup_fraction)
     until = config.steps if until is None else until
-    losses = torch.zeros(until, device=device)
-    checked, saved_at = state.step, time.monotonic()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    rates = learning_rates(config.schedule, config.lr, config.steps, config.warmup_fraction)
+    losses = _Losses(until, state.step, world)
+    parallel, saved_at = world.parallel(task), time.monotonic()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), overlapped() as writer:
         shares = (_share(task, images, config, world, step) for step in range(state.step, until))
         for pixels, labels in load_batches(images, shares, device):
             step = state.step
-            losses[step] = _train_step(state, task, config, world, rates[step], pixels, labels)
-            state.step += 1
-            log = step % config.log_every == 0 or state.step == until
-            save = time.monotonic() - saved_at > config.save_every_s
-            if log or save:
-                _check_finite(losses, checked, state.step)
-                checked = state.step
+            view, targets = _view(task, config, world, step, pixels, labels)
+            losses.record(step, _backward(state, parallel, view, targets))
+            log = step % config.log_every == 0 or step == until - 1
+            figures = {"loss": losses.check(step + 1), "lr": rates[step]} if log else {}
+            _update(state, rates[step])
             if log and on_step:
-                on_step(step, {"loss": losses[step].item(), "lr": rates[step]})
-            if save and world.is_leader:
-                state.save()
-                saved_at = time.monotonic()
+                on_step(step, figures)
+            if log and world.is_leader and time.monotonic() - saved_at > config.save_every_s:
+                saved_at = _save_beside(state, writer, saved_at)
 
 
 def _share(task: Task, images: ImageSet, config: TrainingConfig, world: World, step: int) -> Tensor:
@@ -241,27 +271,59 @@ def _share(task: Task, images: ImageSet, config: TrainingConfig, world: World, s
     return batch[world.rank :: world.size]
 
 
-def _train_step(
-    state: TrainState, task: Task, config: TrainingConfig, world: World, lr: float, pixels: Tensor, labels: Tensor
-) -> Tensor:
-    """One update by this worker's share of a batch; returns its loss, detached and still on the device."""
+def _view(
+    task: Task, config: TrainingConfig, world: World, step: int, pixels: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """This worker's view of its share of a batch, with class probabilities; layers then draw for this step, too."""
     purpose = f"{task.purpose}/{world.rank}"
     targets = F.one_hot(labels, task.num_classes).float()
-    generator = make_generator(task.seed, purpose, state.step)
-    view, targets = augment(to_unit(pixels), targets, config.augment, generator)
-    torch.manual_seed(derive_seed(task.seed, f"{purpose}/layers", state.step))  # dropout takes no generator
-    loss = task.loss(view, targets)
+    view = augment(to_unit(pixels), targets, config.augment, make_generator(task.seed, purpose, step))
+    torch.manual_seed(derive_seed(task.seed, f"{purpose}/layers", step))  # dropout takes no generator
+    return view
+
+
+def _backward(state: TrainState, task: nn.Module, view: Tensor, targets: Tensor) -> Tensor:
+    """The gradients of this worker's share, averaged over the workers; returns its loss, still on the device."""
     state.optimizer.zero_grad()
-    torch.autograd.backward(loss)
-    world.average([p.grad for p in state.classifier.parameters() if p.grad is not None])
-    for group in state.optimizer.param_groups:
-        group["lr"] = lr
-    state.optimizer.step()
+    with explained_loss():
+        loss: Tensor = task(view, targets)
+        torch.autograd.backward(loss)
     return loss.detach()
 
 
-def _check_finite(losses: Tensor, start: int, stop: int) -> None:
-    bad = (~torch.isfinite(losses[start:stop])).nonzero()
-    if len(bad):
-        step = start + int(bad[0, 0])
-        raise FloatingPointError(f"training: the loss is {losses[step].item()} at step {step}; lower lr")
+def _update(state: TrainState, lr: float) -> None:
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    state.optimizer.step()
+    state.step += 1
+
+
+def _save_beside(state: TrainState, writer: Overlap, saved_at: float) -> float:
+    """Have the state written while training goes on; returns when, or `saved_at` while the one before is written."""
+    if writer.is_busy:
+        return saved_at
+    writer.start(partial(write_state, state.path, state.on_host()))
+    return time.monotonic()
+
+
+class _Losses:
+    """Keeps the loss of every step on the device, where it is looked at only in `check`."""
+
+    def __init__(self, num_steps: int, first_step: int, world: World) -> None:
+        self._losses, self._checked, self._world = torch.zeros(num_steps, device=world.device), first_step, world
+
+    def record(self, step: int, loss: Tensor) -> None:
+        """Store this worker's loss of a step."""
+        self._losses[step] = loss
+
+    def check(self, end: int) -> float:
+        """The mean over the workers of the last loss before step `end`.
+
+        Raises FloatingPointError, on every worker, when one since the last check is not finite.
+        """
+        means = self._world.mean(self._losses[self._checked : end]).tolist()
+        for step, loss in enumerate(means, self._checked):
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"training: the loss is {loss} at step {step}; lower lr")
+        self._checked = end
+        return float(means[-1])

@@ -2,33 +2,47 @@
 
 import hashlib
 import importlib.metadata
-import importlib.util
 import os
 import platform
-import shutil
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import ParamSpec, TypeVar
+from typing import TypeVar
 
 import torch
-import torch.distributed
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from pipeline.hardware import keep_freed_memory, num_usable_cores
+
+# A worker that answers nothing for so long is lost; the others wait for it in every step of distillation.
+LOST_AFTER = timedelta(minutes=10)
 # Synthesis can keep some workers busy for hours after others have finished theirs.
-BARRIER_TIMEOUT = timedelta(days=7)
+WAIT_AT_MOST = timedelta(days=7)
+# What gloo and NCCL say when the other end of a connection is gone.
+LOST_PEER = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Timed out waiting")
+
+# Set for workers whose launcher tells their errors.
+TELLING = "DREAMDISTILL_LAUNCHER_TELLS"
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """One worker's place: `rank` of `size` workers, and the device it computes on."""
+    """One worker's place: `rank` of `size` workers, `local_size` of them on its machine, and the device it computes on.
+
+    `waiting` is the group in which workers wait for each other as long as it takes; None for a worker on its own.
+    """
 
     rank: int = 0
     size: int = 1
+    local_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    waiting: dist.ProcessGroup | None = None
 
     @property
     def is_leader(self) -> bool:
@@ -41,55 +55,155 @@ class World:
         return self.device.type != "cpu"
 
     def barrier(self) -> None:
-        """Wait until every worker is here."""
-        if self.size > 1:
-            torch.distributed.barrier()
+        """Wait until every worker is here. Raises ConnectionError when one is lost, as the other methods do."""
+        if self.waiting is not None:
+            with explained_loss():
+                dist.barrier(self.waiting)
 
-    def average(self, tensors: Sequence[Tensor]) -> None:
-        """Replace every tensor by its mean over all workers, which call this at the same time."""
-        if self.size > 1:
-            flat = torch.cat([tensor.flatten() for tensor in tensors])
-            torch.distributed.all_reduce(flat)
-            flat /= self.size
-            means = torch.split(flat, [tensor.numel() for tensor in tensors])
-            for tensor, mean in zip(tensors, means, strict=True):
-                tensor.copy_(mean.view_as(tensor))
+    def broadcast(self, value: Value) -> Value:
+        """The leader's value, on every worker."""
+        if self.waiting is None:
+            return value
+        values = [value]
+        with explained_loss():
+            dist.broadcast_object_list(values, group=self.waiting)
+        return values[0]
+
+    def require_same(self, value: str, what: str) -> None:
+        """Raise ValueError, naming what differs, unless all workers give the same value."""
+        if self.waiting is None:
+            return
+        values = [""] * self.size
+        with explained_loss():
+            dist.all_gather_object(values, value, group=self.waiting)
+        if others := [rank for rank in range(self.size) if values[rank] != values[0]]:
+            raise ValueError(f"worker {others[0]} runs on another kind of machine than worker 0: they differ in {what}")
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """The mean of a tensor over all workers, which call this at the same time."""
+        if self.waiting is None:
+            return tensor
+        with explained_loss():
+            total = tensor.clone()
+            dist.all_reduce(total)
+        return total / self.size
+
+    def parallel(self, module: nn.Module) -> nn.Module:
+        """`module` with its gradients averaged over all workers; the leader's weights become everyone's.
+
+        The same parameters have to take part in every pass. Running statistics stay each worker's own: no pass in
+        training mode reads them, and the leader's are saved.
+        """
+        if self.waiting is None:
+            return module
+        device_ids = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(
+            module, device_ids=device_ids, broadcast_buffers=False, static_graph=True, gradient_as_bucket_view=True
+        )
+
+
+@contextmanager
+def explained_loss() -> Iterator[None]:
+    """Turn what gloo and NCCL raise when a worker is gone into a ConnectionError with the way on."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or any(mark in str(error) for mark in LOST_PEER):
+            raise ConnectionError("another worker is gone; the same command goes on from here") from error
+        raise
 
 
 @contextmanager
 def open_world() -> Iterator[World]:
-    """The world that `torchrun` describes in the environment, or a single worker.
+    """The world that `torchrun` describes in the environment, or a single worker; settles the process for its share.
 
     `DREAMDISTILL_DEVICE` names the device (`cpu`, `cuda`, `cuda:1`); without it, CUDA is used where there is one.
+    Workers of one machine share its cores, unless `OMP_NUM_THREADS` gives each a number.
     """
-    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    device = _device(os.environ.get("DREAMDISTILL_DEVICE"), int(os.environ.get("LOCAL_RANK", "0")))
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    if size > 1:
-        torch.distributed.init_process_group("gloo", timeout=BARRIER_TIMEOUT)
+    rank, size, local_rank, local_size = (
+        int(os.environ.get(name, default))
+        for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
+    )
+    device = choose_device(local_rank, local_size)
+    _settle_process(device, local_size)
+    if "RANK" not in os.environ:
+        yield World(device=device)
+        return
+    on_cuda = device.type == "cuda"
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if on_cuda else "gloo", timeout=LOST_AFTER, device_id=device if on_cuda else None
+    )
     try:
-        yield World(rank=rank, size=size, device=device)
+        waiting = dist.new_group(backend="gloo", timeout=WAIT_AT_MOST)
+        yield World(rank=rank, size=size, local_size=local_size, device=device, waiting=waiting)
     finally:
-        if size > 1:
-            torch.distributed.destroy_process_group()
+        dist.destroy_process_group()
 
 
-def _device(name: str | None, local_rank: int) -> torch.device:
-    found = torch.cuda.device_count()
+def is_leading() -> bool:
+    """Whether this process speaks for all workers, also before their world is open."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def is_launcher_telling() -> bool:
+    """Whether errors are told by the process that launched this one."""
+    return TELLING in os.environ
+
+
+def share_cores(num_workers: int) -> None:
+    """Give the workers that this process is about to launch their threads, and tell their errors for them."""
+    # torchrun's own default is one thread for each worker, on any machine.
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads_of_a_worker(num_workers)))
+    os.environ[TELLING] = "1"
+
+
+def is_device_named() -> bool:
+    """Whether somebody chose the device."""
+    return "DREAMDISTILL_DEVICE" in os.environ
+
+
+def choose_device(local_rank: int, local_size: int) -> torch.device:
+    """The device of one of `local_size` workers of this machine.
+
+    Raises ValueError when there is no such device, or not one for each worker.
+    """
+    name, found = os.environ.get("DREAMDISTILL_DEVICE"), torch.cuda.device_count()
     try:
         device = torch.device(name or ("cuda" if found else "cpu"))
     except RuntimeError:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"DREAMDISTILL_DEVICE={name} is no device to compute on; use cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= found:
+    if device.type == "cpu":
+        return device
+    if (device.index or 0) >= found:
         raise ValueError(
             f"DREAMDISTILL_DEVICE={name}, but PyTorch sees {found} CUDA devices; use cpu or a lower number"
         )
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", local_rank % found)
-    return device
+    num_devices = found if device.index is None else 1
+    if local_size > num_devices:
+        raise ValueError(
+            f"NPROC={local_size} workers on this machine need a CUDA device each, there is {num_devices} for them; "
+            f"set NPROC={num_devices}{'' if device.index is None else ', or DREAMDISTILL_DEVICE=cuda'}"
+        )
+    return torch.device("cuda", local_rank) if device.index is None else device
+
+
+def _settle_process(device: torch.device, local_size: int) -> None:
+    """Threads, allocator and CUDA's choices between speed and bits, as docs/architecture.md explains them."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        # PyTorch counts physical cores, but knows nothing of containers and of other workers.
+        torch.set_num_threads(threads_of_a_worker(local_size))
+    keep_freed_memory()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")
+
+
+def threads_of_a_worker(local_size: int) -> int:
+    """How many threads each of `local_size` workers of this machine has for PyTorch, for reading and for encoding."""
+    return max(1, min(torch.get_num_threads(), num_usable_cores()) // local_size)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -106,72 +220,57 @@ def synchronise(device: torch.device) -> None:
 
 
 def background_threads(num_threads: int | None = None) -> ThreadPoolExecutor:
-    """Threads to work beside the main one, by default as many as Python thinks good for this machine.
+    """Threads to work beside the main one, by default as many as PyTorch has in it.
 
     PyTorch has one core in each. It would start further threads for each, and once a process has more of its threads
     than the machine has cores, libgomp puts them to sleep after every operation: a step of small ones then takes nearly
     twice as long.
     """
     # A thread takes its number of cores at its first operation, and what another one has set by then is its default.
-    torch.get_num_threads()
-    return ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,))
+    in_main = torch.get_num_threads()
+    return ThreadPoolExecutor(num_threads or in_main, initializer=torch.set_num_threads, initargs=(1,))
+
+
+class Overlap:
+    """Runs one task at a time beside its caller; made by `overlapped`."""
+
+    def __init__(self, thread: ThreadPoolExecutor | None) -> None:
+        self._thread = thread
+        self._running: Future[None] | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a task is still running."""
+        return self._running is not None and not self._running.done()
+
+    def start(self, task: Callable[[], None]) -> None:
+        """Start a task when the one before has ended; raises the error of that one."""
+        self.wait()
+        if self._thread is None:
+            task()
+        else:
+            self._running = self._thread.submit(task)
+
+    def wait(self) -> None:
+        """Wait for the task that is running, and raise its error."""
+        if self._running is not None:
+            running, self._running = self._running, None
+            running.result()
 
 
 @contextmanager
-def overlapped(world: World) -> Iterator[Callable[[Callable[[], None]], None]]:
-    """What runs a task while the caller goes on to use the device: one at a time, the next waits for the one before.
+def overlapped(enabled: bool = True) -> Iterator[Overlap]:
+    """What runs a task while the caller goes on; if not `enabled`, the caller waits.
 
-    On the CPU the caller waits, since two would only take turns on the same cores. An error of a task is raised by the
-    next one, or when the block ends, unless the block has one of its own.
+    An error of a task is raised by the next one, or when the block ends, unless the block has one of its own.
     """
-    if not world.leaves_cores_free:
-        yield lambda task: task()
+    if not enabled:
+        yield Overlap(None)
         return
-    running: Future[None] | None = None
-
-    def start(task: Callable[[], None]) -> None:
-        nonlocal running
-        if running:
-            running.result()
-        running = thread.submit(task)
-
     with background_threads(1) as thread:
-        yield start
-        if running:
-            running.result()
-
-
-Parameters = ParamSpec("Parameters")
-Result = TypeVar("Result")
-
-
-def compiled(
-    function: Callable[Parameters, Result], device: torch.device, *, cuda_graphs: bool = False
-) -> Callable[Parameters, Result]:
-    """`function` compiled for each shape it meets; uncompiled, with a warning, where the compiler it needs is missing.
-
-    PyTorch makes C++ for the CPU and Triton kernels for CUDA; there, `cuda_graphs` has them launched as one, and each
-    call overwrites the results of the one before.
-    """
-    if device.type == "cuda":
-        missing = None if importlib.util.find_spec("triton") else "the package triton"
-    else:
-        known = [os.environ.get("CXX", "g++"), "g++", "clang++"]
-        missing = None if any(map(shutil.which, known)) else "a C++ compiler such as g++"
-    if missing:
-        warnings.warn(f"compile: true needs {missing}; the steps run uncompiled, several times slower", stacklevel=2)
-        return function
-    # Code for the CPU has the number of threads in it; as an option it is also part of the key of the compiler's cache.
-    # Every compiler builds the vector instructions that the processor has; to try them takes seconds at each start.
-    return torch.compile(
-        function,
-        dynamic=False,
-        options={
-            "cpp.threads": torch.get_num_threads(),
-            "cpp.vec_isa_ok": True,
-            "triton.cudagraphs": cuda_graphs,
-        },
-    )
+        overlap = Overlap(thread)
+        yield overlap
+        overlap.wait()
 
 
 def derive_seed(seed: int, purpose: str, index: int = 0) -> int:

@@ -1,7 +1,6 @@
 """Remove the shards and checkpoints of one run."""
 
 import shutil
-from pathlib import Path
 
 from pipeline.run import state_path
 from pipeline.session import Session
@@ -14,7 +13,7 @@ def main(session: Session, round_index: int | None = None) -> None:
     if not session.world.is_leader:
         return
     if round_index is None:
-        doomed = [Path(config.shards_dir) / config.name, config.checkpoints]
+        doomed = [config.shards, config.checkpoints]
     else:
         student = config.student_path(round_index)
         evaluation = config.evaluation_path(round_index)

@@ -2,20 +2,27 @@
 
 import argparse
 import sys
+import time
 import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import NoReturn
 
 import torch
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
+from pipeline.config import fingerprint, to_plain
 from pipeline.files import exclusive_lock
-from pipeline.run import load_run
+from pipeline.hardware import device_name, unusable_driver
+from pipeline.run import RunConfig, load_run
 from pipeline.session import Session, open_session
-from pipeline.world import open_world
+from pipeline.world import World, is_device_named, is_launcher_telling, is_leading, open_world
 
 Stage = Callable[[Session, int | None], None]
-INTERRUPTED = 130
+FAILED, INTERRUPTED = 2, 130
+# What a worker that lost another one waits, so that the other's reason is known first.
+LAST_WORDS_S = 5.0
 
 
 def run_stage(stage: Stage, description: str, *, exclusive: bool = True) -> None:
@@ -23,30 +30,79 @@ def run_stage(stage: Stage, description: str, *, exclusive: bool = True) -> None
 
     Of the stages that are `exclusive`, only one at a time works on a run.
     """
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--config", type=Path, default=Path("configs/digits.yaml"), help="the run's YAML file")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="override keys, e.g. seed=1")
-    parser.add_argument(
-        "--round", type=int, default=None, help="one round; by default the next one that has work to do"
-    )
-    arguments = parser.parse_args()
+    arguments = parse_arguments(description)
     warnings.showwarning = _show_warning
     try:
-        with open_world() as world:
-            config = load_run(arguments.config, arguments.set)
-            _check_round(arguments.round, config.synthesis.rounds)
-            lock = exclusive_lock(config.checkpoints / ".lock") if exclusive and world.is_leader else nullcontext()
-            with lock, open_session(config, world) as session:
-                stage(session, arguments.round)
+        config = read_config(arguments)  # before the workers meet: all of them make the same mistake
+        with open_world() as world, ExitStack() as resources:
+            if exclusive and world.is_leader:
+                resources.enter_context(exclusive_lock(config.checkpoints / ".lock"))
+                resources.enter_context(exclusive_lock(config.shards / ".lock"))
+            session = resources.enter_context(open_session(config, world))
+            world.require_same(fingerprint(to_plain(session.config)), "precision or compile; name both in the config")
+            if world.is_leader:
+                print(_start_line(session.config, world), flush=True)
+            stage(session, arguments.round)
     except torch.OutOfMemoryError as error:
-        print(f"error: the device is out of memory; lower batch_size ({error})", file=sys.stderr)
-        sys.exit(2)
+        fail(error, f"the device is out of memory; lower batch_size ({error})")
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {_message(error)}", file=sys.stderr)
-        sys.exit(2)
+        fail(error, _message(error))
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def parse_arguments(description: str, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """What every stage is told, by default on this process's command line."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--config", type=Path, default=Path("configs/digits.yaml"), help="the run's YAML file")
+    parser.add_argument(
+        "--set", nargs="*", action="extend", default=[], metavar="KEY=VALUE", help="override keys, e.g. seed=1"
+    )
+    parser.add_argument(
+        "--round", type=int, default=None, help="one round; by default the next one that has work to do"
+    )
+    return parser.parse_args(arguments)
+
+
+def read_config(arguments: argparse.Namespace) -> RunConfig:
+    """The configuration that the arguments name; raises ConfigError, ValueError for a round that it has not."""
+    config, round_index = load_run(arguments.config, arguments.set), arguments.round
+    num_rounds = config.synthesis.rounds
+    if round_index is not None and not 0 <= round_index < num_rounds:
+        raise ValueError(f"--round {round_index}: synthesis.rounds={num_rounds} has rounds 0 to {num_rounds - 1}")
+    return config
+
+
+def fail(error: Exception, message: str) -> NoReturn:
+    """Exit with one line about the error; workers leave it to what launched them, so that it is told once."""
+    if isinstance(error, ConnectionError):
+        time.sleep(LAST_WORDS_S)
+    get_error_handler().record_exception(RuntimeError(message))  # for torchrun, which says where to
+    if not is_launcher_telling():
+        print(f"error: {message}", file=sys.stderr)
+    sys.exit(FAILED)
+
+
+def _start_line(config: RunConfig, world: World) -> str:
+    """What the stage runs on, and how: nobody should learn from the clock that a GPU was not used."""
+    threads, each = torch.get_num_threads(), " each" if world.size > 1 else ""
+    inversion, distill = config.synthesis.inversion, config.distill
+    driver = unusable_driver() if world.device.type == "cpu" and not is_device_named() else None
+    return (
+        f"on {device_name(world.device)}: {_counted(world.size, 'worker')} with {_counted(threads, 'thread')}{each}; "
+        f"synthesis in {inversion.precision}, {_compiled(inversion.compile)}; "
+        f"distillation in {distill.precision}, {_compiled(distill.compile)}"
+        + (f"\nthe NVIDIA driver of this machine is not used: {driver}" if driver else "")
+    )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _compiled(compile: object) -> str:
+    return "compiled" if compile else "uncompiled"
 
 
 def _message(error: Exception) -> str:
@@ -56,10 +112,6 @@ def _message(error: Exception) -> str:
     return str(error)
 
 
-def _check_round(round_index: int | None, num_rounds: int) -> None:
-    if round_index is not None and not 0 <= round_index < num_rounds:
-        raise ValueError(f"--round {round_index}: synthesis.rounds={num_rounds} has rounds 0 to {num_rounds - 1}")
-
-
 def _show_warning(message: Warning | str, category: type[Warning], *place: object, **more: object) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    if is_leading():
+        print(f"warning: {message}", file=sys.stderr)

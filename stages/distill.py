@@ -1,11 +1,10 @@
 """Distil a student from the teacher's logits on the synthetic images of all rounds so far."""
 
-from pipeline.config import refuse_other
 from pipeline.models import save_classifier
 from pipeline.recorder import open_recorder
-from pipeline.run import RunConfig, is_finished, require_student, state_path, student_identity, synthesis_identity
+from pipeline.run import RunConfig, is_finished, require_student, state_path, student_identity
 from pipeline.session import Session
-from pipeline.shards import MANIFEST, check_sizes, read_manifest
+from pipeline.shards import MANIFEST
 from pipeline.train import TrainState, train
 from stages.command import run_stage
 
@@ -15,11 +14,7 @@ def main(session: Session, round_index: int | None = None) -> None:
     config, world = session.config, session.world
     if round_index is None:
         round_index = _next_round(config)
-    for r in range(round_index + 1):
-        folder = config.round_folder(r)
-        manifest = read_manifest(folder)
-        refuse_other(str(folder), manifest["identity"], synthesis_identity(config, r))
-        check_sizes(folder, manifest)
+    session.check_shards(round_index)
     path, identity = config.student_path(round_index), student_identity(config, round_index)
     finished = is_finished(path, identity)
     world.barrier()  # all workers have seen the same before one of them writes

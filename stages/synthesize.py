@@ -30,8 +30,10 @@ def main(session: Session, round_index: int | None = None) -> None:
     check_folder(folder, identity)
     specs = plan_batches(config.synthesis, config.images.num_classes, config.seed, round_index)
     complete = (folder / MANIFEST).exists()
-    pending = [spec for spec in specs if not complete and not part_path(folder, spec.index).exists()]
-    world.barrier()  # all workers have listed the same pending batches before one of them adds a part
+    absent = [i for i, spec in enumerate(specs) if not complete and not part_path(folder, spec.index).exists()]
+    # What the leader sees counts: workers on a network file system may see other files for a while.
+    complete, absent = world.broadcast((complete, absent))
+    pending = [specs[i] for i in absent]
     if pending:
         # Before anything is written, since the networks' files can be wrong.
         objective, judges = session.objective(round_index), (session.teacher, session.verifier)
@@ -85,7 +87,7 @@ def _make_parts(
             visible=world.is_leader,
             round_index=round_index,
         ) as recorder,
-        overlapped(world) as run,
+        overlapped(world.leaves_cores_free) as storing,
     ):
         for i, spec in enumerate(specs):
             inversion = invert(
@@ -96,7 +98,7 @@ def _make_parts(
                 torch.Generator().manual_seed(spec.seed),
                 _logger(recorder, spec.index, steps_done + i * steps),
             )
-            run(partial(_store, config, config.round_folder(round_index), spec, inversion, judges))
+            storing.start(partial(_store, config, config.round_folder(round_index), spec, inversion, judges))
 
 
 def _store(

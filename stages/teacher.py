@@ -1,13 +1,13 @@
 """Train a teacher on real images where there is no pretrained one."""
 
-from pipeline.data import hold_in_memory, load_images
+from pipeline.data import held_limit_bytes, hold_in_memory, load_images, num_bytes
 from pipeline.evaluate import EvaluationConfig, evaluate
 from pipeline.files import write_json
 from pipeline.models import build_classifier, save_classifier
 from pipeline.recorder import open_recorder
 from pipeline.run import is_finished, state_path, teacher_identity
 from pipeline.session import Session
-from pipeline.train import TrainState, label_objective, make_task, train
+from pipeline.train import Task, TrainState, label_objective, train
 from pipeline.world import World, derive_seed
 from stages.command import run_stage
 
@@ -26,9 +26,11 @@ def main(session: Session, round_index: int | None = None) -> None:
         print(f"teacher: {path} is up to date")
         return
     images = load_images(config.data, "train", config.images)
+    if num_bytes(images) <= held_limit_bytes(training.memory_gib, device):
+        images = hold_in_memory(images, device)
     teacher = build_classifier(config.teacher, config.images, seed=derive_seed(config.seed, "teacher/weights"))
     state = TrainState.open(teacher.to(device), training, state_path(path), identity)
-    task = make_task(
+    task = Task(
         teacher,
         label_objective(training),
         training,
@@ -39,7 +41,7 @@ def main(session: Session, round_index: int | None = None) -> None:
     with open_recorder(
         config.metrics_path(), "teacher", total=training.steps, done=state.step, unit="steps"
     ) as recorder:
-        train(state, task, hold_in_memory(images, device), training, World(device=device), on_step=recorder.log)
+        train(state, task, images, training, World(device=device), on_step=recorder.log)
     test = load_images(config.data, "test", config.images)
     judged = EvaluationConfig(batch_size=config.evaluation.batch_size)  # a teacher answers for all its classes
     report = evaluate(teacher, teacher, test, config.images.num_classes, judged, device)

@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from tiny_run import run_in_process, tiny_config
 from torch import Tensor, nn
 
+from pipeline.hardware import keep_freed_memory
 from pipeline.models import Classifier
 from stages import chain
 
+keep_freed_memory()
 torch.set_num_threads(1)  # tensors this small only lose by threads, and a reduction's order depends on them
 
 

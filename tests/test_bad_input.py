@@ -1,15 +1,18 @@
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import safetensors.torch
+import torch
 from tiny_run import copy_run, digests, run_command, write_config
 
 from pipeline.files import TEMPORARY_SUFFIX, exclusive_lock
 from pipeline.run import CONFIG_FILE, load_run
-from stages import chain, distill, evaluate, report, synthesize, teacher, verify
-from stages.command import run_stage
+from stages import chain, command, distill, evaluate, report, synthesize, teacher, verify
+from stages import verify as verify_stage
+from stages.command import parse_arguments, read_config, run_stage
 
 STAGES = (teacher, synthesize, distill, evaluate, report, verify, chain)
 Refusal = Callable[..., str]
@@ -286,7 +289,7 @@ def test_a_shards_folder_that_cannot_be_written_is_named(refusal, tmp_path, weig
     (tmp_path / place).parent.mkdir(exist_ok=True)
     (tmp_path / place).write_text("a file in place of the folder")
     message = refusal(synthesize, path)
-    assert f"cannot write {tmp_path / 'shards/tiny/0'}" in message
+    assert f"cannot write {tmp_path / 'shards/tiny'}:" in message
     assert "check its permissions, or set shards_dir" in message
 
 
@@ -427,6 +430,44 @@ def test_a_second_process_on_the_same_run_is_refused(refusal, finished, tmp_path
     path = copy_run(finished, tmp_path)
     with exclusive_lock(load_run(path).checkpoints / ".lock"):
         assert "another process works on" in refusal(chain, path)
+
+
+def test_a_second_process_on_the_same_shards_is_refused_whatever_its_checkpoints(refusal, finished, tmp_path):
+    path = copy_run(finished, tmp_path, checkpoints_dir=str(tmp_path / "others"))
+    with exclusive_lock(load_run(path).shards / ".lock"):
+        assert f"another process works on {tmp_path}/shards/tiny; wait for it" in refusal(synthesize, path)
+
+
+def test_overrides_may_be_given_in_several_places(tmp_path):
+    path = write_config(tmp_path)
+    arguments = parse_arguments("", ["--config", str(path), "--set", "seed=5", "name=other", "--set", "distill.lr=0.5"])
+    config = read_config(arguments)
+    assert (config.seed, config.name, config.distill.lr) == (5, "other", 0.5)
+
+
+def test_timm_is_asked_for_in_one_line_where_it_is_missing(refusal, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    path = write_config(tmp_path, student={"source": "timm:resnet10t"})
+    assert "timm:resnet10t needs the timm package: pip install timm" in refusal(chain, path)
+
+
+@pytest.mark.parametrize("driver", [None, "PyTorch is built without CUDA; install a build with it"])
+def test_a_stage_begins_with_what_it_runs_on(tmp_path, monkeypatch, capsys, finished, driver):
+    monkeypatch.setattr(command, "unusable_driver", lambda: driver)
+    monkeypatch.delenv("DREAMDISTILL_DEVICE", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(command, "is_device_named", lambda: False)
+    assert run_command(monkeypatch, verify_stage.main, copy_run(finished, tmp_path)) == 0
+    first, *rest = capsys.readouterr().out.splitlines()
+    threads = torch.get_num_threads()
+    assert first.startswith("on cpu (")
+    assert first.endswith(
+        f"): 1 worker with {threads} thread{'s' * (threads > 1)}; "
+        "synthesis in float32, uncompiled; distillation in float32, uncompiled"
+    )
+    assert [line for line in rest if "driver" in line] == (
+        [f"the NVIDIA driver of this machine is not used: {driver}"] if driver else []
+    )
 
 
 def test_a_recipe_that_diverged_can_be_corrected(refusal, tmp_path, weights, monkeypatch):

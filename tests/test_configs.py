@@ -69,3 +69,13 @@ def test_every_config_states_its_command_and_what_was_measured_or_what_it_aims_a
     assert f"CONFIG=configs/{path.name}" in header or path.stem == "digits"
     assert "# hardware " in header
     assert ("# time " in header and "# result " in header) or "nothing of it has been measured" in header
+
+
+def test_the_gallery_has_the_published_weights_of_terms_that_are_means_over_images():
+    terms = load_run(CONFIGS[0].with_name("imagenet_gallery.yaml")).synthesis.inversion.terms
+    assert (terms.image_l2, terms.tv_l2) == (1e-5, pytest.approx(1e-4 * 84**0.5, rel=0.01))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])
+def test_configs_leave_precision_and_compiling_to_the_machine(path):
+    assert not {"precision:", "compile:"} & set(path.read_text().split())

@@ -8,14 +8,18 @@ import torch
 from PIL import Image
 from tiny_run import make_facts, make_samples
 
+from pipeline import data
 from pipeline.config import ConfigError
 from pipeline.data import (
     DIGITS_HELD_OUT,
+    HELD_SHARE,
     DataConfig,
     ShardSet,
     draw_batch,
+    held_limit_bytes,
     hold_in_memory,
     load_images,
+    read_batches,
     source_identity,
 )
 from pipeline.models import ImageConfig
@@ -307,3 +311,55 @@ def test_the_cifar10_test_set_is_read_whole():
     assert found.batch(range(2)).shape == (2, 3, 32, 32)
     assert torch.bincount(found.labels).tolist() == [1000] * 10
     assert found.labels[:10].tolist() == [3, 8, 8, 0, 6, 6, 1, 6, 3, 1]
+
+
+class LargeImages:
+    """Images of a megabyte each, which count how many are decoded and not yet taken."""
+
+    def __init__(self, num_images: int) -> None:
+        self.labels, self.num_started = torch.zeros(num_images, dtype=torch.long), 0
+
+    def batch(self, indices):
+        self.num_started += len(indices)
+        return torch.zeros(len(indices), 1, 1024, 1024, dtype=torch.uint8)
+
+
+def test_images_are_read_ahead_up_to_a_number_of_bytes(monkeypatch):
+    monkeypatch.setattr(data, "READ_AHEAD_BYTES", 10 * 2**20)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
+    images, taken = LargeImages(100), 0
+    for batch in read_batches(images, [range(i, i + 4) for i in range(0, 100, 4)]):
+        assert images.num_started - 1 - taken <= 12  # one was decoded to learn its size
+        taken += len(batch)
+    assert taken == 100
+
+
+def test_a_batch_larger_than_the_limit_is_read_all_the_same(monkeypatch):
+    monkeypatch.setattr(data, "READ_AHEAD_BYTES", 1)
+    assert [len(batch) for batch in read_batches(LargeImages(5), [range(3), range(3, 5)])] == [3, 2]
+
+
+def test_decoded_images_get_a_share_of_the_free_memory_unless_a_limit_is_given(monkeypatch):
+    monkeypatch.setattr(data, "free_memory_bytes", lambda device: 100 * 2**30)
+    assert held_limit_bytes(None, torch.device("cpu"), 4) == HELD_SHARE * 25 * 2**30
+    assert held_limit_bytes(None, torch.device("cuda"), 4) == HELD_SHARE * 100 * 2**30
+    assert held_limit_bytes(3.0, torch.device("cuda"), 4) == 3 * 2**30
+
+
+def test_140_000_images_of_224_pixels_stay_on_a_device_with_78_gib_free(monkeypatch):
+    monkeypatch.setattr(data, "free_memory_bytes", lambda device: 78 * 2**30)
+    assert held_limit_bytes(None, torch.device("cuda")) > 140_000 * 3 * 224 * 224
+
+
+def test_images_that_the_device_has_no_memory_for_are_blamed_on_memory_gib(packed, monkeypatch):
+    def fail(*shape, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    images = ShardSet([packed[0]])
+    monkeypatch.setattr(torch, "empty", fail)
+    monkeypatch.setattr(data, "num_bytes", lambda images: 2**30)
+    monkeypatch.setattr(ShardSet, "batch", lambda self, indices: torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    with pytest.raises(
+        ValueError, match=r"memory_gib: 36 decoded images need 1\.00 GiB, more than cpu has free; set it"
+    ):
+        hold_in_memory(images, torch.device("cpu"))

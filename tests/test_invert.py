@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_run import PLAIN
 from torch import Tensor
 
 import pipeline.invert
@@ -26,7 +27,11 @@ def phases(*pairs: tuple[float, int]) -> tuple[PhaseConfig, ...]:
 
 
 CONFIG = InversionConfig(
-    phases=phases((1.0, 6)), terms=TermConfig(feature_divergence=1.0, tv_l2=1e-3), shift_px=1, flip=True
+    phases=phases((1.0, 6)),
+    terms=TermConfig(feature_divergence=1.0, tv_l2=1e-3),
+    shift_px=1,
+    flip=True,
+    **PLAIN,
 )
 
 
@@ -380,7 +385,7 @@ def test_schedules_of_a_few_steps_have_positive_rates(num_steps):
         ({"warmup_fraction": 1.0}, r"warmup_fraction: 1\.0 must be in \[0, 1\)"),
         ({"shift_px": -1}, "shift_px: -1 must be at least 0"),
         ({"crop_area": (0.5, 1.1)}, r"crop_area: \[0\.5, 1\.1\] must be a range within \(0, 1\]"),
-        ({"cuda_graphs": True}, "cuda_graphs: true needs compile: true"),
+        ({"cuda_graphs": True, "compile": False}, "cuda_graphs: true needs compile: true or auto"),
         ({"log_every": 0}, "log_every: 0 must be at least 1"),
     ],
 )

@@ -475,3 +475,10 @@ def test_a_name_that_timm_does_not_know_for_weights_is_a_path():
     images = ImageConfig(channels=3, height=32, width=32, num_classes=10)
     with pytest.raises(ValueError, match="weights: there is no file foo"):
         build_classifier(ModelConfig(source="timm:resnet10t", weights="foo"), images)
+
+
+@pytest.mark.parametrize(
+    ("source", "name"), [("torchvision:resnet50", "IMAGENET1K_V2"), ("timm:resnet18", "resnet18.a1_in1k")]
+)
+def test_an_alias_of_published_weights_is_identified_by_what_it_stands_for(source, name):
+    assert weights_identity(ModelConfig(source=source, weights="DEFAULT"), "teacher.weights")["weights"] == name

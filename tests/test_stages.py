@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +34,7 @@ from tiny_run import (
 
 from pipeline.config import fingerprint
 from pipeline.data import ShardSet
+from pipeline.estimate import estimate as estimate_of
 from pipeline.models import load_frozen, read_description, save_classifier
 from pipeline.recorder import read_metrics
 from pipeline.run import (
@@ -63,6 +66,7 @@ LONGER = {
     "distill__steps": 60,
     "distill__augment": {"shift_px": 1, "mixup_probability": 0.5},
 }
+SAVED_AT_EACH_STEP = {"distill__save_every_s": 0, "distill__log_every": 1}
 KILLS, KILL_SEED = 3, 1
 
 
@@ -338,7 +342,7 @@ def test_three_workers_make_the_same_bytes_as_one(finished, uninterrupted, tmp_p
 def test_two_workers_distil_one_student_also_when_they_are_killed(finished, uninterrupted, tmp_path):
     students = []
     for name in ("whole", "killed"):
-        path = copy_run(uninterrupted, tmp_path / name, **LONGER, distill__save_every_s=0)
+        path = copy_run(uninterrupted, tmp_path / name, **LONGER, **SAVED_AT_EACH_STEP)
         student = load_run(path).student_path(0)
         student.unlink()
         if name == "killed":
@@ -370,9 +374,16 @@ class ThreadWorld(World):
     """A worker that is a thread of this process."""
 
     meeting: threading.Barrier
+    given: list[object]
 
     def barrier(self) -> None:
         self.meeting.wait(timeout=60)
+
+    def broadcast(self, value: Any) -> Any:
+        if self.is_leader:
+            self.given.append(value)
+        self.barrier()
+        return self.given[-1]
 
 
 def test_any_number_of_workers_makes_the_same_parts(finished, tmp_path, monkeypatch):
@@ -380,8 +391,8 @@ def test_any_number_of_workers_makes_the_same_parts(finished, tmp_path, monkeypa
     made = []
     for size in (1, 3, 7):
         config = load_run(prepare_longer(finished, tmp_path / str(size), synthesis__inversion__phases=[{"steps": 4}]))
-        meeting = threading.Barrier(size)
-        workers = [ThreadWorld(rank=rank, size=size, meeting=meeting) for rank in range(size)]
+        meeting, given = threading.Barrier(size), []
+        workers = [ThreadWorld(rank=rank, size=size, meeting=meeting, given=given) for rank in range(size)]
         with ThreadPoolExecutor(size) as pool:
             list(pool.map(lambda world, config=config: synthesize_as(world, config), workers))
         made.append(digests(config.round_folder(0), leave_out=[CONFIG_FILE]))
@@ -418,7 +429,7 @@ def test_synthesis_killed_at_any_point_ends_with_the_same_bytes(finished, uninte
 
 
 def test_distillation_killed_at_any_point_ends_with_the_same_student(finished, uninterrupted, tmp_path):
-    path = prepare_longer(finished, tmp_path, distill__save_every_s=0)
+    path = prepare_longer(finished, tmp_path, **SAVED_AT_EACH_STEP)
     shutil.copytree(uninterrupted / "shards", tmp_path / "shards")
     config, delays = load_run(path), random.Random(KILL_SEED)
     state_path = config.student_path(0).with_suffix(".state")
@@ -474,8 +485,7 @@ def test_make_alone_runs_the_chain():
         ({"NPROC": "1"}, "p -m stages.synthesize --config configs/digits.yaml"),
         (
             {"NPROC": "4", "ROUND": "2", "SET": "seed=1"},
-            "p -m torch.distributed.run --standalone --nproc-per-node 4 "
-            "-m stages.synthesize --config configs/digits.yaml --set seed=1 --round 2",
+            "p -m stages.workers 4 synthesize --config configs/digits.yaml --set seed=1 --round 2",
         ),
     ],
 )
@@ -529,3 +539,35 @@ def test_another_set_of_a_hundred_classes_works_by_configuration_alone(tmp_path)
     figures = json.loads(config.evaluation_path(0).read_text())
     assert len(figures["student"]["per_class_top1"]) == 100
     assert (config.checkpoints / "report.html").exists()
+
+
+def test_a_student_made_again_in_one_session_starts_untrained(finished, tmp_path):
+    config = load_run(copy_run(finished, tmp_path))
+    path, made = config.student_path(0), []
+    with open_session(config, World()) as session:
+        estimate_of(session)
+        for _ in range(2):
+            path.unlink()
+            distill.main(session, 0)
+            made.append(path.read_bytes())
+    assert made == [(finished / "checkpoints/tiny/student-0.safetensors").read_bytes()] * 2
+
+
+def test_a_session_reads_the_manifest_of_a_round_no_more_often_for_more_rounds(finished, tmp_path, monkeypatch):
+    schedule = {**TWO_ROUNDS, "synthesis__rounds": 4, "distill__steps": 8}
+    config = load_run(copy_run(finished, tmp_path, **schedule))
+    run_in_process(clean.main, config, 0)
+    counts = Counter()
+
+    def count(folder):
+        counts[folder.name] += 1
+        return read_manifest(folder)
+
+    for module in ("pipeline.session", "pipeline.data", "pipeline.shards"):
+        monkeypatch.setattr(f"{module}.read_manifest", count)
+    with open_session(config, World()) as session:
+        for r in range(4):
+            synthesize.main(session, r)
+            distill.main(session, r)
+    assert sorted(counts) == ["0", "1", "2", "3"]
+    assert max(counts.values()) <= 4, counts  # for the check, the hashes, the pool, and the images that are held

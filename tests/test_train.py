@@ -1,35 +1,35 @@
 """Training and distillation: losses by hand, learning rates, and a resume that leaves no trace."""
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_run import PLAIN
 from torch import Tensor, nn
 
+from pipeline import train as train_module
 from pipeline.config import ConfigError
 from pipeline.data import ArrayImages
 from pipeline.losses import distillation_loss, label_loss
-from pipeline.models import Classifier
 from pipeline.schedules import learning_rates
 from pipeline.train import (
     DistillConfig,
+    Task,
     TrainingConfig,
     TrainState,
     build_optimizer,
     distillation_objective,
     label_objective,
-    make_task,
 )
 from pipeline.train import train as train_state
 from pipeline.views import AugmentConfig
 from pipeline.world import World
 
 STEPS = 15
-CONFIG = TrainingConfig(steps=STEPS, batch_size=5, lr=0.05, log_every=1)
+CONFIG = TrainingConfig(steps=STEPS, batch_size=5, lr=0.05, log_every=1, **PLAIN)
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def images(device) -> ArrayImages:
 
 
 def train(classifier, images, num_classes, objective, config, seed, purpose, path, run="f", on_step=None) -> None:
-    task = make_task(classifier, objective, config, num_classes=num_classes, seed=seed, purpose=purpose)
+    task = Task(classifier, objective, config, num_classes=num_classes, seed=seed, purpose=purpose)
     train_state(
         TrainState.open(classifier, config, path, {"run": run}),
         task,
@@ -104,6 +104,7 @@ def test_the_teacher_sees_the_view_that_the_student_sees_and_labels_are_added(
         batch_size=6,
         lr=0.01,
         label_weight=2.0,
+        **PLAIN,
         label_smoothing=0.1,
         augment=AugmentConfig(shift_px=2, flip=True, mixup_probability=0.5, cutmix_probability=0.5),
     )
@@ -122,7 +123,7 @@ def test_the_teacher_sees_the_view_that_the_student_sees_and_labels_are_added(
 
 
 def test_a_teacher_learns_and_a_student_learns_from_it_without_labels(make_classifier, images, tmp_path):
-    config = TrainingConfig(steps=60, batch_size=12, lr=0.1)
+    config = TrainingConfig(steps=60, batch_size=12, lr=0.1, **PLAIN)
     teacher = make_classifier(0)
     train(teacher, images, 4, label_objective(config), config, 0, "teacher", tmp_path / "teacher.pt", "f")
     teacher.freeze()
@@ -130,7 +131,7 @@ def test_a_teacher_learns_and_a_student_learns_from_it_without_labels(make_class
     right = teacher(pixels).argmax(1) == images.labels
     assert right.float().mean() > 0.9
     student, unlabelled = make_classifier(1), ArrayImages(images.pixels, torch.zeros_like(images.labels))
-    distill = DistillConfig(steps=80, batch_size=12, lr=0.1)
+    distill = DistillConfig(steps=80, batch_size=12, lr=0.1, **PLAIN)
     train(student, unlabelled, 4, distillation_objective(teacher, distill), distill, 0, "s", tmp_path / "s.pt", "f")
     agreed = student.freeze()(pixels).argmax(1) == teacher(pixels).argmax(1)
     assert agreed.float().mean() > 0.9
@@ -165,50 +166,41 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_by_bit(make_classifier, 
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
-@dataclass(frozen=True, kw_only=True)
-class ThreadWorld(World):
-    """A worker that is a thread of this process."""
+def test_training_goes_on_while_a_slow_disk_takes_the_state(make_classifier, images, tmp_path, monkeypatch):
+    config, steps, may_end = replace(CONFIG, save_every_s=0), [], threading.Event()
+    written = []
 
-    meeting: threading.Barrier
-    shared: list[list[Tensor]]
+    def write(path, content):
+        assert may_end.wait(timeout=60)
+        written.append(content["step"])
 
-    def average(self, tensors) -> None:
-        self.shared[self.rank] = [tensor.clone() for tensor in tensors]
-        self.meeting.wait(timeout=60)
-        for i, tensor in enumerate(tensors):
-            tensor.copy_(torch.stack([given[i] for given in self.shared]).mean(0))
-        self.meeting.wait(timeout=60)
+    def on_step(step, figures):
+        steps.append(step)
+        if step == STEPS - 2:
+            may_end.set()
+
+    monkeypatch.setattr(train_module, "write_state", write)
+    train(make_classifier(0), images, 4, label_objective(config), config, 0, "t", tmp_path / "s.pt", "f", on_step)
+    assert steps == list(range(STEPS))
+    assert written[0] == 1, "the first state was copied before the second step changed it"
+    assert len(written) <= 3, "a state is left out while the one before is written"
 
 
-def test_workers_that_share_batches_learn_what_one_learns_from_whole_ones(images, tmp_path):
-    config = replace(CONFIG, batch_size=12)
+def test_a_disk_that_is_full_stops_the_training(make_classifier, images, tmp_path, monkeypatch):
+    def write(path, content):
+        raise OSError("the disk is full")
 
-    def run(world: World) -> Classifier:
-        network = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))  # BatchNorm and views would differ between workers
-        nn.init.zeros_(network[1].weight)
-        nn.init.zeros_(network[1].bias)
-        classifier = Classifier(network, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)).to(images.pixels.device)
-        task = make_task(classifier, label_objective(config), config, num_classes=4, seed=0, purpose="t")
-        path = tmp_path / f"{world.size}.state"
-        train_state(TrainState.open(classifier, config, path, {}), task, images, config, world)
-        return classifier
-
-    alone = run(World())
-    meeting, shared = threading.Barrier(3), [[] for _ in range(3)]
-    worlds = [ThreadWorld(rank=rank, size=3, meeting=meeting, shared=shared) for rank in range(3)]
-    with ThreadPoolExecutor(3) as pool:
-        together = list(pool.map(run, worlds))
-    for classifier in together:
-        for name, tensor in classifier.state_dict().items():
-            torch.testing.assert_close(tensor, alone.state_dict()[name], msg=name)
-    assert alone.network[1].weight.abs().max() > 0.01
+    monkeypatch.setattr(train_module, "write_state", write)
+    config = replace(CONFIG, save_every_s=0)
+    with pytest.raises(OSError, match="the disk is full"):
+        train(make_classifier(0), images, 4, label_objective(config), config, 0, "t", tmp_path / "s.pt", "f")
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
 def test_a_batch_that_workers_cannot_share_is_refused(make_classifier, images, tmp_path, size):
     config = replace(CONFIG, batch_size=5)
     state = TrainState.open(make_classifier(0), config, tmp_path / "s.pt", {})
-    task = make_task(state.classifier, label_objective(config), config, num_classes=4, seed=0, purpose="t")
+    task = Task(state.classifier, label_objective(config), config, num_classes=4, seed=0, purpose="t")
     with pytest.raises(
         ValueError, match=f"batch_size: 5 cannot be shared by {size} workers; take a multiple of {size}"
     ):
@@ -266,7 +258,7 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_the_saved_state_alone(make_c
     with pytest.raises(FloatingPointError, match="training: the loss is nan at step 6; lower lr"):
         train(make_classifier(0), images, 4, objective, config, 0, "t", path, "f")
     state = torch.load(path, weights_only=True)
-    assert state["step"] == 6
+    assert state["step"] == 1 + 5 // log_every * log_every  # saved on logging steps
     assert all(torch.isfinite(tensor).all() for tensor in state["network"].values())
 
 
@@ -309,9 +301,8 @@ def test_every_update_uses_the_learning_rate_of_its_step(make_classifier, images
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_weight_decay_shrinks_weights_but_no_bias_and_no_batch_norm(make_classifier, images, tmp_path, optimizer):
-    config = replace(
-        CONFIG, optimizer=optimizer, weight_decay=0.1, schedule="constant", warmup_fraction=0.0, momentum=0.0
-    )
+    config = replace(CONFIG, optimizer=optimizer, weight_decay=0.1, schedule="constant", warmup_fraction=0.0)
+    config = replace(config, momentum=0.0 if optimizer == "sgd" else None)
     classifier = make_classifier(0)
     torch.nn.init.ones_(classifier.network.fc.bias)
     before = {name: p.detach().clone() for name, p in classifier.named_parameters()}
@@ -396,6 +387,8 @@ def test_bfloat16_trains_single_precision_weights(make_classifier, images, tmp_p
         ({"batch_size": 1}, "batch_size: 1 must be at least 2"),
         ({"lr": 0.0}, r"lr: 0\.0 must be positive"),
         ({"weight_decay": -0.1}, r"weight_decay: -0\.1 must be at least 0"),
+        ({"momentum": 0.9, "optimizer": "adamw"}, r"momentum: 0\.9 is SGD's, optimizer: adamw has none; leave it out"),
+        ({"memory_gib": -1.0}, r"memory_gib: -1\.0 must be at least 0"),
         ({"momentum": 1.0}, r"momentum: 1\.0 must be in \[0, 1\)"),
         ({"temperature": 0.0}, r"temperature: 0\.0 must be positive"),
         ({"label_weight": -1.0}, r"label_weight: -1\.0 must be at least 0"),

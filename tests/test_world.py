@@ -1,22 +1,14 @@
-"""Compiling where the machine can, devices by name, seeds by purpose."""
+"""Devices by name, seeds by purpose."""
 
-import os
-import shutil
 import subprocess
 import sys
 import threading
 
 import pytest
 import torch
-from tiny_run import REPOSITORY, FreeCoresWorld
+from tiny_run import REPOSITORY
 
-from pipeline.world import World, compiled, derive_seed, make_generator, open_world, overlapped
-
-
-def test_without_a_compiler_a_function_runs_as_it_is_with_one_warning(monkeypatch):
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.warns(UserWarning, match="compile: true needs a C\\+\\+ compiler such as"):
-        assert compiled(abs, torch.device("cpu")) is abs
+from pipeline.world import World, derive_seed, make_generator, open_world, overlapped
 
 
 @pytest.mark.parametrize("name", ["gpu", "meta", "cuda:99"])
@@ -30,31 +22,6 @@ def test_a_single_worker_leads(monkeypatch):
     monkeypatch.setenv("DREAMDISTILL_DEVICE", "cpu")
     with open_world() as world:
         assert (world.rank, world.size, world.is_leader, world.device) == (0, 1, True, torch.device("cpu"))
-
-
-AVERAGE = """
-import torch
-from pipeline.world import open_world
-with open_world() as world:
-    tensors = [torch.full((2, 3), float(world.rank)), torch.tensor([10.0 * world.rank, 1.0])]
-    world.average(tensors)
-    assert (tensors[0] == 1).all() and tensors[1].tolist() == [10, 1], tensors
-"""
-
-
-def test_workers_average_their_tensors(tmp_path):
-    script = tmp_path / "average.py"
-    script.write_text(AVERAGE)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
-    environment = os.environ | {"DREAMDISTILL_DEVICE": "cpu", "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run([sys.executable, *torchrun, str(script)], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-
-
-def test_a_single_worker_is_its_own_average():
-    tensor = torch.tensor([1.0, 2.0])
-    World().average([tensor])
-    assert tensor.tolist() == [1, 2]
 
 
 # In a process of its own, since a number of cores becomes the default of all threads that come later.
@@ -80,19 +47,21 @@ def test_a_task_runs_beside_its_caller_where_the_cores_are_free_and_one_at_a_tim
         assert may_end.wait(timeout=60)
         events.append(name)
 
-    with overlapped(FreeCoresWorld()) as run:
-        run(lambda: task("first"))
+    with overlapped() as beside:
+        beside.start(lambda: task("first"))
+        assert beside.is_busy
         events.append("caller")
         may_end.set()
-        run(lambda: task("second"))
+        beside.start(lambda: task("second"))
         assert events[:2] == ["caller", "first"]
     assert events == ["caller", "first", "second"]
 
 
-def test_on_the_cpu_a_task_runs_in_its_caller():
+def test_a_task_runs_in_its_caller_where_the_cores_are_not_free():
     threads = []
-    with overlapped(World()) as run:
-        run(lambda: threads.append(threading.current_thread()))
+    with overlapped(World().leaves_cores_free) as beside:
+        beside.start(lambda: threads.append(threading.current_thread()))
+        assert not beside.is_busy
         assert threads == [threading.current_thread()]
 
 
@@ -102,10 +71,10 @@ def test_an_error_of_a_task_beside_its_caller_is_not_lost(later):
         raise OSError("no space")
 
     ran = []
-    with pytest.raises(OSError, match="no space"), overlapped(FreeCoresWorld()) as run:
-        run(fail)
+    with pytest.raises(OSError, match="no space"), overlapped() as beside:
+        beside.start(fail)
         for _ in range(later):
-            run(lambda: ran.append(1))
+            beside.start(lambda: ran.append(1))
     assert not ran
 
 

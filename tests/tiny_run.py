@@ -25,6 +25,8 @@ from stages.command import Stage, run_stage
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RUN_NAME = "tiny"
+# What tests compare does not depend on the machine that they run on.
+PLAIN = {"precision": "float32", "compile": False}
 
 
 class FreeCoresWorld(World):
@@ -39,7 +41,7 @@ def plain_config(folder: Path) -> dict[str, Any]:
         "images": {"channels": 1, "height": 8, "width": 8, "num_classes": 10},
         "data": {"train": "sklearn:digits", "test": "sklearn:digits"},
         "teacher": {"source": "cifar10:resnet8", "options": {"width": 4}, "mean": [0.3], "std": [0.37]},
-        "teacher_training": {"steps": 42, "batch_size": 64, "lr": 0.1},
+        "teacher_training": {"steps": 42, "batch_size": 64, "lr": 0.1, **PLAIN},
         "student": {"source": "cifar10:resnet8", "options": {"width": 2}},
         "synthesis": {
             "num_images": 60,
@@ -48,9 +50,10 @@ def plain_config(folder: Path) -> dict[str, Any]:
                 "phases": [{"steps": 4}],
                 "shift_px": 1,
                 "terms": {"classification": 1.0, "feature_divergence": 5.0},
+                **PLAIN,
             },
         },
-        "distill": {"steps": 3, "batch_size": 20, "lr": 0.1},
+        "distill": {"steps": 3, "batch_size": 20, "lr": 0.1, **PLAIN},
         "shards_dir": str(folder / "shards"),
         "checkpoints_dir": str(folder / "checkpoints"),
     }
@@ -98,10 +101,9 @@ def run_command(monkeypatch: Any, stage: Stage, path: Path, *arguments: str) -> 
 
 
 def stage_command(stage: str, path: Path, *, num_workers: int = 1, arguments: Sequence[str] = ()) -> list[str]:
-    """The command line of a stage, under torchrun where there are several workers."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_workers)]
-    workers = torchrun if num_workers > 1 else []
-    return [sys.executable, *workers, "-m", f"stages.{stage}", "--config", str(path), *arguments]
+    """The command line of a stage, as make has it."""
+    module = ["stages.workers", str(num_workers), stage] if num_workers > 1 else [f"stages.{stage}"]
+    return [sys.executable, "-m", *module, "--config", str(path), *arguments]
 
 
 def start(command: Sequence[str]) -> "subprocess.Popen[bytes]":

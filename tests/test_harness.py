@@ -1,0 +1,48 @@
+"""What benchmarks share: results name the commit that they measured, so a tree with changes is refused."""
+
+import subprocess
+
+import pytest
+
+from benchmarks import harness
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A committed tree with one file and one result."""
+
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=Test", "-c", "user.email=test@example.org"]
+        done = subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    results = tmp_path / "benchmarks" / "results"
+    results.mkdir(parents=True)
+    (tmp_path / "code.py").write_text("1\n")
+    (results / "old.json").write_text("{}\n")
+    git("init", "--quiet")
+    git("add", "--all")
+    git("commit", "--quiet", "--message", "All of it")
+    monkeypatch.setattr(harness, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(harness, "RESULTS", results)
+    return git
+
+
+def test_a_result_names_the_commit_and_results_before_it_are_no_changes(repository, tmp_path):
+    (harness.RESULTS / "old.json").write_text("{1}\n")
+    (harness.RESULTS / "new.json").write_text("{}\n")
+    assert harness.measured_commit() == repository("describe", "--always")
+
+
+@pytest.mark.parametrize("name", ["code.py", "new.py"])
+def test_a_tree_with_changes_is_refused_before_anything_is_measured(repository, tmp_path, name):
+    (tmp_path / name).write_text("2\n")
+    refused = pytest.raises(SystemExit, match=f"1 files are not as committed .*{name}.*commit or stash them")
+    with refused, harness.open_benchmark():
+        raise AssertionError("it was measured")
+
+
+def test_without_git_the_commit_is_unknown(tmp_path, monkeypatch):
+    monkeypatch.setattr(harness, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(harness, "RESULTS", tmp_path / "benchmarks" / "results")
+    assert harness.measured_commit() == "unknown"
