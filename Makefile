@@ -12,6 +12,10 @@ SET ?=
 ROUND ?=
 NPROC ?= 1
 
+# The first Python on PATH of a version that PyTorch and the other packages come for.
+SUITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+SYSTEM_PYTHON = $(shell for name in python3 python3.13 python3.12 python3.11; do $$name -c "$(SUITS)" 2>/dev/null && echo $$name && break; done)
+
 ifdef PYTHON
   READY :=
   READY_DEV :=
@@ -52,13 +56,14 @@ lint: $(READY_DEV)  ## check style and types
 	@$(PYTHON) -m mypy --no-error-summary
 
 bench: $(READY)  ## measure on this machine, writing JSON under benchmarks/results
-	@for name in runs inversion storing profile distillation restart shards; do $(PYTHON) -m benchmarks.$$name || exit 1; done
+	@for name in runs inversion choices storing profile distillation restart shards; do $(PYTHON) -m benchmarks.$$name || exit 1; done
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 .venv/ready: requirements.lock pyproject.toml
-	python3 -m venv .venv
+	@test -n "$(SYSTEM_PYTHON)" || { echo "no Python of version 3.11 to 3.13 was found on PATH; install one, or name yours: make PYTHON=..." >&2; exit 2; }
+	$(SYSTEM_PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --constraint requirements.lock --editable .
 	@touch $@
 

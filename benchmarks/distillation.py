@@ -19,6 +19,7 @@ from torchvision.transforms import v2
 
 from benchmarks.harness import compared, open_benchmark, options_of, print_result, timed
 from benchmarks.inversion import NORMALISED
+from pipeline.acceleration import PIXELS_WORTH_COMPILING, resolved
 from pipeline.data import ArrayImages, hold_in_memory
 from pipeline.losses import distillation_loss
 from pipeline.models import Classifier, ImageConfig, ModelConfig, build_classifier
@@ -89,11 +90,10 @@ def measure(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
         lr=0.01,
         temperature=TEMPERATURE,
         augment=AugmentConfig(shift_px=SHIFT_PX, flip=True),
-        compile=True,
-        precision="bfloat16",
         log_every=arguments.steps,
         save_every_s=math.inf,
     )
+    config = resolved(config, world.device, PIXELS_WORTH_COMPILING, "the benchmark")
     loader = DataLoader(
         CroppedImages(images), arguments.batch_size, shuffle=True, num_workers=arguments.workers, drop_last=True
     )
@@ -116,7 +116,12 @@ def measure(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
             if turn:  # the first turn compiles and warms up
                 rates["ours"].append(arguments.batch_size * arguments.steps / ours_s)
                 rates["dataloader"].append(arguments.batch_size * arguments.steps / plain_s)
-    return {**options_of(arguments), **compared(rates, "images_per_s")}
+    return {
+        **options_of(arguments),
+        "precision": config.precision,
+        "compile": config.compile,
+        **compared(rates, "images_per_s"),
+    }
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from pipeline.files import read_json, write_json
 from pipeline.hardware import num_usable_cores, processor_name
 from pipeline.models import load_frozen
 from pipeline.recorder import read_metrics, seconds_of_stages
-from pipeline.run import RunConfig, build_student
+from pipeline.run import RunConfig, build_student, resolve
 from pipeline.session import open_session
 from pipeline.shards import read_manifest
 from pipeline.train import Task, TrainState, distillation_objective, train
@@ -160,6 +160,7 @@ def gaussian_noise(config: RunConfig) -> ArrayImages:
 
 def distil_and_evaluate(config: RunConfig, images: ArrayImages, world: World) -> EvalReport:
     """A student trained on `images` by the recipe of `config.distill`, judged on the real test images."""
+    config = resolve(config, world.device)
     teacher = load_frozen(config.teacher_model, config.images, world.device)
     student = build_student(config, teacher.normalisation).to(world.device)
     task = Task(

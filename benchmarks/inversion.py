@@ -16,6 +16,7 @@ import yaml
 
 from benchmarks.harness import compared, open_benchmark, options_of, print_result, timed
 from benchmarks.reference import reference_invert
+from pipeline.acceleration import PIXELS_WORTH_COMPILING, resolved
 from pipeline.invert import InversionConfig, PhaseConfig, invert, open_objective
 from pipeline.models import Classifier, ImageConfig, ModelConfig, build_classifier
 from pipeline.terms import TermConfig
@@ -30,15 +31,14 @@ CONFIG = InversionConfig(
     lr=0.1,
     shift_px=2,
     flip=True,
-    compile=True,
-    precision="bfloat16",
 )
 
 
-def config_of(arguments: argparse.Namespace) -> InversionConfig:
-    """What both loops do, for the options of the command line."""
+def config_of(arguments: argparse.Namespace, world: World) -> InversionConfig:
+    """What is measured, for the options of the command line; precision and compiling are what `auto` is here."""
     phases = (PhaseConfig(steps=arguments.steps),)
-    return replace(CONFIG, phases=phases, log_every=arguments.steps, cuda_graphs=arguments.cuda_graphs)
+    config = replace(CONFIG, phases=phases, log_every=arguments.steps, cuda_graphs=arguments.cuda_graphs)
+    return resolved(config, world.device, PIXELS_WORTH_COMPILING, "the benchmark")
 
 
 def load_teacher(arguments: argparse.Namespace, world: World) -> Classifier:
@@ -58,7 +58,7 @@ def load_teacher(arguments: argparse.Namespace, world: World) -> Classifier:
 
 def measure(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
     """Images x steps a second of both loops, in turn, and the loss that both end with."""
-    config = config_of(arguments)
+    config = config_of(arguments, world)
     labels = torch.arange(arguments.batch_size, device=world.device) % arguments.num_classes
     size, reference_teacher = (arguments.size_px,) * 2, load_teacher(arguments, world)
     rates: dict[str, list[float]] = {"ours": [], "reference": []}
@@ -79,6 +79,8 @@ def measure(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
                 rates[name].append(arguments.batch_size * arguments.steps / seconds)
                 losses[name].append(loss)
     return {
+        "precision": config.precision,
+        "compile": config.compile,
         **compared(rates, "image_steps_per_s"),
         "first_run_s": first_s,
         "final_loss": losses,

@@ -90,7 +90,7 @@ def _group_of(operation: str) -> str:
 
 def measure(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
     """Seconds of a step, of its forward and backward pass, the rates that follow, and the shares."""
-    config = config_of(arguments)
+    config = config_of(arguments, world)
     labels = torch.arange(arguments.batch_size, device=world.device) % arguments.num_classes
     size = (arguments.size_px, arguments.size_px)
     canvas = torch.randn(arguments.batch_size, 3, *size, generator=make_generator(0, "canvas")).to(world.device)

@@ -20,9 +20,9 @@ from torch import Generator, Tensor
 
 from benchmarks.harness import open_benchmark, print_result, summary
 from benchmarks.reference import reference_invert
+from pipeline.acceleration import Precision
 from pipeline.evidence import judge
 from pipeline.invert import InversionConfig, PhaseConfig, invert, open_objective
-from pipeline.models import Precision
 from pipeline.run import load_run
 from pipeline.session import Session, open_session
 from pipeline.world import World, make_generator
@@ -65,7 +65,7 @@ def gathered(world: World, own: dict[str, list[Verdicts]]) -> dict[str, list[Ver
     """What all workers found."""
     parts = [own] * world.size
     if world.size > 1:
-        torch.distributed.all_gather_object(parts, own)
+        torch.distributed.all_gather_object(parts, own, group=world.waiting)
     return {name: [one for part in parts for one in part[name]] for name in own}
 
 
@@ -80,8 +80,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     config = load_run(CONFIG, arguments.set)
-    inversion = replace(config.synthesis.inversion, phases=(PhaseConfig(steps=arguments.steps),))
     with open_benchmark() as world, open_session(config, world) as session:
+        phases = (PhaseConfig(steps=arguments.steps),)
+        inversion = replace(session.config.synthesis.inversion, phases=phases)
         own = range(world.rank, arguments.seeds, world.size)
         found = gathered(world, measure(session, inversion, own, arguments.batches))
         pairs = zip(found["bfloat16"], found["reference"], strict=True)
