@@ -25,13 +25,18 @@ chain() {
   step "$1" make PYTHON="$python" CONFIG="configs/$2.yaml" SET="name=gpu_$2 $cifar ${*:3}"
 }
 
-step tests "$python" -m pytest tests/test_{terms,batch_norm,capture,views,invert,train,metrics,configs}.py
+step tests "$python" -m pytest tests/test_{terms,batch_norm,capture,views,invert,train,metrics,compiler,configs}.py
 step digits make PYTHON="$python" SET="name=gpu_digits"
+torchrun="$python -m torch.distributed.run --standalone --nproc-per-node"
+step nccl $torchrun 1 -m stages.chain --config configs/digits.yaml --set name=gpu_nccl
+step nccl_two_ranks $torchrun 2 benchmarks/two_ranks.py
+step too_many_workers make NPROC=2 PYTHON="$python" SET="name=gpu_too_many"
 step digits_compiled make PYTHON="$python" SET="name=gpu_digits_compiled $fast"
 step resnet34_teacher make teacher PYTHON="$python" CONFIG=configs/cifar10_resnet34.yaml SET="name=gpu_cifar10_resnet34 $cifar"
 resnet50="--source torchvision:resnet50 --num_classes 1000 --size_px 224 --batch_size 84"
 step speed "$python" -m benchmarks.inversion
 step speed_resnet50 "$python" -m benchmarks.inversion $resnet50 --steps 30
+step choices "$python" -m benchmarks.choices
 step speed_graphs "$python" -m benchmarks.inversion --cuda_graphs
 step profile "$python" -m benchmarks.profile
 step profile_graphs "$python" -m benchmarks.profile --cuda_graphs

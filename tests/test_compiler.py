@@ -54,8 +54,8 @@ def test_without_pythons_headers_the_reason_is_one_line(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # raised inside torch's compiler
-def test_with_a_compiler_there_is_no_reason():
-    assert why_not_compiled(CPU) is None
+def test_with_a_compiler_there_is_no_reason(device):
+    assert why_not_compiled(device) is None
 
 
 def test_what_cannot_be_compiled_is_told_with_the_fix(monkeypatch):
