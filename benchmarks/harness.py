@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -56,6 +57,8 @@ def measured_commit() -> str:
     """
 
     def git(*arguments: str) -> str:
+        if shutil.which("git") is None:
+            return ""
         done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=REPOSITORY, check=False)
         return done.stdout.strip() if done.returncode == 0 else ""
 

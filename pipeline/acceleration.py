@@ -8,7 +8,7 @@ import torch
 
 from pipeline.compiler import why_not_compiled
 from pipeline.config import ConfigError
-from pipeline.hardware import device_name, multiplies_bfloat16
+from pipeline.hardware import SLOWDOWN, device_name, multiplies_bfloat16
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", True, False]
@@ -42,19 +42,19 @@ def resolved(config: Config, device: torch.device, num_pixels: int, key: str) ->
         precision = "bfloat16" if multiplies_bfloat16(device) else "float32"
     elif precision == "bfloat16" and not multiplies_bfloat16(device):
         warnings.warn(
-            f"{key}.precision: bfloat16, but {device_name(device)} does not multiply it itself: up to 18 times slower "
-            "than float32; set it to auto or float32",
+            f"{key}.precision: bfloat16, but {device_name(device)} does not multiply it itself: {SLOWDOWN} slower than "
+            "float32; set it to auto or float32",
             stacklevel=2,
         )
     if compile == "auto":
-        compile = num_pixels >= PIXELS_WORTH_COMPILING and _compiles(device, key)
+        compile = num_pixels >= PIXELS_WORTH_COMPILING and _compiles(device)
     elif compile and (missing := why_not_compiled(device)):
         raise ConfigError(f"{key}.compile: true, but {missing}, or set it to auto or false")
     return replace(config, precision=precision, compile=compile)  # type: ignore[type-var]  # a protocol is no dataclass
 
 
-def _compiles(device: torch.device, key: str) -> bool:
+def _compiles(device: torch.device) -> bool:
     missing = why_not_compiled(device)
-    if missing:
-        warnings.warn(f"{key}.compile: auto runs uncompiled, about half as fast: {missing}", stacklevel=3)
+    if missing:  # the same text for every key, so that it is told once
+        warnings.warn(f"compile: auto runs uncompiled, about half as fast: {missing}", stacklevel=2)
     return missing is None

@@ -1,10 +1,17 @@
 """Compiling what runs thousands of times, where this machine has what a compiler needs."""
 
+import hashlib
+import shutil
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+
+from pipeline.world import cache_folder, compiler_name
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -16,6 +23,8 @@ MISSING_PARTS = (
     ("InvalidCxxCompiler", "there is no C++ compiler; install g++ or clang++"),
     ("Failed to find C compiler", "there is no C compiler; install gcc or clang"),
     ("Python.h", "Python's headers are missing; install the package with them (python3-dev)"),
+    ("omp.h", "the C++ compiler has no OpenMP; install libomp"),
+    ("main.c", "Triton's C compiler fails; install Python's headers (python3-dev)"),
     ("Cannot find a working triton", "the package triton is missing; install it"),
 )
 
@@ -54,12 +63,28 @@ def compiled(
 
 @lru_cache
 def why_not_compiled(device: torch.device) -> str | None:
-    """What a compiler for `device` lacks on this machine, found by compiling two lines; None when it works."""
+    """What a compiler for `device` lacks on this machine, found by compiling two lines; None when it works.
+
+    That it worked is remembered in the user's cache, since a try takes seconds even where nothing will be compiled.
+    """
+    mark = _works_mark(device)
+    if mark.exists():
+        return None
     try:
         compiled(lambda x: torch.sin(x) + 1, device)(torch.zeros(8, device=device))
     except ValueError as error:
         return _reason(error.__cause__ or error)
+    with suppress(OSError):  # it can be found out again
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
     return None
+
+
+def _works_mark(device: torch.device) -> Path:
+    """A file that is there when the compiler found now, for this device, has compiled for this PyTorch and Python."""
+    tools = [shutil.which(name) for name in (compiler_name(), "g++", "clang++", "gcc", "clang")]
+    facts = [device.type, torch.__version__, sys.version, sys.prefix, *tools]
+    return cache_folder() / f"compiles-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}"
 
 
 def _reason(error: BaseException) -> str:

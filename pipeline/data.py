@@ -31,8 +31,8 @@ NOT_MIRRORABLE = ("sklearn:digits", "torchvision:MNIST")
 # scikit-learn's digits come in one piece of 1,797 images; these many, drawn with this seed, are held out.
 DIGITS_HELD_OUT, DIGITS_SPLIT_SEED = 500, 0
 DIGITS_LEVELS = 16
-# Images that one thread decodes at a time.
-READ_BATCH = 256
+# Images that are read into memory at a time, and that one thread decodes at a time.
+READ_BATCH, READ_PIECE = 256, 32
 # Decoded images that wait for the device, at most; at least one batch is always read ahead.
 READ_AHEAD_BYTES = 256 * 2**20
 # Share of the free memory that decoded images may take where no limit is given: a network has to train beside them, and
@@ -264,24 +264,29 @@ def hold_in_memory(images: ImageSet, device: torch.device) -> ArrayImages:
 def read_batches(images: ImageSet, batches: Iterable[Sequence[int]]) -> Iterator[Tensor]:
     """uint8 (len(batch), C, H, W) for each batch of indices, in order, read ahead by as many threads as PyTorch has.
 
-    Threads are enough, since the decoders do not hold the interpreter's lock.
+    Threads are enough, since the decoders do not hold the interpreter's lock. Each takes a piece of a batch at a time,
+    so that a large batch keeps all of them busy.
     """
-    num_threads, bytes_of_image = torch.get_num_threads(), images.batch([0]).numel()
-    waiting: deque[tuple[int, Future[Tensor]]] = deque()
+    num_threads, image_bytes = torch.get_num_threads(), images.batch([0]).numel()
+    max_ahead = max(1, min(READ_AHEAD_BYTES // image_bytes, 2 * num_threads * READ_PIECE))
+    waiting: deque[tuple[int, list[Future[Tensor]]]] = deque()
     with background_threads(num_threads) as threads:
         try:
             for indices in batches:
-                waiting.append((len(indices), threads.submit(images.batch, indices)))
-                num_bytes_ahead = sum(count for count, _ in waiting) * bytes_of_image
-                while len(waiting) > 1 and (len(waiting) > num_threads or num_bytes_ahead > READ_AHEAD_BYTES):
-                    count, future = waiting.popleft()
-                    num_bytes_ahead -= count * bytes_of_image
-                    yield future.result()
+                pieces = (indices[i : i + READ_PIECE] for i in range(0, len(indices), READ_PIECE))
+                waiting.append((len(indices), [threads.submit(images.batch, piece) for piece in pieces]))
+                while len(waiting) > 1 and sum(count for count, _ in waiting) > max_ahead:
+                    yield _joined(waiting.popleft()[1])
             while waiting:
-                yield waiting.popleft()[1].result()
+                yield _joined(waiting.popleft()[1])
         finally:
-            for _, future in waiting:  # of a reader that failed, or is not listened to any more
-                future.cancel()
+            for _, futures in waiting:  # of a reader that failed, or is not listened to any more
+                for future in futures:
+                    future.cancel()
+
+
+def _joined(pieces: Sequence[Future[Tensor]]) -> Tensor:
+    return pieces[0].result() if len(pieces) == 1 else torch.cat([piece.result() for piece in pieces])
 
 
 def load_batches(images: ImageSet, batches: Iterable[Tensor], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:

@@ -61,8 +61,10 @@ def _names(path: Path) -> list[str]:
 def _fix(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return "the disk or quota is full: free space and run the same command again; finished parts are kept"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-        return "the folder cannot be written: check its permissions, or set shards_dir / checkpoints_dir"
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return "a file is in the place of a folder: remove it, or set shards_dir / checkpoints_dir"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "check the permissions of the folder, or set shards_dir / checkpoints_dir"
     return error.strerror or str(error)
 
 

@@ -1,4 +1,4 @@
-"""What this machine has and does fast: cores, memory, bfloat16 units; asked once, never assumed."""
+"""What this machine has and does fast: cores, memory, bfloat16 units; asked for, never assumed."""
 
 import ctypes
 import math
@@ -6,22 +6,23 @@ import mmap
 import os
 import platform
 import resource
+import shutil
 import sys
 import warnings
+from functools import cache
 from pathlib import Path
 
 import torch
 
+from pipeline import cgroups
+
 # What the kernel says of the processor and the driver, where it is Linux.
 CPU_INFO, MEMORY_INFO = Path("/proc/cpuinfo"), Path("/proc/meminfo")
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
-# Limits of a container: version 2 of control groups, then version 1.
-CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
-CPU_QUOTA, CPU_PERIOD = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
-MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-MEMORY_USED = (Path("/sys/fs/cgroup/memory.current"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"))
 # The first CUDA architecture whose tensor cores multiply bfloat16; older ones emulate it.
 BFLOAT16_CAPABILITY = (8, 0)
+# How much slower bfloat16 is than float32 on processors that do not multiply it (docs/performance.md).
+SLOWDOWN = "8 to 18 times"
 # glibc's options of mallopt(3) that keep freed memory in the process.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 # Share of the free memory that the heap may reach in large pages; beyond, it grows in small ones.
@@ -31,17 +32,7 @@ HEAP_SHARE = 0.5
 def num_usable_cores() -> int:
     """Cores that this process may use: its affinity and its container's quota count, not the machine's size."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    words = _read_words(CPU_MAX) or [*_read_words(CPU_QUOTA), *_read_words(CPU_PERIOD)]
-    if len(words) == 2 and words[0].isdigit():  # else "max", or -1: no quota
-        cores = min(cores, math.ceil(int(words[0]) / int(words[1])))
-    return max(1, cores)
-
-
-def _read_words(path: Path) -> list[str]:
-    try:
-        return path.read_text().split()
-    except OSError:
-        return []
+    return math.ceil(min(cores, cgroups.core_limit()))
 
 
 def free_memory_bytes(device: torch.device) -> int:
@@ -53,11 +44,7 @@ def free_memory_bytes(device: torch.device) -> int:
         free = int(fields["MemAvailable"]) * 1024
     else:  # macOS tells only how much there is
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    for limit, used in zip(MEMORY_LIMITS, MEMORY_USED, strict=True):
-        bounds = _read_words(limit) + _read_words(used)
-        if len(bounds) == 2 and bounds[0].isdigit():
-            free = min(free, max(0, int(bounds[0]) - int(bounds[1])))
-    return free
+    return int(min(free, cgroups.free_memory_bytes()))
 
 
 def _lines(path: Path) -> list[str]:
@@ -72,11 +59,12 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
 
 
-def keep_freed_memory() -> None:
+@cache
+def keep_freed_memory(num_sharing: int = 1) -> None:
     """Have glibc keep what is freed for the next allocation, in large pages; other allocators stay as they are.
 
     Every step frees its feature maps and asks for them again, and getting them from the system takes up to a quarter
-    of inversion on the CPU.
+    of inversion on the CPU. The machine's memory is shared by `num_sharing` processes.
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -90,7 +78,7 @@ def keep_freed_memory() -> None:
     libc.mallopt(M_MMAP_MAX, 0)
     libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
     # Addresses, no memory: the heap grows by them at once, so that all of it can be marked for large pages.
-    num_bytes = int(HEAP_SHARE * free_memory_bytes(torch.device("cpu")))
+    num_bytes = int(HEAP_SHARE * free_memory_bytes(torch.device("cpu")) / num_sharing)
     start = libc.malloc(num_bytes)
     if start:
         first_page = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
@@ -99,10 +87,11 @@ def keep_freed_memory() -> None:
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16 itself; elsewhere it is up to 18 times slower than float32."""
+    """Whether the hardware multiplies bfloat16 itself; without it, that is slower than float32 (see SLOWDOWN)."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= BFLOAT16_CAPABILITY
-    has_units = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    units = torch.cpu.get_capabilities()
+    has_units = bool(units.get("amx_bf16") or units.get("avx512_bf16"))
     # The variable ATEN_CPU_CAPABILITY makes PyTorch take a processor for a smaller one.
     return has_units and torch.backends.cpu.get_cpu_capability().startswith(("AVX512", "AMX"))
 
@@ -118,9 +107,16 @@ def processor_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def is_cuda_usable() -> bool:
+    """Whether PyTorch can compute on CUDA devices; those that the system counts may have a driver that is too old."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.cuda.is_available()
+
+
 def unusable_driver() -> str | None:
     """Why PyTorch cannot use the NVIDIA driver of this machine; None where it can, or where there is no driver."""
-    if not NVIDIA_DRIVER.exists() or torch.cuda.is_available():
+    if not (NVIDIA_DRIVER.exists() or shutil.which("nvidia-smi")) or is_cuda_usable():
         return None
     if torch.version.cuda is None:
         return f"PyTorch {torch.__version__} is built without CUDA; install a build with it"

@@ -74,7 +74,6 @@ class RunConfig:
             )
         self._check_teacher()
         self._check_synthesis()
-        self._warn_of_mirrors()
 
     def _check_teacher(self) -> None:
         if self.teacher.weights is None and self.teacher_training is None:
@@ -114,18 +113,6 @@ class RunConfig:
                 f"distill.batch_size: {self.distill.batch_size} is larger than the set of one round, {in_a_round} "
                 "images; lower it or raise synthesis.num_images"
             )
-
-    def _warn_of_mirrors(self) -> None:
-        flips = {
-            "synthesis.inversion.flip": self.synthesis.inversion.flip,
-            "distill.augment.flip": self.distill.augment.flip,
-            "teacher_training.augment.flip": bool(self.teacher_training and self.teacher_training.augment.flip),
-        }
-        for key, flip in flips.items():
-            if flip and self.data.test in NOT_MIRRORABLE:
-                warnings.warn(
-                    f"{key}: true mirrors images of {self.data.test}, which changes what they show", stacklevel=2
-                )
 
     @property
     def checkpoints(self) -> Path:
@@ -177,7 +164,22 @@ def load_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration of `path` with overrides applied; raises ConfigError."""
     mapping = load_yaml(path, overrides)
     mapping.setdefault("name", path.stem)
-    return parse(RunConfig, mapping)
+    config = parse(RunConfig, mapping)
+    _warn_of_mirrors(config)
+    return config
+
+
+def _warn_of_mirrors(config: RunConfig) -> None:
+    flips = {
+        "synthesis.inversion.flip": config.synthesis.inversion.flip,
+        "distill.augment.flip": config.distill.augment.flip,
+        "teacher_training.augment.flip": bool(config.teacher_training and config.teacher_training.augment.flip),
+    }
+    for key, flip in flips.items():
+        if flip and config.data.test in NOT_MIRRORABLE:
+            warnings.warn(
+                f"{key}: true mirrors images of {config.data.test}, which changes what they show", stacklevel=3
+            )
 
 
 def resolve(config: RunConfig, device: torch.device) -> RunConfig:
@@ -187,11 +189,12 @@ def resolve(config: RunConfig, device: torch.device) -> RunConfig:
     def trained(training: Training, key: str) -> Training:
         return resolved(training, device, training.steps * training.batch_size * pixels_of_image, key)
 
-    inversion = config.synthesis.inversion
-    num_pixels = config.synthesis.num_images * inversion.num_steps * pixels_of_image
-    if inversion.cuda_graphs:
+    asked = config.synthesis.inversion
+    num_pixels = config.synthesis.num_images * asked.num_steps * pixels_of_image
+    if asked.cuda_graphs:
         num_pixels = max(num_pixels, PIXELS_WORTH_COMPILING)  # they are made of compiled steps
-    inversion = resolved(inversion, device, num_pixels, "synthesis.inversion")
+    inversion = resolved(replace(asked, cuda_graphs=False), device, num_pixels, "synthesis.inversion")
+    inversion = replace(inversion, cuda_graphs=asked.cuda_graphs and bool(inversion.compile))
     return replace(
         config,
         synthesis=replace(config.synthesis, inversion=inversion),

@@ -10,6 +10,7 @@ import torch
 from pipeline.capture import batch_norm_layers
 from pipeline.config import refuse_other
 from pipeline.data import ArrayImages, ImageSet, ShardSet, held_limit_bytes, hold_in_memory, num_bytes
+from pipeline.hardware import keep_freed_memory
 from pipeline.invert import Objective, open_objective, phase_size
 from pipeline.models import Classifier, check_fit, load_frozen
 from pipeline.run import RunConfig, build_student, require_student, resolve, synthesis_identity
@@ -27,6 +28,8 @@ class Session:
         self._resources, self._is_student_used = resources, False
         self._shards, self._num_pooled, self._num_checked = ShardSet([]), 0, 0
         self._held: ArrayImages | None = None
+        # Taken now, since what synthesis frees stays with the process.
+        self._held_limit_bytes = held_limit_bytes(config.distill.memory_gib, world.device, world.local_size)
 
     @cached_property
     def teacher(self) -> Classifier:
@@ -120,10 +123,6 @@ class Session:
         return self._held
 
     @cached_property
-    def _held_limit_bytes(self) -> float:
-        return held_limit_bytes(self.config.distill.memory_gib, self.world.device, self.world.local_size)
-
-    @cached_property
     def _student(self) -> Classifier:
         return self._build_student().to(self.world.device)
 
@@ -156,5 +155,6 @@ def _joined(first: ArrayImages, second: ArrayImages) -> ArrayImages:
 @contextmanager
 def open_session(config: RunConfig, world: World) -> Iterator[Session]:
     """A session of `config` as this machine runs it; its hooks are removed from networks when the block ends."""
+    keep_freed_memory(world.local_size)
     with ExitStack() as resources:
         yield Session(resolve(config, world.device), world, resources)

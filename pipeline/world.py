@@ -4,19 +4,21 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TypeVar
+from pathlib import Path
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.hardware import keep_freed_memory, num_usable_cores
+from pipeline.hardware import is_cuda_usable, keep_freed_memory, num_usable_cores, unusable_driver
 
 # A worker that answers nothing for so long is lost; the others wait for it in every step of distillation.
 LOST_AFTER = timedelta(minutes=10)
@@ -70,14 +72,14 @@ class World:
         return values[0]
 
     def require_same(self, value: str, what: str) -> None:
-        """Raise ValueError, naming what differs, unless all workers give the same value."""
+        """Raise ValueError, saying `what` the workers differ in, unless all give the same value."""
         if self.waiting is None:
             return
         values = [""] * self.size
         with explained_loss():
             dist.all_gather_object(values, value, group=self.waiting)
         if others := [rank for rank in range(self.size) if values[rank] != values[0]]:
-            raise ValueError(f"worker {others[0]} runs on another kind of machine than worker 0: they differ in {what}")
+            raise ValueError(f"worker {others[0]} differs from worker 0 in {what}")
 
     def mean(self, tensor: Tensor) -> Tensor:
         """The mean of a tensor over all workers, which call this at the same time."""
@@ -104,12 +106,15 @@ class World:
 
 @contextmanager
 def explained_loss() -> Iterator[None]:
-    """Turn what gloo and NCCL raise when a worker is gone into a ConnectionError with the way on."""
+    """Turn what gloo and NCCL raise, most often since a worker is gone, into a ConnectionError with the way on."""
     try:
         yield
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or any(mark in str(error) for mark in LOST_PEER):
-            raise ConnectionError("another worker is gone; the same command goes on from here") from error
+            reason = str(error).strip().partition("\n")[0]
+            raise ConnectionError(
+                f"the connection to another worker is lost ({reason}); the same command goes on from here"
+            ) from error
         raise
 
 
@@ -130,14 +135,22 @@ def open_world() -> Iterator[World]:
         yield World(device=device)
         return
     on_cuda = device.type == "cuda"
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if on_cuda else "gloo", timeout=LOST_AFTER, device_id=device if on_cuda else None
-    )
-    try:
+    with explained_loss():
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_cuda else "gloo", timeout=LOST_AFTER, device_id=device if on_cuda else None
+        )
         waiting = dist.new_group(backend="gloo", timeout=WAIT_AT_MOST)
-        yield World(rank=rank, size=size, local_size=local_size, device=device, waiting=waiting)
-    finally:
-        dist.destroy_process_group()
+    yield World(rank=rank, size=size, local_size=local_size, device=device, waiting=waiting)
+    dist.destroy_process_group()  # not after an error: NCCL would wait for workers that have not met it
+
+
+def leave(code: int) -> NoReturn:
+    """Exit; of several workers without waiting for the others, who may be in the midst of a reduction."""
+    if dist.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def is_leading() -> bool:
@@ -157,6 +170,16 @@ def share_cores(num_workers: int) -> None:
     os.environ[TELLING] = "1"
 
 
+def compiler_name() -> str:
+    """The C++ compiler that PyTorch takes."""
+    return os.environ.get("CXX", "g++")
+
+
+def cache_folder() -> Path:
+    """Where this user's programs keep what they can find out again."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dreamdistill"
+
+
 def is_device_named() -> bool:
     """Whether somebody chose the device."""
     return "DREAMDISTILL_DEVICE" in os.environ
@@ -167,20 +190,19 @@ def choose_device(local_rank: int, local_size: int) -> torch.device:
 
     Raises ValueError when there is no such device, or not one for each worker.
     """
-    name, found = os.environ.get("DREAMDISTILL_DEVICE"), torch.cuda.device_count()
+    name, num_cuda = os.environ.get("DREAMDISTILL_DEVICE"), torch.cuda.device_count() if is_cuda_usable() else 0
     try:
-        device = torch.device(name or ("cuda" if found else "cpu"))
+        device = torch.device(name or ("cuda" if num_cuda else "cpu"))
     except RuntimeError:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"DREAMDISTILL_DEVICE={name} is no device to compute on; use cpu, cuda or cuda:N")
     if device.type == "cpu":
         return device
-    if (device.index or 0) >= found:
-        raise ValueError(
-            f"DREAMDISTILL_DEVICE={name}, but PyTorch sees {found} CUDA devices; use cpu or a lower number"
-        )
-    num_devices = found if device.index is None else 1
+    if (device.index or 0) >= num_cuda:
+        reason = unusable_driver() or f"there are {num_cuda} CUDA devices"
+        raise ValueError(f"DREAMDISTILL_DEVICE={name}, but {reason}; use cpu{' or a lower number' if num_cuda else ''}")
+    num_devices = num_cuda if device.index is None else 1
     if local_size > num_devices:
         raise ValueError(
             f"NPROC={local_size} workers on this machine need a CUDA device each, there is {num_devices} for them; "
@@ -190,11 +212,14 @@ def choose_device(local_rank: int, local_size: int) -> torch.device:
 
 
 def _settle_process(device: torch.device, local_size: int) -> None:
-    """Threads, allocator and CUDA's choices between speed and bits, as docs/architecture.md explains them."""
-    if "OMP_NUM_THREADS" not in os.environ:
+    """Threads, allocator and CUDA's choices between speed and bits (docs/architecture.md, decisions 19 to 21)."""
+    given = os.environ.get("OMP_NUM_THREADS")
+    if given is not None and not (given.isdigit() and int(given)):
+        raise ValueError(f"OMP_NUM_THREADS={given} is no number of threads; use 1 or more, or leave it out")
+    if given is None:
         # PyTorch counts physical cores, but knows nothing of containers and of other workers.
         torch.set_num_threads(threads_of_a_worker(local_size))
-    keep_freed_memory()
+    keep_freed_memory(local_size)
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True

@@ -17,7 +17,7 @@ from pipeline.files import exclusive_lock
 from pipeline.hardware import device_name, unusable_driver
 from pipeline.run import RunConfig, load_run
 from pipeline.session import Session, open_session
-from pipeline.world import World, is_device_named, is_launcher_telling, is_leading, open_world
+from pipeline.world import World, is_device_named, is_launcher_telling, is_leading, leave, open_world
 
 Stage = Callable[[Session, int | None], None]
 FAILED, INTERRUPTED = 2, 130
@@ -33,23 +33,28 @@ def run_stage(stage: Stage, description: str, *, exclusive: bool = True) -> None
     arguments = parse_arguments(description)
     warnings.showwarning = _show_warning
     try:
-        config = read_config(arguments)  # before the workers meet: all of them make the same mistake
+        config = read_config(arguments)  # before the workers meet
+    except (ValueError, OSError) as error:
+        fail(error, _message(error), is_everyones=True)
+    try:
         with open_world() as world, ExitStack() as resources:
             if exclusive and world.is_leader:
-                resources.enter_context(exclusive_lock(config.checkpoints / ".lock"))
-                resources.enter_context(exclusive_lock(config.shards / ".lock"))
+                for folder in {f.resolve(): f for f in (config.checkpoints, config.shards)}.values():  # may be one
+                    resources.enter_context(exclusive_lock(folder / ".lock"))
             session = resources.enter_context(open_session(config, world))
-            world.require_same(fingerprint(to_plain(session.config)), "precision or compile; name both in the config")
+            same = fingerprint(to_plain(session.config))
+            world.require_same(same, "what auto is for precision or compile on its machine; name both in the config")
             if world.is_leader:
                 print(_start_line(session.config, world), flush=True)
             stage(session, arguments.round)
     except torch.OutOfMemoryError as error:
-        fail(error, f"the device is out of memory; lower batch_size ({error})")
+        fail(error, f"the device is out of memory; lower batch_size, or memory_gib of held images ({error})")
     except (ValueError, OSError, FloatingPointError) as error:
         fail(error, _message(error))
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        if not is_launcher_telling():
+            print("interrupted; the same command goes on from here", file=sys.stderr)
+        leave(INTERRUPTED)
 
 
 def parse_arguments(description: str, arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -74,35 +79,36 @@ def read_config(arguments: argparse.Namespace) -> RunConfig:
     return config
 
 
-def fail(error: Exception, message: str) -> NoReturn:
-    """Exit with one line about the error; workers leave it to what launched them, so that it is told once."""
+def fail(error: Exception, message: str, *, is_everyones: bool = False) -> NoReturn:
+    """Exit with one line about the error, told once: by the launcher, or by the leader where it `is_everyones`."""
     if isinstance(error, ConnectionError):
         time.sleep(LAST_WORDS_S)
-    get_error_handler().record_exception(RuntimeError(message))  # for torchrun, which says where to
-    if not is_launcher_telling():
+    if is_launcher_telling():
+        get_error_handler().record_exception(RuntimeError(message))
+    elif is_leading() or not is_everyones:
         print(f"error: {message}", file=sys.stderr)
-    sys.exit(FAILED)
+    leave(FAILED)
 
 
 def _start_line(config: RunConfig, world: World) -> str:
     """What the stage runs on, and how: nobody should learn from the clock that a GPU was not used."""
     threads, each = torch.get_num_threads(), " each" if world.size > 1 else ""
-    inversion, distill = config.synthesis.inversion, config.distill
+    work = {
+        "teacher": config.teacher_training,
+        "synthesis": config.synthesis.inversion,
+        "distillation": config.distill,
+    }
+    ways = [f"{name} in {c.precision}, {'' if c.compile else 'un'}compiled" for name, c in work.items() if c]
     driver = unusable_driver() if world.device.type == "cpu" and not is_device_named() else None
     return (
         f"on {device_name(world.device)}: {_counted(world.size, 'worker')} with {_counted(threads, 'thread')}{each}; "
-        f"synthesis in {inversion.precision}, {_compiled(inversion.compile)}; "
-        f"distillation in {distill.precision}, {_compiled(distill.compile)}"
+        + "; ".join(ways)
         + (f"\nthe NVIDIA driver of this machine is not used: {driver}" if driver else "")
     )
 
 
 def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def _compiled(compile: object) -> str:
-    return "compiled" if compile else "uncompiled"
 
 
 def _message(error: Exception) -> str:

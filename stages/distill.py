@@ -13,12 +13,10 @@ def main(session: Session, round_index: int | None = None) -> None:
     """Train the student of a round on the pool of shards up to it, starting from the student before."""
     config, world = session.config, session.world
     if round_index is None:
-        round_index = _next_round(config)
+        round_index = world.broadcast(_next_round(config))
     session.check_shards(round_index)
     path, identity = config.student_path(round_index), student_identity(config, round_index)
-    finished = is_finished(path, identity)
-    world.barrier()  # all workers have seen the same before one of them writes
-    if finished:
+    if world.broadcast(is_finished(path, identity)):
         if world.is_leader:
             print(f"distill: {path} is up to date")
         return
@@ -27,7 +25,9 @@ def main(session: Session, round_index: int | None = None) -> None:
     images, steps = session.pool(round_index), config.distill_steps(round_index)
     student = session.student(round_index)
     state = TrainState.open(student, config.distill, state_path(path), identity, steps.start)
-    world.barrier()
+    world.require_same(str(state.step), f"the step of {state.path}; is it on a file system that all of them see?")
+    if world.is_leader and state.step > steps.start:
+        print(f"distill: resumed at step {state.step:,}", flush=True)
     with open_recorder(
         config.metrics_path(world.rank),
         "distill",

@@ -25,7 +25,7 @@ def main(session: Session, round_index: int | None = None) -> None:
     """Make every batch of the round that is not there yet, then pack all of them into shards."""
     config, world = session.config, session.world
     if round_index is None:
-        round_index = _next_round(config)
+        round_index = world.broadcast(_next_round(config))
     folder, identity = config.round_folder(round_index), synthesis_identity(config, round_index)
     check_folder(folder, identity)
     specs = plan_batches(config.synthesis, config.images.num_classes, config.seed, round_index)

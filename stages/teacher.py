@@ -30,6 +30,8 @@ def main(session: Session, round_index: int | None = None) -> None:
         images = hold_in_memory(images, device)
     teacher = build_classifier(config.teacher, config.images, seed=derive_seed(config.seed, "teacher/weights"))
     state = TrainState.open(teacher.to(device), training, state_path(path), identity)
+    if state.step:
+        print(f"teacher: resumed at step {state.step:,}", flush=True)
     task = Task(
         teacher,
         label_objective(training),

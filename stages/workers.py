@@ -9,6 +9,7 @@ import argparse
 import logging
 import signal
 import sys
+import warnings
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
@@ -22,19 +23,21 @@ from stages.command import FAILED, INTERRUPTED, fail, parse_arguments, read_conf
 def main() -> None:
     """Check what can be checked, start the workers, wait for them, and exit as the first that failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("num_workers", type=int)
+    parser.add_argument("num_workers")
     parser.add_argument("stage")
     own, arguments = parser.parse_known_args()
+    warnings.simplefilter("ignore")  # the workers' leader tells them
     try:
-        if own.num_workers < 1:
+        num_workers = int(own.num_workers) if own.num_workers.isdigit() else 0
+        if num_workers < 1:
             raise ValueError(f"NPROC={own.num_workers}: there is no such number of workers; use 1 or more")
         read_config(parse_arguments("", arguments))
-        choose_device(0, own.num_workers)
+        choose_device(0, num_workers)
     except (ValueError, OSError) as error:
         fail(error, str(error))
-    share_cores(own.num_workers)
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it logs each failure with a trace
-    command = ["--standalone", "--nproc-per-node", str(own.num_workers), "-m", f"stages.{own.stage}"]
+    share_cores(num_workers)
+    logging.disable()  # torchrun logs each failure and signal, with a trace
+    command = ["--standalone", "--nproc-per-node", str(num_workers), "-m", f"stages.{own.stage}"]
     try:
         launch(parse_args([*command, *arguments]))
     except ChildFailedError as error:
@@ -45,8 +48,8 @@ def main() -> None:
 
 
 def _first_failure(error: ChildFailedError) -> tuple[int, ProcessFailure]:
-    """The worker that failed first; the others lose their connection to it."""
-    return min(error.failures.items(), key=lambda item: (item[1].exitcode >= 0, item[1].timestamp))
+    """The worker that failed first; torchrun ends the others with SIGTERM, and later with SIGKILL."""
+    return min(error.failures.items(), key=lambda item: (item[1].exitcode == -signal.SIGTERM, item[1].timestamp))
 
 
 def _tell(rank: int, failure: ProcessFailure) -> None:
@@ -55,8 +58,10 @@ def _tell(rank: int, failure: ProcessFailure) -> None:
         name = signal.Signals(-failure.exitcode).name
         print(f"error: worker {rank} was killed ({name}); the same command goes on from here", file=sys.stderr)
         sys.exit(FAILED)
-    told = failure.message["message"] if isinstance(failure.message, dict) else failure.message
-    print(f"error: {told.removeprefix('RuntimeError: ')}", file=sys.stderr)
+    if isinstance(failure.message, dict):  # from `fail`
+        print(f"error: {failure.message['message'].removeprefix('RuntimeError: ')}", file=sys.stderr)
+    else:
+        print(f"error: worker {rank} ended with {failure.exitcode}; its own last lines are above", file=sys.stderr)
     sys.exit(failure.exitcode)
 
 

@@ -1,6 +1,7 @@
 """A tiny network and the device that the tests share."""
 
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from tiny_run import run_in_process, tiny_config
 from torch import Tensor, nn
 
+from pipeline.compiler import why_not_compiled
 from pipeline.hardware import keep_freed_memory
 from pipeline.models import Classifier
 from stages import chain
@@ -39,6 +41,15 @@ def device() -> torch.device:
     if found.type == "cuda":
         torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
     return found
+
+
+@pytest.fixture(scope="session")
+def compiler(device: torch.device) -> None:
+    """Skips a test where nothing can be compiled for the device."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # raised inside torch's compiler
+        if missing := why_not_compiled(device):
+            pytest.skip(missing)
 
 
 @pytest.fixture

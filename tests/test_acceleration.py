@@ -5,13 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_run import tiny_config
+from tiny_run import REPOSITORY, run_command, tiny_config, write_config
 
 from pipeline import acceleration, hardware
 from pipeline.acceleration import PIXELS_WORTH_COMPILING, resolved
 from pipeline.config import ConfigError
 from pipeline.run import load_run, resolve, resolved_yaml, synthesis_identity
 from pipeline.train import TrainingConfig
+from stages import chain
 
 CPU = torch.device("cpu")
 CONFIG = TrainingConfig(steps=1, batch_size=4, lr=0.1)
@@ -51,11 +52,12 @@ def test_auto_compiles_where_it_pays(machine, num_pixels, expected):
 
 def test_auto_runs_uncompiled_with_one_warning_where_nothing_compiles(machine):
     machine(missing="there is no C++ compiler; install g++ or clang++")
-    with pytest.warns(
-        UserWarning, match=r"distill\.compile: auto runs uncompiled, .*there is no C\+\+ compiler"
-    ) as told:
-        assert resolved(CONFIG, CPU, PIXELS_WORTH_COMPILING, "distill").compile is False
-    assert len(told) == 1
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("default")
+        for key in ("synthesis.inversion", "distill"):
+            assert resolved(CONFIG, CPU, PIXELS_WORTH_COMPILING, key).compile is False
+    (line,) = [str(warning.message) for warning in told]
+    assert line.startswith("compile: auto runs uncompiled, about half as fast: there is no C++ compiler")
 
 
 def test_where_compiling_does_not_pay_nothing_is_tried(machine):
@@ -83,10 +85,34 @@ def test_what_is_decided_is_in_the_resolved_config_and_in_the_identity(machine, 
     assert resolve(found, CPU) == found
 
 
+@pytest.mark.filterwarnings("default")
+def test_a_run_without_a_compiler_ends_with_one_warning(machine, tmp_path, monkeypatch, capsys):
+    machine(missing="there is no C++ compiler; install g++ or clang++")
+    monkeypatch.setattr(acceleration, "PIXELS_WORTH_COMPILING", 0)
+    keys = ("synthesis__inversion", "distill", "teacher_training")
+    path = write_config(tmp_path, **{f"{key}__compile": "auto" for key in keys})
+    assert run_command(monkeypatch, chain.main, path) == 0
+    written = capsys.readouterr()
+    warned = [line for line in written.err.splitlines() if line.startswith("warning: compile")]
+    assert len(warned) == 1
+    assert "Traceback" not in written.err
+    assert "distillation in float32, uncompiled" in written.out
+
+
+@pytest.mark.parametrize("missing", [None, "there is no C++ compiler"])
+def test_cuda_graphs_ask_for_compiling_and_are_left_out_without_it(machine, tmp_path, missing):
+    machine(missing=missing)
+    graphs = {"synthesis__inversion__cuda_graphs": True, "synthesis__inversion__compile": "auto"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        inversion = resolve(tiny_config(tmp_path, **graphs), CPU).synthesis.inversion
+    assert (inversion.cuda_graphs, inversion.compile) == (missing is None, missing is None)
+
+
 def test_the_digits_are_not_compiled_and_cifar10_is(machine):
     machine()
     for name, expected in (("digits", False), ("cifar10_resnet20", True), ("imagenet_ten_classes", True)):
-        found = resolve(load_run(hardware.Path(f"configs/{name}.yaml")), CPU)
+        found = resolve(load_run(REPOSITORY / "configs" / f"{name}.yaml"), CPU)
         assert (found.synthesis.inversion.compile, found.distill.compile) == (expected, expected), name
 
 
@@ -96,8 +122,7 @@ def test_the_digits_are_not_compiled_and_cifar10_is(machine):
 )
 def test_a_processor_multiplies_bfloat16_with_units_that_pytorch_uses(monkeypatch, capability, units, expected):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: units)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": units})
     assert hardware.multiplies_bfloat16(CPU) is expected
 
 

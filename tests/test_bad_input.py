@@ -290,7 +290,7 @@ def test_a_shards_folder_that_cannot_be_written_is_named(refusal, tmp_path, weig
     (tmp_path / place).write_text("a file in place of the folder")
     message = refusal(synthesize, path)
     assert f"cannot write {tmp_path / 'shards/tiny'}:" in message
-    assert "check its permissions, or set shards_dir" in message
+    assert "a file is in the place of a folder: remove it, or set shards_dir" in message
 
 
 @pytest.mark.parametrize("place", ["checkpoints", "checkpoints/tiny"])
@@ -438,6 +438,11 @@ def test_a_second_process_on_the_same_shards_is_refused_whatever_its_checkpoints
         assert f"another process works on {tmp_path}/shards/tiny; wait for it" in refusal(synthesize, path)
 
 
+def test_shards_and_checkpoints_may_be_one_folder(tmp_path, monkeypatch):
+    path = write_config(tmp_path, shards_dir=str(tmp_path / "all"), checkpoints_dir=str(tmp_path / "all"))
+    assert run_command(monkeypatch, teacher.main, path) == 0
+
+
 def test_overrides_may_be_given_in_several_places(tmp_path):
     path = write_config(tmp_path)
     arguments = parse_arguments("", ["--config", str(path), "--set", "seed=5", "name=other", "--set", "distill.lr=0.5"])
@@ -463,7 +468,7 @@ def test_a_stage_begins_with_what_it_runs_on(tmp_path, monkeypatch, capsys, fini
     assert first.startswith("on cpu (")
     assert first.endswith(
         f"): 1 worker with {threads} thread{'s' * (threads > 1)}; "
-        "synthesis in float32, uncompiled; distillation in float32, uncompiled"
+        "teacher in float32, uncompiled; synthesis in float32, uncompiled; distillation in float32, uncompiled"
     )
     assert [line for line in rest if "driver" in line] == (
         [f"the NVIDIA driver of this machine is not used: {driver}"] if driver else []

@@ -29,7 +29,8 @@ exec g++ "${kept[@]}"
 
 def run(script: str, folder: Path, **environment: str) -> str:
     """What a script prints in a process of its own, with an empty compiler's cache in `folder`."""
-    variables = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(folder / "cache")} | environment
+    caches = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "cache"), "XDG_CACHE_HOME": str(folder / "remembered")}
+    variables = os.environ | caches | environment
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=REPOSITORY, env=variables, capture_output=True, text=True, timeout=250
     )
@@ -45,7 +46,7 @@ def test_without_a_compiler_the_reason_is_one_line(tmp_path):
     assert run(WHY, tmp_path, PATH=str(tools), CXX="g++") == "there is no C++ compiler; install g++ or clang++"
 
 
-def test_without_pythons_headers_the_reason_is_one_line(tmp_path):
+def test_without_pythons_headers_the_reason_is_one_line(tmp_path, compiler):
     compiler = tmp_path / "g++-without-headers"
     compiler.write_text(WITHOUT_HEADERS)
     compiler.chmod(0o755)
@@ -54,8 +55,19 @@ def test_without_pythons_headers_the_reason_is_one_line(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # raised inside torch's compiler
-def test_with_a_compiler_there_is_no_reason(device):
+def test_with_a_compiler_there_is_no_reason_and_that_is_remembered(device, compiler, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    why_not_compiled.cache_clear()
     assert why_not_compiled(device) is None
+    assert len(list(tmp_path.rglob("compiles-*"))) == 1
+    why_not_compiled.cache_clear()
+    monkeypatch.setattr(torch, "compile", None)  # it is not tried again
+    assert why_not_compiled(device) is None
+    monkeypatch.setattr(shutil, "which", lambda name: None)  # but with other tools
+    why_not_compiled.cache_clear()
+    with pytest.raises(TypeError):
+        why_not_compiled(device)
+    why_not_compiled.cache_clear()
 
 
 def test_what_cannot_be_compiled_is_told_with_the_fix(monkeypatch):
@@ -77,6 +89,6 @@ print(torch.allclose(step(x), (torch.sin(x) * 2).sum(1) + x.mean(1), rtol=1e-4, 
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="AVX2 and AVX-512 are of x86 processors")
-def test_one_cache_serves_processors_with_vectors_of_other_widths(tmp_path):
+def test_one_cache_serves_processors_with_vectors_of_other_widths(tmp_path, compiler):
     assert run(SUMS, tmp_path, ATEN_CPU_CAPABILITY="avx2") == "True"
     assert run(SUMS, tmp_path) == "True"

@@ -1,5 +1,6 @@
 import os
 import tarfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -332,6 +333,20 @@ def test_images_are_read_ahead_up_to_a_number_of_bytes(monkeypatch):
         assert images.num_started - 1 - taken <= 12  # one was decoded to learn its size
         taken += len(batch)
     assert taken == 100
+
+
+def test_a_large_batch_is_read_by_all_threads(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    images, meeting = LargeImages(200), threading.Barrier(4)
+
+    def batch(indices):
+        if len(indices) > 1:
+            meeting.wait(timeout=60)  # only four readers at once pass
+        return torch.tensor(list(indices), dtype=torch.uint8)[:, None, None, None]
+
+    images.batch = batch
+    (found,) = read_batches(images, [range(128)])
+    assert found.flatten().tolist() == list(range(128))
 
 
 def test_a_batch_larger_than_the_limit_is_read_all_the_same(monkeypatch):

@@ -13,8 +13,10 @@ import pytest
 import torch
 from tiny_run import REPOSITORY, copy_run, digests, stage_command, write_config
 
+from pipeline import world
+from pipeline.files import exclusive_lock
 from pipeline.run import CONFIG_FILE, load_run
-from pipeline.world import choose_device
+from pipeline.world import choose_device, threads_of_a_worker
 
 # 600 images, one batch after the other for some seconds, so that a worker can be lost on the way.
 SLOW = {"synthesis__num_images": 600, "synthesis__inversion__phases": [{"steps": 60}]}
@@ -51,7 +53,8 @@ class Looks(TorchFunctionMode):
     steps = set()
     def __torch_function__(self, function, types, arguments=(), keywords=None):
         drawn = any(Path(frame.filename).name == "views.py" for frame in traceback.extract_stack(limit=6))
-        if getattr(function, "__name__", "") in LOOKS and not drawn:  # draws never leave the host
+        name = getattr(function, "__name__", "")
+        if (name in LOOKS or (name == "to" and "cpu" in arguments)) and not drawn:  # draws never leave the host
             self.steps.add(state.step)
         return function(*arguments, **(keywords or {}))
 
@@ -69,7 +72,7 @@ with open_world() as world:
     classifier = Classifier(Network(), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
     state = TrainState.open(classifier, config, out.with_suffix(".state"), {})
     task = Task(classifier, label_objective(config), config, num_classes=4, seed=0, purpose="t")
-    losses = []
+    losses, start = [], {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
     def train_all():
         train(state, task, ArrayImages(pixels, torch.arange(48) % 4), config, world,
               on_step=lambda step, figures: losses.append(figures["loss"]))
@@ -80,12 +83,15 @@ with open_world() as world:
             train_all()
         assert Looks.steps <= {s for s in range(50) if s % log_every == 0} | {49}, (world.rank, sorted(Looks.steps))
         assert Looks.steps, "nothing was counted"
-    torch.save({"losses": losses, "weights": classifier.state_dict()}, out.with_suffix(f".{world.rank}"))
+    found = {"losses": losses, "start": start, "weights": classifier.state_dict()}
+    torch.save(found, out.with_suffix(f".{world.rank}"))
 """
 
 
 @pytest.mark.parametrize("way", ["uncompiled", "compiled"])
-def test_two_workers_learn_what_one_learns_from_the_same_batches(tmp_path, way):
+def test_two_workers_learn_what_one_learns_from_the_same_batches(tmp_path, request, way):
+    if way == "compiled":
+        request.getfixturevalue("compiler")
     found = {}
     for size in (1, 2):
         done = run_script(TRAIN, tmp_path, way, "1", str(tmp_path / f"of{size}.pt"), num_workers=size)
@@ -99,12 +105,43 @@ def test_two_workers_learn_what_one_learns_from_the_same_batches(tmp_path, way):
     for name, tensor in alone["weights"].items():
         torch.testing.assert_close(leader["weights"][name], tensor, rtol=0, atol=1e-4)
         assert torch.equal(leader["weights"][name], other["weights"][name]), name
-    assert not torch.equal(alone["weights"]["network.fc.weight"], torch.zeros(4, 8))
+    assert (alone["weights"]["network.fc.weight"] - alone["start"]["network.fc.weight"]).abs().max() > 0.01
+    assert not torch.equal(leader["start"]["network.fc.weight"], other["start"]["network.fc.weight"])
 
 
 def test_no_worker_looks_at_the_device_but_on_logging_steps(tmp_path):
     done = run_script(TRAIN, tmp_path, "uncompiled", "7", str(tmp_path / "run.pt"), num_workers=2)
     assert done.returncode == 0, done.stderr
+
+
+TOGETHER = """
+import torch
+from pipeline.world import open_world
+
+with open_world() as world:
+    assert world.broadcast(["of", world.rank]) == ["of", 0]
+    assert world.mean(torch.tensor([1.0 * world.rank, 5.0])).tolist() == [0.5, 5.0]
+    world.require_same("float32", "precision")
+    try:
+        world.require_same(f"of {world.rank}", "precision")
+    except ValueError as error:
+        assert str(error) == "worker 1 differs from worker 0 in precision"
+    else:
+        raise AssertionError("a difference was accepted")
+    assert torch.get_num_threads() == 1
+"""
+
+
+def test_workers_share_what_the_leader_says_means_and_a_difference(tmp_path):
+    done = run_script(TOGETHER, tmp_path, num_workers=2)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("num_workers", "expected"), [(1, 6), (2, 3), (4, 1), (16, 1)])
+def test_workers_of_a_machine_share_its_cores(monkeypatch, num_workers, expected):
+    monkeypatch.setattr(world, "num_usable_cores", lambda: 6)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    assert threads_of_a_worker(num_workers) == expected
 
 
 def worker_pid(launcher: int, rank: int) -> int | None:
@@ -192,10 +229,44 @@ def test_a_mistake_in_the_config_is_told_once_before_there_are_workers(tmp_path)
     assert code == 2
 
 
+@pytest.mark.parametrize("number", ["0", "-1", "abc"])
+def test_a_number_of_workers_that_cannot_be_meant_is_named(number):
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.workers", number, "verify"], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.stderr == f"error: NPROC={number}: there is no such number of workers; use 1 or more\n"
+    assert done.returncode == 2
+
+
 def test_an_error_of_all_workers_is_told_once(tmp_path):
     code, (line,) = lines_of(start_loud("synthesize", write_config(tmp_path)))
     assert line.startswith("error: there is no teacher yet")
     assert code == 2
+
+
+def test_an_error_of_one_worker_is_told_and_not_that_the_others_were_ended(tmp_path):
+    path = write_config(tmp_path)
+    with exclusive_lock(load_run(path).checkpoints / ".lock"):  # which only the leader takes
+        code, (line,) = lines_of(start_loud("teacher", path))
+    assert line.startswith("error: another process works on")
+    assert code == 2
+
+
+def test_under_a_torchrun_of_the_users_a_mistake_in_the_config_is_told_once(tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    stage = ["-m", "stages.synthesize", "--config", str(write_config(tmp_path, synthesis__num_image=3))]
+    done = subprocess.run(
+        [*torchrun, *stage], cwd=REPOSITORY, env=os.environ | ONE_THREAD, capture_output=True, text=True, timeout=120
+    )
+    assert done.stderr.count("error: unknown key synthesis.num_image") == 1
+    assert done.returncode != 0
+
+
+def test_a_device_that_its_driver_cannot_serve_is_not_chosen(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # the system lists it
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("DREAMDISTILL_DEVICE", raising=False)
+    assert choose_device(0, 1) == torch.device("cpu")
 
 
 @pytest.mark.parametrize(
@@ -207,6 +278,7 @@ def test_an_error_of_all_workers_is_told_once(tmp_path):
 )
 def test_more_workers_than_devices_are_refused(monkeypatch, name, message):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(world, "is_cuda_usable", lambda: True)
     monkeypatch.setenv("DREAMDISTILL_DEVICE", name)
     with pytest.raises(ValueError, match=message):
         choose_device(0, 3)
@@ -214,5 +286,6 @@ def test_more_workers_than_devices_are_refused(monkeypatch, name, message):
 
 def test_every_worker_has_a_device_of_its_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(world, "is_cuda_usable", lambda: True)
     monkeypatch.setenv("DREAMDISTILL_DEVICE", "cuda")
     assert [str(choose_device(rank, 2)) for rank in range(2)] == ["cuda:0", "cuda:1"]

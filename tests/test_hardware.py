@@ -10,42 +10,50 @@ import pytest
 import torch
 from tiny_run import REPOSITORY
 
-from pipeline import hardware
+from pipeline import cgroups, hardware
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def system(monkeypatch, tmp_path):
-    """Writes what the files of the system say; the others are missing."""
-    names = ("CPU_MAX", "CPU_QUOTA", "CPU_PERIOD", "MEMORY_INFO", "NVIDIA_DRIVER")
-    for name in names:
-        monkeypatch.setattr(hardware, name, tmp_path / name)
-    for name in ("MEMORY_LIMITS", "MEMORY_USED"):
-        monkeypatch.setattr(hardware, name, (tmp_path / name,))
+    """Writes what the files of the system say, by their paths below `/`; the others are missing."""
+    for module, name in ((hardware, "MEMORY_INFO"), (hardware, "NVIDIA_DRIVER"), (cgroups, "MEMBERSHIP")):
+        monkeypatch.setattr(module, name, tmp_path / name)
+    monkeypatch.setattr(cgroups, "ROOT", tmp_path / "cgroup")
+    monkeypatch.setattr(hardware.shutil, "which", lambda name: None)
 
-    def write(**texts: str) -> None:
-        for name, text in texts.items():
+    def write(files: dict[str, str]) -> None:
+        for name, text in files.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text(text)
 
     return write
+
+
+UNIFIED, NESTED, OLD = (
+    {"MEMBERSHIP": "0::/"},
+    {"MEMBERSHIP": "0::/slurm/job_7/step_0"},
+    {"MEMBERSHIP": "4:cpu,cpuacct:/a"},
+)
 
 
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
         ({}, 8),
-        ({"CPU_MAX": "max 100000"}, 8),
-        ({"CPU_MAX": "250000 100000"}, 3),
-        ({"CPU_MAX": "50000 100000"}, 1),
-        ({"CPU_MAX": "9900000 100000"}, 8),
-        ({"CPU_QUOTA": "-1", "CPU_PERIOD": "100000"}, 8),
-        ({"CPU_QUOTA": "200000", "CPU_PERIOD": "100000"}, 2),
+        ({**UNIFIED, "cgroup/cpu.max": "max 100000"}, 8),
+        ({**UNIFIED, "cgroup/cpu.max": "250000 100000"}, 3),
+        ({**UNIFIED, "cgroup/cpu.max": "50000 100000"}, 1),
+        ({**UNIFIED, "cgroup/cpu.max": "9900000 100000"}, 8),
+        ({**NESTED, "cgroup/slurm/job_7/cpu.max": "200000 100000", "cgroup/cpu.max": "400000 100000"}, 2),
+        ({**OLD, "cgroup/cpu/cpu.cfs_quota_us": "-1", "cgroup/cpu/cpu.cfs_period_us": "100000"}, 8),
+        ({**OLD, "cgroup/cpu/a/cpu.cfs_quota_us": "200000", "cgroup/cpu/a/cpu.cfs_period_us": "100000"}, 2),
     ],
 )
-def test_usable_cores_are_those_of_the_affinity_and_the_quota(system, monkeypatch, files, expected):
+def test_usable_cores_are_those_of_the_affinity_and_the_tightest_quota(system, monkeypatch, files, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    system(**files)
+    system(files)
     assert hardware.num_usable_cores() == expected
 
 
@@ -55,16 +63,31 @@ def test_where_there_is_no_affinity_all_cores_are_usable(system, monkeypatch):
     assert hardware.num_usable_cores() == 6
 
 
+USED = {"cgroup/memory.current": "2500000", "cgroup/memory.stat": "anon 5\ninactive_file 1500000\n"}
+
+
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        ({}, 4096 * 1000),
-        ({"MEMORY_LIMITS": "max", "MEMORY_USED": "1"}, 4096 * 1000),
-        ({"MEMORY_LIMITS": "3000000", "MEMORY_USED": "1000000"}, 2_000_000),
+        ({}, 4_096_000),
+        ({**UNIFIED, "cgroup/memory.max": "max", **USED}, 4_096_000),
+        ({**UNIFIED, "cgroup/memory.max": "3000000", **USED}, 2_000_000),
+        (
+            {**NESTED, "cgroup/slurm/job_7/memory.max": "700000", "cgroup/slurm/job_7/memory.current": "600000"},
+            100_000,
+        ),
+        (
+            {
+                "MEMBERSHIP": "9:memory:/docker/x",
+                "cgroup/memory/memory.limit_in_bytes": "900000",
+                "cgroup/memory/memory.usage_in_bytes": "800000",
+            },
+            100_000,
+        ),
     ],
 )
-def test_free_memory_is_the_machines_within_the_containers(system, files, expected):
-    system(MEMORY_INFO=f"MemTotal: 99999 kB\nMemAvailable: {4 * 1000} kB\n", **files)
+def test_free_memory_is_the_machines_within_the_groups_around_the_process(system, files, expected):
+    system({"MEMORY_INFO": "MemTotal: 99999 kB\nMemAvailable: 4000 kB\n", **files})
     assert hardware.free_memory_bytes(CPU) == expected
 
 
@@ -81,7 +104,7 @@ def test_the_peak_is_in_bytes_on_every_system(monkeypatch, platform, unit):
 
 def test_a_driver_that_pytorch_cannot_use_is_named(system, monkeypatch):
     assert hardware.unusable_driver() is None
-    system(NVIDIA_DRIVER="NVRM version: 580")
+    system({"NVIDIA_DRIVER": "NVRM version: 580"})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert hardware.unusable_driver() is None
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

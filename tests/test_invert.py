@@ -398,7 +398,9 @@ def test_an_inversion_that_cannot_be_run_is_refused(values, message):
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # raised inside torch's compiler
 @pytest.mark.parametrize("cuda_graphs", [False, True])
-def test_a_compiled_step_makes_the_images_of_the_eager_one_for_batches_of_any_size(teacher, labels, cuda_graphs):
+def test_a_compiled_step_makes_the_images_of_the_eager_one_for_batches_of_any_size(
+    teacher, labels, compiler, cuda_graphs
+):
     eager = [invert(teacher, labels[:n], SIZE, CONFIG, seeded()) for n in (6, 5)]
     with open_objective(teacher, None, replace(CONFIG, compile=True, cuda_graphs=cuda_graphs)) as objective:
         compiled = [pipeline.invert.invert(objective, labels[:n], SIZE, CONFIG, seeded()) for n in (6, 5)]
