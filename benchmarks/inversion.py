@@ -90,7 +90,8 @@ def measure(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
 def measure_network(benchmark: str, description: str | None, measure: Measure) -> None:
     """What a benchmark of one network does on the command line.
 
-    Writes results/BENCHMARK-NETWORK-DEVICE.json, with CUDA graphs BENCHMARK-NETWORK-DEVICE-graphs.json.
+    Writes results/BENCHMARK-NETWORK-LABEL.json, with CUDA graphs BENCHMARK-NETWORK-LABEL-graphs.json; the label is the
+    device's type unless it is given.
     """
     with open_benchmark() as world:
         on_cuda = world.device.type == "cuda"
@@ -102,12 +103,13 @@ def measure_network(benchmark: str, description: str | None, measure: Measure) -
         parser.add_argument("--size_px", type=int, default=32)
         parser.add_argument("--batch_size", type=int, default=256 if on_cuda else 128)
         parser.add_argument("--steps", type=int, default=100 if on_cuda else 20)
+        parser.add_argument("--label", default=world.device.type, help="the machine, in the name of the result")
         parser.add_argument("--cuda_graphs", action="store_true", help="launch the kernels of our step as one")
         arguments = parser.parse_args()
         found = measure(arguments, world)
         result = {"command": f"python -m benchmarks.{benchmark}", **options_of(arguments), **found}
         graphs = "-graphs" if arguments.cuda_graphs else ""
-        print_result(f"{benchmark}-{arguments.source.rpartition(':')[2]}-{world.device.type}{graphs}", result, world)
+        print_result(f"{benchmark}-{arguments.source.rpartition(':')[2]}-{arguments.label}{graphs}", result, world)
 
 
 if __name__ == "__main__":
