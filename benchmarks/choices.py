@@ -16,8 +16,11 @@ import torch
 
 from benchmarks.harness import timed
 from benchmarks.inversion import config_of, load_teacher, measure_network
-from pipeline.invert import InversionConfig, invert, open_objective
-from pipeline.world import World, make_generator
+from pipeline.runtime.distributed import World
+from pipeline.runtime.seeds import make_generator
+from pipeline.synthesis.config import InversionConfig
+from pipeline.synthesis.invert import invert
+from pipeline.synthesis.objective import open_objective
 
 TURNS = 3
 

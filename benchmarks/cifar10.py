@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.harness import distil_and_evaluate, gaussian_noise, open_benchmark, run_chain, summary, write_result
 from pipeline.run import RunConfig, load_run
-from pipeline.world import World
+from pipeline.runtime.distributed import World
 
 CONFIG = Path(__file__).parent.parent / "configs" / "cifar10_resnet20.yaml"
 BUDGET = ("synthesis.num_images=2048", "synthesis.inversion.phases.0.steps=100", "distill.steps=3000")

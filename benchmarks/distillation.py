@@ -19,13 +19,19 @@ from torchvision.transforms import v2
 
 from benchmarks.harness import compared, open_benchmark, options_of, print_result, timed
 from benchmarks.inversion import NORMALISED
-from pipeline.acceleration import PIXELS_WORTH_COMPILING, resolved
-from pipeline.data import ArrayImages, hold_in_memory
-from pipeline.losses import distillation_loss
-from pipeline.models import Classifier, ImageConfig, ModelConfig, build_classifier
-from pipeline.train import DistillConfig, Task, TrainState, build_optimizer, distillation_objective, train
-from pipeline.views import AugmentConfig
-from pipeline.world import World, make_generator
+from pipeline.data.image_sets import ArrayImages
+from pipeline.data.loader import hold_in_memory
+from pipeline.data.views import AugmentConfig
+from pipeline.distillation.config import DistillConfig
+from pipeline.distillation.losses import distillation_loss
+from pipeline.distillation.state import TrainState, build_optimizer
+from pipeline.distillation.task import Task, distillation_objective
+from pipeline.distillation.train import train
+from pipeline.models.classifier import Classifier, build_classifier
+from pipeline.models.config import ImageConfig, ModelConfig
+from pipeline.runtime.acceleration import PIXELS_WORTH_COMPILING, resolved
+from pipeline.runtime.distributed import World
+from pipeline.runtime.seeds import make_generator
 
 IMAGES = ImageConfig(channels=3, height=32, width=32, num_classes=10)
 NUM_IMAGES, SHIFT_PX, TEMPERATURE, TURNS = 8192, 4, 4.0, 5

@@ -15,19 +15,25 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
-from pipeline.canvas import CanvasConfig, draw_canvas, to_pixels
-from pipeline.codec import to_uint8
-from pipeline.data import ArrayImages, hold_in_memory, load_images
-from pipeline.evaluate import EvalReport, evaluate
-from pipeline.files import read_json, write_json
-from pipeline.hardware import num_usable_cores, processor_name
-from pipeline.models import load_frozen
-from pipeline.recorder import read_metrics, seconds_of_stages
-from pipeline.run import RunConfig, build_student, resolve
-from pipeline.session import open_session
-from pipeline.shards import read_manifest
-from pipeline.train import Task, TrainState, distillation_objective, train
-from pipeline.world import World, make_generator, open_world, synchronise, versions
+from pipeline.data.codec import to_uint8
+from pipeline.data.image_sets import ArrayImages, load_images
+from pipeline.data.loader import hold_in_memory
+from pipeline.data.shards import read_manifest
+from pipeline.distillation.state import TrainState
+from pipeline.distillation.task import Task, distillation_objective
+from pipeline.distillation.train import train
+from pipeline.evaluation.evaluate import EvalReport, evaluate
+from pipeline.models.classifier import load_frozen
+from pipeline.run import RunConfig
+from pipeline.runtime.device import synchronise
+from pipeline.runtime.distributed import World, open_world
+from pipeline.runtime.files import read_json, write_json
+from pipeline.runtime.fingerprint import versions
+from pipeline.runtime.hardware import num_usable_cores, processor_name
+from pipeline.runtime.recorder import read_metrics, seconds_of_stages
+from pipeline.runtime.seeds import make_generator
+from pipeline.session import build_student, open_session, resolve
+from pipeline.synthesis.inputs import CanvasConfig, draw_canvas, to_pixels
 from stages import chain
 
 Parameters = ParamSpec("Parameters")

@@ -16,11 +16,15 @@ import yaml
 
 from benchmarks.harness import compared, open_benchmark, options_of, print_result, timed
 from benchmarks.reference import reference_invert
-from pipeline.acceleration import PIXELS_WORTH_COMPILING, resolved
-from pipeline.invert import InversionConfig, PhaseConfig, invert, open_objective
-from pipeline.models import Classifier, ImageConfig, ModelConfig, build_classifier
-from pipeline.terms import TermConfig
-from pipeline.world import World, make_generator
+from pipeline.models.classifier import Classifier, build_classifier
+from pipeline.models.config import ImageConfig, ModelConfig
+from pipeline.runtime.acceleration import PIXELS_WORTH_COMPILING, resolved
+from pipeline.runtime.distributed import World
+from pipeline.runtime.seeds import make_generator
+from pipeline.synthesis.config import InversionConfig, PhaseConfig
+from pipeline.synthesis.invert import invert
+from pipeline.synthesis.objective import open_objective
+from pipeline.synthesis.terms import TermConfig
 
 TURNS = 5
 Measure = Callable[[argparse.Namespace, World], dict[str, Any]]

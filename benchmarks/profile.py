@@ -21,8 +21,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import timed
 from benchmarks.inversion import config_of, load_teacher, measure_network
-from pipeline.invert import InversionConfig, Objective, invert, open_objective
-from pipeline.world import World, make_generator
+from pipeline.runtime.distributed import World
+from pipeline.runtime.seeds import make_generator
+from pipeline.synthesis.config import InversionConfig
+from pipeline.synthesis.invert import invert
+from pipeline.synthesis.objective import Objective, open_objective
 
 TURNS = 7
 # Side of the square bf16 matrices whose product is the machine's peak, and how many products are one measurement.

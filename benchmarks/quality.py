@@ -20,12 +20,15 @@ from torch import Generator, Tensor
 
 from benchmarks.harness import open_benchmark, print_result, summary
 from benchmarks.reference import reference_invert
-from pipeline.acceleration import Precision
-from pipeline.evidence import judge
-from pipeline.invert import InversionConfig, PhaseConfig, invert, open_objective
+from pipeline.evaluation.scores import judge
 from pipeline.run import load_run
+from pipeline.runtime.acceleration import Precision
+from pipeline.runtime.distributed import World
+from pipeline.runtime.seeds import make_generator
 from pipeline.session import Session, open_session
-from pipeline.world import World, make_generator
+from pipeline.synthesis.config import InversionConfig, PhaseConfig
+from pipeline.synthesis.invert import invert
+from pipeline.synthesis.objective import open_objective
 
 CONFIG = Path(__file__).parent.parent / "configs" / "cifar10_resnet20.yaml"
 VERDICTS = ("teacher_top1", "teacher_probability", "verifier_top1", "verifier_probability")

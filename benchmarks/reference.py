@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.canvas import canvas_range, draw_canvas, to_pixels
-from pipeline.capture import LayerStatistics, batch_norm_layers
-from pipeline.codec import to_uint8
-from pipeline.invert import InversionConfig
-from pipeline.models import Classifier
-from pipeline.schedules import learning_rates
-from pipeline.terms import View, build_terms
-from pipeline.views import roll_and_flip
+from pipeline.data.codec import to_uint8
+from pipeline.data.views import roll_and_flip
+from pipeline.models.classifier import Classifier
+from pipeline.runtime.schedules import learning_rates
+from pipeline.synthesis.config import InversionConfig
+from pipeline.synthesis.inputs import canvas_range, draw_canvas, to_pixels
+from pipeline.synthesis.statistics import LayerStatistics, batch_norm_layers
+from pipeline.synthesis.terms import View, build_terms
 
 
 class _Hook:

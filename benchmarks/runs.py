@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.harness import distil_and_evaluate, gaussian_noise, open_benchmark, run_chain, summary, write_result
 from pipeline.run import load_run
-from pipeline.world import World
+from pipeline.runtime.distributed import World
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

@@ -17,12 +17,15 @@ from typing import Any
 import webdataset
 
 from benchmarks.harness import compared, open_benchmark, print_result, timed
-from pipeline.canvas import CanvasConfig, draw_canvas, to_pixels
-from pipeline.codec import encode_image, to_uint8
-from pipeline.data import ShardSet, draw_batch, read_batches
-from pipeline.plan import batch_ranges
-from pipeline.shards import Sample, pack, remove_parts, write_part
-from pipeline.world import World, make_generator, versions
+from pipeline.data.codec import encode_image, to_uint8
+from pipeline.data.loader import draw_batch, read_batches
+from pipeline.data.shard_set import ShardSet
+from pipeline.data.shards import Sample, pack, remove_parts, write_part
+from pipeline.runtime.distributed import World
+from pipeline.runtime.fingerprint import versions
+from pipeline.runtime.ranges import batch_ranges
+from pipeline.runtime.seeds import make_generator
+from pipeline.synthesis.inputs import CanvasConfig, draw_canvas, to_pixels
 
 SIZE_PX, NUM_CLASSES, BATCH = 224, 1000, 256
 # Different JPEG files; every image is one of them.

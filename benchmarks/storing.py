@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 
 from benchmarks.harness import open_benchmark, print_result, timed
-from pipeline.invert import invert
-from pipeline.plan import plan_batches
 from pipeline.run import load_run
 from pipeline.session import Session, open_session
+from pipeline.synthesis.invert import invert
+from pipeline.synthesis.plan import plan_batches
 from stages import synthesize, teacher
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits.yaml"

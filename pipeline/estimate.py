@@ -12,23 +12,34 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipeline.codec import decode_image, encode_image
-from pipeline.data import ArrayImages, held_limit_bytes, hold_in_memory
-from pipeline.evidence import judge
-from pipeline.hardware import peak_memory_bytes
-from pipeline.invert import Objective, invert
-from pipeline.plan import MIN_BATCH, batch_ranges, even_ranges, plan_batches
+from pipeline.data.codec import decode_image, encode_image
+from pipeline.data.image_sets import ArrayImages
+from pipeline.data.loader import held_limit_bytes, hold_in_memory
+from pipeline.distillation.state import TrainState
+from pipeline.distillation.train import train
+from pipeline.evaluation.scores import judge
 from pipeline.run import RunConfig
+from pipeline.runtime.hardware import peak_memory_bytes
+from pipeline.runtime.ranges import batch_ranges, even_ranges
+from pipeline.runtime.seeds import make_generator
 from pipeline.session import Session
-from pipeline.train import TrainState, train
-from pipeline.world import make_generator
+from pipeline.synthesis.config import MIN_BATCH
+from pipeline.synthesis.invert import invert
+from pipeline.synthesis.objective import Objective
+from pipeline.synthesis.plan import plan_batches
 
 # Steps that are timed, after as many that compile and warm up.
 TIMED_STEPS = 5
+
+
 # Share of a device's memory that a batch may take, since the allocator needs room between blocks.
 USABLE_MEMORY = 0.9
+
+
 # Images that are encoded, decoded and judged.
 MAX_STORED = 32
+
+
 # Files of a round beside its shards: manifest, info, card, configuration, identity.
 FILES_OF_A_ROUND = 5
 

@@ -1,42 +1,23 @@
 """`RunConfig`: all of one run, where its outputs lie, and what each output depends on."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
 
-import torch
 import yaml
 
-from pipeline.acceleration import PIXELS_WORTH_COMPILING, resolved
-from pipeline.codec import PILLOW_MODES
-from pipeline.config import ConfigError, fingerprint, load_yaml, parse, refuse_other, to_plain
-from pipeline.data import NOT_MIRRORABLE, DataConfig, load_images, source_identity
-from pipeline.evaluate import EvaluationConfig
-from pipeline.files import read_json, write_json, write_text
-from pipeline.models import (
-    Classifier,
-    ImageConfig,
-    ModelConfig,
-    Normalisation,
-    build_classifier,
-    read_description,
-    weights_identity,
-)
-from pipeline.plan import SynthesisConfig, even_ranges
-from pipeline.shards import MANIFEST, read_manifest
-from pipeline.train import DistillConfig, TrainingConfig
-from pipeline.world import derive_seed
+from pipeline.data.codec import PILLOW_MODES
+from pipeline.data.image_sets import NOT_MIRRORABLE, DataConfig
+from pipeline.distillation.config import DistillConfig, TrainingConfig
+from pipeline.evaluation.evaluate import EvaluationConfig
+from pipeline.models.config import ImageConfig, ModelConfig
+from pipeline.runtime.config import ConfigError, load_yaml, parse, to_plain
+from pipeline.runtime.ranges import even_ranges
+from pipeline.synthesis.config import SynthesisConfig
 
-# Settings that change how a run is watched, saved and launched, not what it makes.
-NOT_IDENTITY = ("log_every", "save_every_s", "memory_gib", "cuda_graphs")
 # Class folders have four digits; more classes would sort out of order.
 MAX_CLASSES = 10_000
-# Raised when the same configuration makes other outputs than before, so that old and new ones are not mixed.
-METHOD_VERSION = 6
-Training = TypeVar("Training", bound=TrainingConfig)
-IDENTITY_FILE, CONFIG_FILE = "identity.json", "config.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,173 +161,6 @@ def _warn_of_mirrors(config: RunConfig) -> None:
             warnings.warn(
                 f"{key}: true mirrors images of {config.data.test}, which changes what they show", stacklevel=3
             )
-
-
-def resolve(config: RunConfig, device: torch.device) -> RunConfig:
-    """The configuration as it runs on `device`: what is `auto` in it is decided (see `acceleration.resolved`)."""
-    pixels_of_image = config.images.height * config.images.width
-
-    def trained(training: Training, key: str) -> Training:
-        return resolved(training, device, training.steps * training.batch_size * pixels_of_image, key)
-
-    asked = config.synthesis.inversion
-    num_pixels = config.synthesis.num_images * asked.num_steps * pixels_of_image
-    if asked.cuda_graphs:
-        num_pixels = max(num_pixels, PIXELS_WORTH_COMPILING)  # they are made of compiled steps
-    inversion = resolved(replace(asked, cuda_graphs=False), device, num_pixels, "synthesis.inversion")
-    inversion = replace(inversion, cuda_graphs=asked.cuda_graphs and bool(inversion.compile))
-    return replace(
-        config,
-        synthesis=replace(config.synthesis, inversion=inversion),
-        distill=trained(config.distill, "distill"),
-        teacher_training=config.teacher_training and trained(config.teacher_training, "teacher_training"),
-    )
-
-
-def _identity(**parts: Any) -> dict[str, Any]:
-    """`parts` as plain data, without the settings that do not change an output."""
-
-    def strip(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {k: strip(v) for k, v in value.items() if k not in NOT_IDENTITY}
-        return [strip(v) for v in value] if isinstance(value, list) else value
-
-    stripped: dict[str, Any] = strip(to_plain({"method_version": METHOD_VERSION, **parts}))
-    return stripped
-
-
-def teacher_identity(config: RunConfig) -> dict[str, Any]:
-    """What a trained teacher depends on."""
-    assert config.data.train is not None
-    return _identity(
-        seed=config.seed,
-        images=config.images,
-        teacher=weights_identity(config.teacher, "teacher.weights"),
-        training=config.teacher_training,
-        data=source_identity(config.data, "train", config.images),
-    )
-
-
-def synthesis_identity(config: RunConfig, round_index: int) -> dict[str, Any]:
-    """What the images of a round depend on; where the student before is the rival, that includes its recipe."""
-    return _identity(
-        seed=config.seed,
-        round=round_index,
-        images=config.images,
-        synthesis=config.synthesis,
-        teacher=_frozen_teacher(config),
-        verifier=weights_identity(config.verifier, "verifier.weights") if config.verifier else None,
-        ensemble=_ensemble_identity(config),
-        rival=_student_recipe(config) if round_index and config.synthesis.inversion.terms.competition else None,
-    )
-
-
-def _ensemble_identity(config: RunConfig) -> list[dict[str, Any]]:
-    return [weights_identity(model, f"ensemble[{i}].weights") for i, model in enumerate(config.ensemble)]
-
-
-def student_identity(config: RunConfig, round_index: int) -> dict[str, Any]:
-    """What the student of a round depends on: the images up to that round, the teacher, the recipe."""
-    return _identity(
-        seed=config.seed,
-        round=round_index,
-        images=config.images,
-        **_student_recipe(config),
-        teacher=_frozen_teacher(config),
-        shards=fingerprint(synthesis_identity(config, round_index)),
-    )
-
-
-def _student_recipe(config: RunConfig) -> dict[str, Any]:
-    return {"student": weights_identity(config.student, "student.weights"), "distill": config.distill}
-
-
-def evaluation_identity(config: RunConfig, round_index: int) -> dict[str, Any]:
-    """What an evaluation depends on."""
-    return _identity(
-        images=config.images,
-        classes=config.evaluation.classes,
-        student=fingerprint(student_identity(config, round_index)),
-        teacher=_frozen_teacher(config),
-        data=source_identity(config.data, "test", config.images),
-    )
-
-
-def _frozen_teacher(config: RunConfig) -> dict[str, Any]:
-    if config.teacher.weights is None and not config.trained_teacher_path.exists():
-        raise ValueError(f"there is no teacher yet ({config.trained_teacher_path}); run `make teacher` first")
-    return weights_identity(config.teacher_model, "teacher.weights")
-
-
-def state_path(network_path: Path) -> Path:
-    """Where the training of a network keeps its state until the network is finished."""
-    return network_path.with_suffix(".state")
-
-
-def is_finished(network_path: Path, identity: Mapping[str, Any]) -> bool:
-    """Whether a trained network is there; raises ConfigError when it is of another identity."""
-    if not network_path.exists():
-        return False
-    refuse_other(str(network_path), read_description(network_path)["identity"], identity)
-    state_path(network_path).unlink(missing_ok=True)  # a kill can fall between writing the network and this
-    return True
-
-
-def require_student(config: RunConfig, round_index: int) -> None:
-    """Raise ValueError when there is no student of a round, ConfigError when it is of another configuration."""
-    path = config.student_path(round_index)
-    if not is_finished(path, student_identity(config, round_index)):
-        raise ValueError(f"there is no student of round {round_index} ({path}); run `make distill` first")
-
-
-def check_inputs(config: RunConfig) -> None:
-    """Raise ValueError for what would stop the run only after hours: the test images, the student, the verifier."""
-    load_images(config.data, "test", config.images)
-    neutral = ((0.0,) * config.images.channels, (1.0,) * config.images.channels)
-    build_student(config, neutral)
-    if config.verifier is not None:
-        weights_identity(config.verifier, "verifier.weights")
-    _ensemble_identity(config)
-
-
-def build_student(config: RunConfig, normalisation: Normalisation) -> Classifier:
-    """A student that has learnt nothing yet, unless its config names weights.
-
-    `normalisation`, the teacher's, is used where the config and published weights give none.
-    """
-    seed = derive_seed(config.seed, "student/weights")
-    return build_classifier(config.student, config.images, seed=seed, default_normalisation=normalisation)
-
-
-def load_student(config: RunConfig, round_index: int) -> Classifier:
-    """The finished student of a round, with the normalisation it was trained with."""
-    path = config.student_path(round_index)
-    description = read_description(path)
-    mean, std = (tuple(description[name]) for name in ("mean", "std"))
-    return build_classifier(replace(config.student, weights=str(path), mean=mean, std=std), config.images)
-
-
-def last_student(config: RunConfig) -> int:
-    """The last round with a student; the last round of all when there is none yet."""
-    rounds = [r for r in range(config.synthesis.rounds) if config.student_path(r).exists()]
-    return rounds[-1] if rounds else config.synthesis.rounds - 1
-
-
-def check_folder(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Raise ConfigError, naming the keys that differ, when images in the folder are of another identity."""
-    if (folder / MANIFEST).exists():
-        refuse_other(str(folder), read_manifest(folder)["identity"], identity)
-    elif any((folder / "parts").glob("*.tar")):
-        path = folder / IDENTITY_FILE
-        if not path.exists():
-            raise ConfigError(f"{folder} holds parts but no {IDENTITY_FILE}, so nobody knows whose; remove it")
-        refuse_other(str(folder), read_json(path), identity)
-
-
-def claim_folder(folder: Path, identity: Mapping[str, Any], config: RunConfig) -> None:
-    """Write the resolved configuration and the identity of the images that are about to come."""
-    write_text(folder / CONFIG_FILE, resolved_yaml(config))
-    write_json(folder / IDENTITY_FILE, to_plain(identity))
 
 
 def resolved_yaml(config: RunConfig) -> str:

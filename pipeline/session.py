@@ -4,20 +4,31 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 
-from pipeline.capture import batch_norm_layers
-from pipeline.config import refuse_other
-from pipeline.data import ArrayImages, ImageSet, ShardSet, held_limit_bytes, hold_in_memory, num_bytes
-from pipeline.hardware import keep_freed_memory
-from pipeline.invert import Objective, open_objective, phase_size
-from pipeline.models import Classifier, check_fit, load_frozen
-from pipeline.run import RunConfig, build_student, require_student, resolve, synthesis_identity
-from pipeline.shards import ShardError, check_sizes, read_manifest, verify
-from pipeline.train import Task, distillation_objective
-from pipeline.weights import load_weights
-from pipeline.world import World
+from pipeline.data.image_sets import ArrayImages, ImageSet, load_images
+from pipeline.data.loader import held_limit_bytes, hold_in_memory, num_bytes
+from pipeline.data.shard_set import ShardSet
+from pipeline.data.shards import ShardError, check_sizes, read_manifest, verify
+from pipeline.distillation.config import TrainingConfig
+from pipeline.distillation.task import Task, distillation_objective
+from pipeline.identity import require_student, synthesis_identity
+from pipeline.models.checkpoint import read_description, weights_identity
+from pipeline.models.classifier import Classifier, build_classifier, check_fit, load_frozen
+from pipeline.models.config import Normalisation
+from pipeline.models.weights import load_weights
+from pipeline.run import RunConfig
+from pipeline.runtime.acceleration import PIXELS_WORTH_COMPILING, resolved
+from pipeline.runtime.distributed import World
+from pipeline.runtime.fingerprint import refuse_other
+from pipeline.runtime.hardware import keep_freed_memory
+from pipeline.runtime.seeds import derive_seed
+from pipeline.synthesis.objective import Objective, open_objective, phase_size
+from pipeline.synthesis.statistics import batch_norm_layers
+
+Training = TypeVar("Training", bound=TrainingConfig)
 
 
 class Session:
@@ -158,3 +169,58 @@ def open_session(config: RunConfig, world: World) -> Iterator[Session]:
     keep_freed_memory(world.local_size)
     with ExitStack() as resources:
         yield Session(resolve(config, world.device), world, resources)
+
+
+def resolve(config: RunConfig, device: torch.device) -> RunConfig:
+    """The configuration as it runs on `device`: what is `auto` in it is decided (see `acceleration.resolved`)."""
+    pixels_of_image = config.images.height * config.images.width
+
+    def trained(training: Training, key: str) -> Training:
+        return resolved(training, device, training.steps * training.batch_size * pixels_of_image, key)
+
+    asked = config.synthesis.inversion
+    num_pixels = config.synthesis.num_images * asked.num_steps * pixels_of_image
+    if asked.cuda_graphs:
+        num_pixels = max(num_pixels, PIXELS_WORTH_COMPILING)  # they are made of compiled steps
+    inversion = resolved(replace(asked, cuda_graphs=False), device, num_pixels, "synthesis.inversion")
+    inversion = replace(inversion, cuda_graphs=asked.cuda_graphs and bool(inversion.compile))
+    return replace(
+        config,
+        synthesis=replace(config.synthesis, inversion=inversion),
+        distill=trained(config.distill, "distill"),
+        teacher_training=config.teacher_training and trained(config.teacher_training, "teacher_training"),
+    )
+
+
+def check_inputs(config: RunConfig) -> None:
+    """Raise ValueError for what would stop the run only after hours: the test images, the student, the verifier."""
+    load_images(config.data, "test", config.images)
+    neutral = ((0.0,) * config.images.channels, (1.0,) * config.images.channels)
+    build_student(config, neutral)
+    if config.verifier is not None:
+        weights_identity(config.verifier, "verifier.weights")
+    for i, model in enumerate(config.ensemble):
+        weights_identity(model, f"ensemble[{i}].weights")
+
+
+def build_student(config: RunConfig, normalisation: Normalisation) -> Classifier:
+    """A student that has learnt nothing yet, unless its config names weights.
+
+    `normalisation`, the teacher's, is used where the config and published weights give none.
+    """
+    seed = derive_seed(config.seed, "student/weights")
+    return build_classifier(config.student, config.images, seed=seed, default_normalisation=normalisation)
+
+
+def load_student(config: RunConfig, round_index: int) -> Classifier:
+    """The finished student of a round, with the normalisation it was trained with."""
+    path = config.student_path(round_index)
+    description = read_description(path)
+    mean, std = (tuple(description[name]) for name in ("mean", "std"))
+    return build_classifier(replace(config.student, weights=str(path), mean=mean, std=std), config.images)
+
+
+def last_student(config: RunConfig) -> int:
+    """The last round with a student; the last round of all when there is none yet."""
+    rounds = [r for r in range(config.synthesis.rounds) if config.student_path(r).exists()]
+    return rounds[-1] if rounds else config.synthesis.rounds - 1

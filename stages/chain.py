@@ -1,7 +1,6 @@
 """The whole run in one process: teacher, then synthesis and distillation round by round, evaluation, report."""
 
-from pipeline.run import check_inputs
-from pipeline.session import Session
+from pipeline.session import Session, check_inputs
 from stages import distill, evaluate, report, synthesize, teacher
 from stages.command import run_stage
 

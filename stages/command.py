@@ -12,12 +12,13 @@ from typing import NoReturn
 import torch
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-from pipeline.config import fingerprint, to_plain
-from pipeline.files import exclusive_lock
-from pipeline.hardware import device_name, unusable_driver
 from pipeline.run import RunConfig, load_run
+from pipeline.runtime.config import to_plain
+from pipeline.runtime.distributed import World, is_device_named, is_launcher_telling, is_leading, leave, open_world
+from pipeline.runtime.files import exclusive_lock
+from pipeline.runtime.fingerprint import fingerprint
+from pipeline.runtime.hardware import device_name, unusable_driver
 from pipeline.session import Session, open_session
-from pipeline.world import World, is_device_named, is_launcher_telling, is_leading, leave, open_world
 
 Stage = Callable[[Session, int | None], None]
 FAILED, INTERRUPTED = 2, 130

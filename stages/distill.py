@@ -1,11 +1,13 @@
 """Distil a student from the teacher's logits on the synthetic images of all rounds so far."""
 
-from pipeline.models import save_classifier
-from pipeline.recorder import open_recorder
-from pipeline.run import RunConfig, is_finished, require_student, state_path, student_identity
+from pipeline.data.shards import MANIFEST
+from pipeline.distillation.state import TrainState
+from pipeline.distillation.train import train
+from pipeline.identity import is_finished, require_student, state_path, student_identity
+from pipeline.models.checkpoint import save_classifier
+from pipeline.run import RunConfig
+from pipeline.runtime.recorder import open_recorder
 from pipeline.session import Session
-from pipeline.shards import MANIFEST
-from pipeline.train import TrainState, train
 from stages.command import run_stage
 
 

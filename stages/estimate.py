@@ -3,9 +3,8 @@
 from dataclasses import asdict
 
 from pipeline.estimate import estimate
-from pipeline.files import write_json
-from pipeline.run import check_inputs
-from pipeline.session import Session
+from pipeline.runtime.files import write_json
+from pipeline.session import Session, check_inputs
 from stages import teacher
 from stages.command import run_stage
 

@@ -4,13 +4,13 @@ import csv
 import io
 from dataclasses import asdict
 
-from pipeline.config import fingerprint
-from pipeline.data import load_images
-from pipeline.evaluate import EvalReport, evaluate
-from pipeline.files import read_json, write_json, write_text
-from pipeline.recorder import open_recorder
-from pipeline.run import evaluation_identity, last_student, load_student, require_student
-from pipeline.session import Session
+from pipeline.data.image_sets import load_images
+from pipeline.evaluation.evaluate import EvalReport, evaluate
+from pipeline.identity import evaluation_identity, require_student
+from pipeline.runtime.files import read_json, write_json, write_text
+from pipeline.runtime.fingerprint import fingerprint
+from pipeline.runtime.recorder import open_recorder
+from pipeline.session import Session, last_student, load_student
 from stages.command import run_stage
 
 

@@ -3,15 +3,16 @@
 import torch
 from torch import Tensor
 
-from pipeline.codec import encode_image
-from pipeline.config import fingerprint
-from pipeline.data import ShardSet
-from pipeline.files import atomic_file, read_json, write_text
-from pipeline.recorder import read_metrics
-from pipeline.report import grid, render
-from pipeline.run import last_student, require_student, resolved_yaml, student_identity
-from pipeline.session import Session
-from pipeline.shards import read_manifest
+from pipeline.data.codec import encode_image
+from pipeline.data.shard_set import ShardSet
+from pipeline.data.shards import read_manifest
+from pipeline.evaluation.report import grid, render
+from pipeline.identity import require_student, student_identity
+from pipeline.run import resolved_yaml
+from pipeline.runtime.files import atomic_file, read_json, write_text
+from pipeline.runtime.fingerprint import fingerprint
+from pipeline.runtime.recorder import read_metrics
+from pipeline.session import Session, last_student
 from stages.command import run_stage
 
 GRID_CLASSES, GRID_IMAGES = 10, 16

@@ -7,17 +7,21 @@ from typing import Any
 
 import torch
 
-from pipeline.codec import decode_image, encode_image
+from pipeline.data.codec import decode_image, encode_image
+from pipeline.data.shards import MANIFEST, Sample, check_sizes, pack, part_path, read_manifest, remove_parts, write_part
 from pipeline.estimate import batch_that_fits, inversion_peak_bytes
-from pipeline.evidence import judge
-from pipeline.invert import Inversion, Objective, invert
-from pipeline.models import Classifier
-from pipeline.plan import BatchSpec, plan_batches
-from pipeline.recorder import OnStep, Recorder, open_recorder
-from pipeline.run import RunConfig, check_folder, claim_folder, synthesis_identity
+from pipeline.evaluation.scores import judge
+from pipeline.identity import check_folder, claim_folder, synthesis_identity
+from pipeline.models.classifier import Classifier
+from pipeline.run import RunConfig
+from pipeline.runtime.distributed import World
+from pipeline.runtime.fingerprint import versions
+from pipeline.runtime.recorder import OnStep, Recorder, open_recorder
+from pipeline.runtime.threads import background_threads, overlapped
 from pipeline.session import Session
-from pipeline.shards import MANIFEST, Sample, check_sizes, pack, part_path, read_manifest, remove_parts, write_part
-from pipeline.world import World, background_threads, overlapped, versions
+from pipeline.synthesis.invert import Inversion, invert
+from pipeline.synthesis.objective import Objective
+from pipeline.synthesis.plan import BatchSpec, plan_batches
 from stages.command import run_stage
 
 

@@ -1,14 +1,19 @@
 """Train a teacher on real images where there is no pretrained one."""
 
-from pipeline.data import held_limit_bytes, hold_in_memory, load_images, num_bytes
-from pipeline.evaluate import EvaluationConfig, evaluate
-from pipeline.files import write_json
-from pipeline.models import build_classifier, save_classifier
-from pipeline.recorder import open_recorder
-from pipeline.run import is_finished, state_path, teacher_identity
+from pipeline.data.image_sets import load_images
+from pipeline.data.loader import held_limit_bytes, hold_in_memory, num_bytes
+from pipeline.distillation.state import TrainState
+from pipeline.distillation.task import Task, label_objective
+from pipeline.distillation.train import train
+from pipeline.evaluation.evaluate import EvaluationConfig, evaluate
+from pipeline.identity import is_finished, state_path, teacher_identity
+from pipeline.models.checkpoint import save_classifier
+from pipeline.models.classifier import build_classifier
+from pipeline.runtime.distributed import World
+from pipeline.runtime.files import write_json
+from pipeline.runtime.recorder import open_recorder
+from pipeline.runtime.seeds import derive_seed
 from pipeline.session import Session
-from pipeline.train import Task, TrainState, label_objective, train
-from pipeline.world import World, derive_seed
 from stages.command import run_stage
 
 

@@ -1,7 +1,7 @@
 """Re-hash the shards of every finished round against their manifests."""
 
+from pipeline.data.shards import MANIFEST, ShardError, read_manifest, verify
 from pipeline.session import Session
-from pipeline.shards import MANIFEST, ShardError, read_manifest, verify
 from stages.command import run_stage
 
 

@@ -16,7 +16,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.run import parse_args
 from torch.distributed.run import run as launch
 
-from pipeline.world import choose_device, share_cores
+from pipeline.runtime.distributed import choose_device, share_cores
 from stages.command import FAILED, INTERRUPTED, fail, parse_arguments, read_config
 
 

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from tiny_run import run_in_process, tiny_config
 from torch import Tensor, nn
 
-from pipeline.compiler import why_not_compiled
-from pipeline.hardware import keep_freed_memory
-from pipeline.models import Classifier
+from pipeline.models.classifier import Classifier
+from pipeline.runtime.compiler import why_not_compiled
+from pipeline.runtime.hardware import keep_freed_memory
 from stages import chain
 
 keep_freed_memory()

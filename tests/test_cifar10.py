@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cifar10.networks import NETWORKS, build_network
-from pipeline.weights import load_weights
+from pipeline.models.weights import load_weights
 
 # Parameters in millions that the literature quotes for ten classes.
 PARAMETERS = {

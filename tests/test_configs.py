@@ -7,7 +7,8 @@ import pytest
 import safetensors.torch
 from tiny_run import run_in_process
 
-from pipeline.models import ModelConfig, build_classifier
+from pipeline.models.classifier import build_classifier
+from pipeline.models.config import ModelConfig
 from pipeline.run import RunConfig, load_run
 from stages import chain
 

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 import yaml
 
-from pipeline.codec import encode_image
+from pipeline.data.codec import encode_image
+from pipeline.data.shards import Sample
 from pipeline.run import RunConfig, load_run
+from pipeline.runtime.distributed import World
+from pipeline.runtime.seeds import make_generator
 from pipeline.session import open_session
-from pipeline.shards import Sample
-from pipeline.world import World, make_generator
 from stages.command import Stage, run_stage
 
 REPOSITORY = Path(__file__).resolve().parents[1]

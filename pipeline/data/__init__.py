@@ -1,0 +1,1 @@
+"""Image sets, shards and views of images."""

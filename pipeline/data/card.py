@@ -1,0 +1,68 @@
+"""The dataset card and the index that other readers of a synthesised dataset look for."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.runtime.files import write_json, write_text
+
+CARD = """---
+{header}---
+
+# {title}
+
+{num_images} synthetic images of {num_classes} classes, {shape} pixels (channels, height, width), made by dreamdistill
+by inverting a trained classifier. No real image was used.
+
+- Teacher: `{teacher}`
+- Fingerprint of everything the images depend on: `{fingerprint}`
+- Round {round} of the run; `config.yaml` here is the resolved configuration, `manifest.json` lists every shard with its
+  SHA-256.
+{verdict}
+## Reading it
+
+Members are `CLASS/NUMBER.{extension}`, `.cls` (the label) and `.json` (batch, seed, what the teacher and the verifier
+say of the stored pixels). One tar holds one class, so mix the shards: a shuffle buffer over class-pure shards does not.
+
+```python
+webdataset.WebDataset([...]).decode("pil").to_tuple("{extension}", "cls")
+datasets.load_dataset(folder)
+timm.data.create_dataset("wds/", root=folder, split="train")
+torchvision.datasets.ImageFolder(unpacked)    # after: for f in train/*.tar; do tar xf $f -C unpacked; done
+```
+
+`ImageFolder` numbers the class folders that are there: where a run made only some classes, take the label from `.cls`.
+
+## Caveats
+
+The images show what the teacher responds to, not what the world looks like. They can hold traces of the teacher's
+training data; treat them with the care that data asked for.
+"""
+
+
+def write_card(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write `README.md` (for people and `datasets`) and `_info.json` (for timm) beside the shards."""
+    shards = manifest["shards"]
+    header = {
+        "pretty_name": f"synthetic images by {manifest['teacher']}",
+        "tags": ["synthetic", "data-free-distillation"],
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "train/*.tar"}]}],
+    }
+    extension = manifest["image_format"].replace("jpeg", "jpg")
+    verdict = "".join(f"- {name.replace('_', ' ')}: {value:.4f}\n" for name, value in manifest["verdict"].items())
+    text = CARD.format(
+        header=yaml.safe_dump(header, sort_keys=False),
+        title=f"Synthetic images of round {manifest['round']}",
+        extension=extension,
+        **{**manifest, "verdict": verdict, "num_classes": len({entry["class"] for entry in shards})},
+    )
+    write_text(folder / "README.md", text)
+    split = {
+        "name": "train",
+        "num_samples": manifest["num_images"],
+        "filenames": [entry["file"] for entry in shards],
+        "shard_lengths": [entry["count"] for entry in shards],
+    }
+    write_json(folder / "_info.json", {"splits": {"train": split}})

@@ -1,0 +1,75 @@
+"""Images to file bytes and back: uint8 (C, H, W) with one or three channels."""
+
+import io
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+ImageFormat = Literal["png", "webp", "jpeg"]
+
+
+# The member name's extension; readers choose their decoder by it.
+EXTENSIONS: dict[str, str] = {"png": "png", "webp": "webp", "jpeg": "jpg"}
+
+
+PILLOW_MODES = {1: "L", 3: "RGB"}
+
+
+def to_unit(pixels: Tensor) -> Tensor:
+    """uint8 pixels (N, C, H, W) as float32 in [0, 1], in the one memory format that networks get, contiguous.
+
+    Decoders lay the channels of a pixel side by side. An uncompiled network on the CPU would go on in that format, in
+    which convolutions of narrow networks write past their buffers on processors without AVX-512 (oneDNN, PyTorch 2.13
+    included), and in which last bits differ.
+    """
+    return pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+
+
+def to_uint8(pixels: Tensor) -> Tensor:
+    """Pixels in [0, 1], clipped, rounded to uint8."""
+    return (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def encode_image(image: Tensor, image_format: ImageFormat, jpeg_quality: int = 95) -> bytes:
+    """File bytes of uint8 (C, H, W). PNG and WebP are lossless; JPEG keeps full colour resolution."""
+    assert image.dtype == torch.uint8 and image.shape[0] in PILLOW_MODES
+    array = image.permute(1, 2, 0).contiguous().numpy()
+    picture = Image.fromarray(array[:, :, 0] if image.shape[0] == 1 else array)
+    buffer = io.BytesIO()
+    if image_format == "png":
+        picture.save(buffer, "PNG")
+    elif image_format == "webp":
+        picture.save(buffer, "WEBP", lossless=True, quality=100)
+    else:
+        picture.save(buffer, "JPEG", quality=jpeg_quality, subsampling="4:4:4")
+    return buffer.getvalue()
+
+
+def decode_image(data: bytes, channels: int, name: str) -> Tensor:
+    """uint8 (channels, H, W) of a file as `encode_image` writes them; raises ValueError with `name` for others.
+
+    The values of a pixel lie side by side, as decoders write them. torchvision takes three quarters of the time that
+    Pillow's way through NumPy takes; it knows fewer formats.
+    """
+    from torchvision.io import ImageReadMode
+    from torchvision.io import decode_image as decode
+
+    mode = ImageReadMode.RGB if channels == 3 else ImageReadMode.UNCHANGED  # a grey WebP comes as three equal channels
+    try:
+        pixels: Tensor = decode(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{name} is not a readable image ({error})") from error
+    return pixels[:channels]
+
+
+def decode_photo(data: bytes, channels: int, name: str) -> Tensor:
+    """uint8 (channels, H, W) of any file that Pillow reads; raises ValueError with `name` when it cannot."""
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            array = np.array(picture.convert(PILLOW_MODES[channels]))
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ValueError(f"{name} is not a readable image ({error})") from error
+    return torch.from_numpy(array.reshape(*array.shape[:2], channels)).permute(2, 0, 1).contiguous()

@@ -1,0 +1,120 @@
+"""Reading images: all at once into memory, or batch by batch ahead of what needs them."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from functools import lru_cache
+from itertools import tee
+
+import torch
+from torch import Tensor
+
+from pipeline.data.image_sets import ArrayImages, ImageSet
+from pipeline.runtime.device import to_device
+from pipeline.runtime.hardware import free_memory_bytes
+from pipeline.runtime.ranges import batch_ranges
+from pipeline.runtime.seeds import make_generator
+from pipeline.runtime.threads import background_threads
+
+# Images that are read into memory at a time, and that one thread decodes at a time.
+READ_BATCH, READ_PIECE = 256, 32
+
+
+# Decoded images that wait for the device, at most; at least one batch is always read ahead.
+READ_AHEAD_BYTES = 256 * 2**20
+
+
+# Share of the free memory that decoded images may take where no limit is given: a network has to train beside them, and
+# the images of a new round lie there twice for a moment.
+HELD_SHARE = 0.4
+
+
+def num_bytes(images: ImageSet) -> int:
+    """Bytes of all images decoded to uint8."""
+    return len(images.labels) * images.batch([0]).numel()
+
+
+def held_limit_bytes(memory_gib: float | None, device: torch.device, num_sharing: int = 1) -> float:
+    """What decoded images may take on `device`: `memory_gib`, or a share of what is free there.
+
+    The workers of a machine, `num_sharing`, share the memory of the CPU.
+    """
+    if memory_gib is not None:
+        return memory_gib * 2**30
+    return HELD_SHARE * free_memory_bytes(device) / (num_sharing if device.type == "cpu" else 1)
+
+
+def hold_in_memory(images: ImageSet, device: torch.device) -> ArrayImages:
+    """All images decoded once, by several threads, into one uint8 tensor on `device`, which has to hold it."""
+    ranges = batch_ranges(len(images.labels), READ_BATCH)
+    try:
+        pixels = torch.empty(len(images.labels), *images.batch([0]).shape[1:], dtype=torch.uint8, device=device)
+        for indices, decoded in zip(ranges, read_batches(images, ranges), strict=True):
+            pixels[indices.start : indices.stop] = decoded.to(device)
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"memory_gib: {len(images.labels):,} decoded images need {num_bytes(images) / 2**30:.2f} GiB, more than "
+            f"{device} has free; set it lower than that, and they are read again and again"
+        ) from error
+    return ArrayImages(pixels, images.labels.to(device))
+
+
+def read_batches(images: ImageSet, batches: Iterable[Sequence[int]]) -> Iterator[Tensor]:
+    """uint8 (len(batch), C, H, W) for each batch of indices, in order, read ahead by as many threads as PyTorch has.
+
+    Threads are enough, since the decoders do not hold the interpreter's lock. Each takes a piece of a batch at a time,
+    so that a large batch keeps all of them busy.
+    """
+    num_threads, image_bytes = torch.get_num_threads(), images.batch([0]).numel()
+    max_ahead = max(1, min(READ_AHEAD_BYTES // image_bytes, 2 * num_threads * READ_PIECE))
+    waiting: deque[tuple[int, list[Future[Tensor]]]] = deque()
+    with background_threads(num_threads) as threads:
+        try:
+            for indices in batches:
+                pieces = (indices[i : i + READ_PIECE] for i in range(0, len(indices), READ_PIECE))
+                waiting.append((len(indices), [threads.submit(images.batch, piece) for piece in pieces]))
+                while len(waiting) > 1 and sum(count for count, _ in waiting) > max_ahead:
+                    yield _joined(waiting.popleft()[1])
+            while waiting:
+                yield _joined(waiting.popleft()[1])
+        finally:
+            for _, futures in waiting:  # of a reader that failed, or is not listened to any more
+                for future in futures:
+                    future.cancel()
+
+
+def _joined(pieces: Sequence[Future[Tensor]]) -> Tensor:
+    return pieces[0].result() if len(pieces) == 1 else torch.cat([piece.result() for piece in pieces])
+
+
+def load_batches(images: ImageSet, batches: Iterable[Tensor], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """uint8 (N, C, H, W) and labels (N,) on `device` for each batch of indices (N,), given on the CPU.
+
+    Images held in memory are on `device` already; others are read ahead.
+    """
+    if isinstance(images, ArrayImages):
+        for indices in batches:
+            there = to_device(indices, device)
+            yield images.pixels[there], images.labels[there]
+        return
+    drawn, read = tee(batches)
+    for indices, pixels in zip(drawn, read_batches(images, (batch.tolist() for batch in read)), strict=True):
+        yield to_device(pixels, device), to_device(images.labels[indices], device)
+
+
+def draw_batch(num_images: int, batch_size: int, seed: int, purpose: str, step: int) -> Tensor:
+    """Indices (batch_size,) of one training step.
+
+    The steps cut an endless stream of epochs into equal batches; an epoch is every index once, in an order of its own.
+    """
+    epoch, start = divmod(step * batch_size, num_images)
+    drawn = [_epoch_order(num_images, seed, purpose, epoch)[start : start + batch_size]]
+    while (missing := batch_size - sum(map(len, drawn))) > 0:
+        epoch += 1
+        drawn.append(_epoch_order(num_images, seed, purpose, epoch)[:missing])
+    return torch.cat(drawn)
+
+
+@lru_cache(maxsize=2)  # consecutive steps are of the same epoch or of two neighbours
+def _epoch_order(num_images: int, seed: int, purpose: str, epoch: int) -> Tensor:
+    return torch.randperm(num_images, generator=make_generator(seed, purpose, epoch))

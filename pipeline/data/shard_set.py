@@ -1,0 +1,62 @@
+"""A map-style view of class-organized shards."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pipeline.data.codec import decode_image
+from pipeline.data.shards import check_sizes, read_manifest
+from pipeline.runtime.files import read_range
+
+
+class ShardSet:
+    """A map-style view of the shards of one or more rounds: every image by its offset, no scan of the tars.
+
+    `keys` are `CLASS/NUMBER`, `labels` int64 (N,). Raises ShardError when a manifest or a shard is missing, or a
+    shard has not the size that the manifest says.
+    """
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self.keys: list[str] = []
+        self.labels = torch.empty(0, dtype=torch.int64)
+        self._places: list[tuple[Path, int, int]] = []
+        for folder in folders:
+            self.add(folder)
+
+    def add(self, folder: Path) -> None:
+        """Append the images of one more round."""
+        manifest = read_manifest(folder)
+        check_sizes(folder, manifest)
+        self.shape: tuple[int, int, int] = tuple(manifest["shape"])
+        labels: list[int] = []
+        for entry in manifest["shards"]:
+            path = folder / entry["file"]
+            self.keys += entry["keys"]
+            self._places += [(path, o, s) for o, s in zip(entry["offsets"], entry["sizes"], strict=True)]
+            labels += [entry["class"]] * entry["count"]
+        self.labels = torch.cat([self.labels, torch.tensor(labels, dtype=torch.int64)])
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """uint8 (C, H, W) and label of one image."""
+        return self._read(index), int(self.labels[index])
+
+    def batch(self, indices: Sequence[int]) -> Tensor:
+        """uint8 (len(indices), C, H, W) of these images, in channels-last format: nothing has to be transposed."""
+        channels, height, width = self.shape
+        pixels = torch.empty(len(indices), height, width, channels, dtype=torch.uint8).permute(0, 3, 1, 2)
+        for image, index in zip(pixels, indices, strict=True):
+            image.copy_(self._read(index))
+        return pixels
+
+    def _read(self, index: int) -> Tensor:
+        path, offset, size = self._places[index]
+        name = f"{self.keys[index]} in {path} (see `make verify`)"
+        image = decode_image(read_range(path, offset, size), self.shape[0], name)
+        if image.shape != self.shape:
+            raise ValueError(f"{name} is an image of (C, H, W) = {tuple(image.shape)}, the manifest says {self.shape}")
+        return image

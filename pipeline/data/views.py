@@ -1,0 +1,163 @@
+"""Random views of images: what the networks see instead of the images themselves.
+
+Every draw comes from a CPU generator, so the same seed gives the same views on every device.
+"""
+
+import math
+import random
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.runtime.config import ConfigError
+from pipeline.runtime.device import to_device
+
+# Width to height of a box of `crop_area`, or its inverse, at most.
+MAX_ASPECT = 4 / 3
+
+
+def roll_and_flip(canvas: Tensor, shift_px: int, flip: bool, generator: torch.Generator) -> Tensor:
+    """The whole batch (N, C, H, W) rolled (it wraps) by up to `shift_px` both ways, mirrored half of the time."""
+    if shift_px:
+        down, right = torch.randint(-shift_px, shift_px + 1, (2,), generator=generator).tolist()
+        canvas = torch.roll(canvas, (down, right), dims=(2, 3))
+    if flip and torch.rand((), generator=generator).item() < 0.5:
+        canvas = canvas.flip(3)
+    return canvas
+
+
+def check_crop_area(area: tuple[float, float]) -> None:
+    """Raise ConfigError for what is no range of shares."""
+    if not 0 < area[0] <= area[1] <= 1:
+        raise ConfigError(f"crop_area: {list(area)} must be a range within (0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Training views. Mixing methods are drawn once a batch, each with its probability; the rest for each image.
+
+    `crop_area` cuts out a box with a share of the area drawn from that range and an aspect ratio of 3/4 to 4/3, and
+    scales it up again; `shift_px` pads with zeros and crops; `flip` mirrors half of the images; `brightness`,
+    `contrast` and `saturation` multiply by a factor drawn from 1 +- the value; mixup and CutMix draw their ratio from
+    Beta(alpha, alpha).
+    """
+
+    crop_area: tuple[float, float] = (1.0, 1.0)
+    shift_px: int = 0
+    flip: bool = False
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    mixup_probability: float = 0.0
+    mixup_alpha: float = 1.0
+    cutmix_probability: float = 0.0
+    cutmix_alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_crop_area(self.crop_area)
+        if self.shift_px < 0:
+            raise ConfigError(f"shift_px: {self.shift_px} must be at least 0")
+        for name in ("brightness", "contrast", "saturation"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} must be in [0, 1]")
+        for name in ("mixup", "cutmix"):
+            if not 0 <= getattr(self, f"{name}_probability") <= 1:
+                raise ConfigError(f"{name}_probability: {getattr(self, f'{name}_probability')} must be in [0, 1]")
+            if getattr(self, f"{name}_alpha") <= 0:
+                raise ConfigError(f"{name}_alpha: {getattr(self, f'{name}_alpha')} must be positive")
+        if self.mixup_probability + self.cutmix_probability > 1:
+            raise ConfigError("mixup_probability, cutmix_probability: their sum must be at most 1")
+
+
+def augment(
+    pixels: Tensor, targets: Tensor, config: AugmentConfig, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """One view of pixels (N, C, H, W) and the matching targets, class probabilities of shape (N, num_classes)."""
+    count = len(pixels)
+    if config.crop_area[0] < 1:
+        pixels = zoom(pixels, config.crop_area, generator)
+    if config.shift_px:
+        pixels = _shift(pixels, config.shift_px, generator)
+    if config.flip:
+        mirrored = torch.rand(count, generator=generator) < 0.5
+        pixels = torch.where(to_device(mirrored, pixels.device)[:, None, None, None], pixels.flip(3), pixels)
+    if config.brightness or config.contrast or config.saturation:
+        pixels = _jitter(pixels, config, generator)
+    draw = torch.rand((), generator=generator).item()
+    if draw < config.mixup_probability:
+        return _mixup(pixels, targets, config.mixup_alpha, generator)
+    if draw < config.mixup_probability + config.cutmix_probability:
+        return _cutmix(pixels, targets, config.cutmix_alpha, generator)
+    return pixels, targets
+
+
+def zoom(pixels: Tensor, area: tuple[float, float], generator: torch.Generator) -> Tensor:
+    """A box of each image of (N, C, H, W), scaled up to the whole (Szegedy et al., 2015, arXiv 1409.4842).
+
+    Its share of the area is drawn from that range, its aspect ratio from 3/4 to 4/3.
+    """
+    draws = torch.rand(4, len(pixels), generator=generator)
+    share = area[0] + (area[1] - area[0]) * draws[0]
+    aspect = torch.exp((2 * draws[1] - 1) * math.log(MAX_ASPECT))
+    sides = torch.stack([(share * aspect).sqrt(), (share / aspect).sqrt()]).clamp_max(1)  # width, height
+    centres = (2 * draws[2:] - 1) * (1 - sides)
+    boxes = torch.zeros(len(pixels), 2, 3)
+    boxes[:, 0, 0], boxes[:, 1, 1], boxes[:, :, 2] = sides[0], sides[1], centres.T
+    grid = F.affine_grid(to_device(boxes, pixels.device), list(pixels.shape), align_corners=False)
+    return F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+
+
+def _jitter(pixels: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+    draws = 2 * torch.rand(3, len(pixels), 1, 1, 1, generator=generator) - 1
+    brightness, contrast, saturation = (
+        1 + strength * to_device(draw, pixels.device)
+        for strength, draw in zip((config.brightness, config.contrast, config.saturation), draws, strict=True)
+    )
+    pixels = pixels * brightness
+    grey = pixels.mean(1, keepdim=True)
+    pixels = torch.lerp(grey, pixels, saturation)
+    return torch.lerp(grey.mean((2, 3), keepdim=True), pixels, contrast).clamp(0, 1)
+
+
+def _shift(pixels: Tensor, shift_px: int, generator: torch.Generator) -> Tensor:
+    count, _, height, width = pixels.shape
+    offsets = torch.randint(0, 2 * shift_px + 1, (2, count, 1), generator=generator)
+    rows = to_device(offsets[0] + torch.arange(height), pixels.device)
+    columns = to_device(offsets[1] + torch.arange(width), pixels.device)
+    padded = F.pad(pixels, (shift_px,) * 4)
+    batch = torch.arange(count, device=pixels.device)[:, None, None]
+    cropped = padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]]
+    # `contiguous()` would keep the strides of a single channel, which say channels-last (see `to_unit`).
+    return cropped.permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
+
+
+def _beta(alpha: float, generator: torch.Generator) -> float:
+    """One draw from Beta(alpha, alpha); torch's own sampler takes no generator."""
+    return random.Random(int(torch.randint(2**62, (), generator=generator))).betavariate(alpha, alpha)
+
+
+def _partner(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    return to_device(torch.randperm(len(pixels), generator=generator), pixels.device)
+
+
+def _mixup(pixels: Tensor, targets: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Convex combinations of pairs (Zhang et al., 2018, arXiv 1710.09412)."""
+    ratio, partner = _beta(alpha, generator), _partner(pixels, generator)
+    return torch.lerp(pixels[partner], pixels, ratio), torch.lerp(targets[partner], targets, ratio)
+
+
+def _cutmix(pixels: Tensor, targets: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A rectangle of each image replaced by its partner's (Yun et al., 2019, arXiv 1905.04899)."""
+    height, width = pixels.shape[2:]
+    ratio, partner = _beta(alpha, generator), _partner(pixels, generator)
+    side = (1 - ratio) ** 0.5
+    centre_y, centre_x = torch.rand(2, generator=generator).tolist()
+    top, bottom = (round((centre_y + s * side / 2) * height) for s in (-1, 1))
+    left, right = (round((centre_x + s * side / 2) * width) for s in (-1, 1))
+    top, left, bottom, right = max(top, 0), max(left, 0), min(bottom, height), min(right, width)
+    mixed = pixels.clone()
+    mixed[:, :, top:bottom, left:right] = pixels[partner][:, :, top:bottom, left:right]
+    kept = 1 - (bottom - top) * (right - left) / (height * width)
+    return mixed, torch.lerp(targets[partner], targets, kept)

@@ -1,0 +1,1 @@
+"""Metrics of networks on real images, and the report about a run."""

@@ -1,0 +1,136 @@
+"""What each output depends on: its identity, and whether the output that is there has it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.image_sets import source_identity
+from pipeline.data.shards import MANIFEST, read_manifest
+from pipeline.models.checkpoint import read_description, weights_identity
+from pipeline.run import RunConfig, resolved_yaml
+from pipeline.runtime.config import ConfigError, to_plain
+from pipeline.runtime.files import read_json, write_json, write_text
+from pipeline.runtime.fingerprint import fingerprint, refuse_other
+
+# Settings that change how a run is watched, saved and launched, not what it makes.
+NOT_IDENTITY = ("log_every", "save_every_s", "memory_gib", "cuda_graphs")
+
+
+# Raised when the same configuration makes other outputs than before, so that old and new ones are not mixed.
+METHOD_VERSION = 6
+
+
+IDENTITY_FILE, CONFIG_FILE = "identity.json", "config.yaml"
+
+
+def _identity(**parts: Any) -> dict[str, Any]:
+    """`parts` as plain data, without the settings that do not change an output."""
+
+    def strip(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {k: strip(v) for k, v in value.items() if k not in NOT_IDENTITY}
+        return [strip(v) for v in value] if isinstance(value, list) else value
+
+    stripped: dict[str, Any] = strip(to_plain({"method_version": METHOD_VERSION, **parts}))
+    return stripped
+
+
+def teacher_identity(config: RunConfig) -> dict[str, Any]:
+    """What a trained teacher depends on."""
+    assert config.data.train is not None
+    return _identity(
+        seed=config.seed,
+        images=config.images,
+        teacher=weights_identity(config.teacher, "teacher.weights"),
+        training=config.teacher_training,
+        data=source_identity(config.data, "train", config.images),
+    )
+
+
+def synthesis_identity(config: RunConfig, round_index: int) -> dict[str, Any]:
+    """What the images of a round depend on; where the student before is the rival, that includes its recipe."""
+    return _identity(
+        seed=config.seed,
+        round=round_index,
+        images=config.images,
+        synthesis=config.synthesis,
+        teacher=_frozen_teacher(config),
+        verifier=weights_identity(config.verifier, "verifier.weights") if config.verifier else None,
+        ensemble=_ensemble_identity(config),
+        rival=_student_recipe(config) if round_index and config.synthesis.inversion.terms.competition else None,
+    )
+
+
+def _ensemble_identity(config: RunConfig) -> list[dict[str, Any]]:
+    return [weights_identity(model, f"ensemble[{i}].weights") for i, model in enumerate(config.ensemble)]
+
+
+def student_identity(config: RunConfig, round_index: int) -> dict[str, Any]:
+    """What the student of a round depends on: the images up to that round, the teacher, the recipe."""
+    return _identity(
+        seed=config.seed,
+        round=round_index,
+        images=config.images,
+        **_student_recipe(config),
+        teacher=_frozen_teacher(config),
+        shards=fingerprint(synthesis_identity(config, round_index)),
+    )
+
+
+def _student_recipe(config: RunConfig) -> dict[str, Any]:
+    return {"student": weights_identity(config.student, "student.weights"), "distill": config.distill}
+
+
+def evaluation_identity(config: RunConfig, round_index: int) -> dict[str, Any]:
+    """What an evaluation depends on."""
+    return _identity(
+        images=config.images,
+        classes=config.evaluation.classes,
+        student=fingerprint(student_identity(config, round_index)),
+        teacher=_frozen_teacher(config),
+        data=source_identity(config.data, "test", config.images),
+    )
+
+
+def _frozen_teacher(config: RunConfig) -> dict[str, Any]:
+    if config.teacher.weights is None and not config.trained_teacher_path.exists():
+        raise ValueError(f"there is no teacher yet ({config.trained_teacher_path}); run `make teacher` first")
+    return weights_identity(config.teacher_model, "teacher.weights")
+
+
+def state_path(network_path: Path) -> Path:
+    """Where the training of a network keeps its state until the network is finished."""
+    return network_path.with_suffix(".state")
+
+
+def is_finished(network_path: Path, identity: Mapping[str, Any]) -> bool:
+    """Whether a trained network is there; raises ConfigError when it is of another identity."""
+    if not network_path.exists():
+        return False
+    refuse_other(str(network_path), read_description(network_path)["identity"], identity)
+    state_path(network_path).unlink(missing_ok=True)  # a kill can fall between writing the network and this
+    return True
+
+
+def require_student(config: RunConfig, round_index: int) -> None:
+    """Raise ValueError when there is no student of a round, ConfigError when it is of another configuration."""
+    path = config.student_path(round_index)
+    if not is_finished(path, student_identity(config, round_index)):
+        raise ValueError(f"there is no student of round {round_index} ({path}); run `make distill` first")
+
+
+def check_folder(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Raise ConfigError, naming the keys that differ, when images in the folder are of another identity."""
+    if (folder / MANIFEST).exists():
+        refuse_other(str(folder), read_manifest(folder)["identity"], identity)
+    elif any((folder / "parts").glob("*.tar")):
+        path = folder / IDENTITY_FILE
+        if not path.exists():
+            raise ConfigError(f"{folder} holds parts but no {IDENTITY_FILE}, so nobody knows whose; remove it")
+        refuse_other(str(folder), read_json(path), identity)
+
+
+def claim_folder(folder: Path, identity: Mapping[str, Any], config: RunConfig) -> None:
+    """Write the resolved configuration and the identity of the images that are about to come."""
+    write_text(folder / CONFIG_FILE, resolved_yaml(config))
+    write_json(folder / IDENTITY_FILE, to_plain(identity))

@@ -1,0 +1,133 @@
+"""Networks from named sources: cifar10, torchvision, timm, and a user's own Python."""
+
+import importlib
+import importlib.util
+import sys
+import urllib.error
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pipeline.models.config import ImageConfig, ModelConfig, Normalisation
+
+
+def _is_published_name(config: ModelConfig) -> bool:
+    if config.weights is None:
+        return False
+    if config.source.startswith("timm:"):
+        return config.weights == "DEFAULT"  # timm names its weights in the model, as in resnet50.a1_in1k
+    return config.source.startswith("torchvision:") and Path(config.weights).suffix == "" and "/" not in config.weights
+
+
+def _published_name(config: ModelConfig) -> str:
+    """The name of published weights behind the alias DEFAULT, which another version of the library gives another."""
+    kind, _, name = config.source.partition(":")
+    assert config.weights is not None
+    if kind == "torchvision":
+        weights = _torchvision_weights(name).get(config.weights)
+        return str(weights.name) if weights else config.weights
+    timm = _import_timm(name)
+    preset = timm.models.get_pretrained_cfg(name)
+    return f"{preset.architecture}.{preset.tag}" if preset else config.weights
+
+
+def _build_network(config: ModelConfig, images: ImageConfig) -> tuple[nn.Module, Normalisation | None]:
+    """The network, and the (mean, std) that its published weights were trained with, or None."""
+    kind, _, name = config.source.partition(":")
+    build = {"cifar10": _cifar10, "torchvision": _torchvision, "timm": _timm, "python": _python}[kind]
+    try:
+        network, published = build(name, config, images)
+    except (TypeError, NotImplementedError) as error:
+        raise ValueError(f"{config.source} does not take options {config.options}: {error}") from error
+    except urllib.error.URLError as error:
+        raise ValueError(
+            f"{config.source}: weights {config.weights} could not be downloaded ({error.reason}); "
+            "put a weight file's path into `weights` instead"
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"{config.source} must return a torch.nn.Module, it returned {type(network).__name__}")
+    return network, published
+
+
+def _cifar10(name: str, config: ModelConfig, images: ImageConfig) -> tuple[nn.Module, None]:
+    from cifar10.networks import build_network
+
+    return build_network(name, in_channels=images.channels, num_classes=images.num_classes, **config.options), None
+
+
+def _torchvision(name: str, config: ModelConfig, images: ImageConfig) -> tuple[nn.Module, Normalisation | None]:
+    import torchvision.models
+
+    members = _torchvision_weights(name)
+    if config.weights is None or not _is_published_name(config):
+        return torchvision.models.get_model(name, num_classes=images.num_classes, **config.options), None
+    if config.weights not in members:
+        raise ValueError(f"torchvision:{name} has no weights {config.weights!r}; it has {', '.join(members)}")
+    weights = members[config.weights]
+    preset = weights.transforms()
+    network = torchvision.models.get_model(name, weights=weights, **config.options)
+    return network, (tuple(preset.mean), tuple(preset.std))
+
+
+def _torchvision_weights(name: str) -> Mapping[str, Any]:
+    """The published weights of a network by name, aliases among them."""
+    import torchvision.models
+
+    if name not in torchvision.models.list_models(torchvision.models):
+        raise ValueError(f"torchvision has no classifier {name!r}; torchvision.models.list_models() lists them")
+    members: Mapping[str, Any] = torchvision.models.get_model_weights(name).__members__
+    return members
+
+
+def _timm(name: str, config: ModelConfig, images: ImageConfig) -> tuple[nn.Module, Normalisation | None]:
+    timm = _import_timm(name)
+    if not timm.is_model(name):
+        raise ValueError(f"timm has no model {name!r}; timm.list_models() lists them")
+    network = timm.create_model(
+        name,
+        pretrained=_is_published_name(config),
+        num_classes=images.num_classes,
+        in_chans=images.channels,
+        **config.options,
+    )
+    preset: dict[str, Any] = network.pretrained_cfg
+    return network, (tuple(preset["mean"]), tuple(preset["std"])) if _is_published_name(config) else None
+
+
+def _import_timm(name: str) -> Any:
+    try:
+        import timm
+    except ImportError:
+        raise ValueError(f"timm:{name} needs the timm package: pip install timm") from None
+    return timm
+
+
+def _python(name: str, config: ModelConfig, images: ImageConfig) -> tuple[nn.Module, None]:
+    place, separator, function_name = name.rpartition(":")
+    if not separator:
+        raise ValueError(f"python:{name} must be python:package.module:function or python:path/to/file.py:function")
+    module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
+    function: Callable[..., nn.Module] | None = getattr(module, function_name, None)
+    if function is None:
+        raise ValueError(f"python:{name}: {place} has no {function_name!r}")
+    return function(**config.options), None
+
+
+def _import_module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"python:{name}: {error}; is its folder on PYTHONPATH?") from error
+
+
+def _import_file(path: Path) -> Any:
+    if not path.is_file():
+        raise ValueError(f"python:{path}: no such file")
+    name = f"dreamdistill_user_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,100 @@
+"""Tensors from the weight files that people have, read without running any code in them."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from pipeline.runtime.fingerprint import KEYS_SHOWN
+
+# The names under which public training scripts wrap a state dict, and the prefixes that wrappers of a network add.
+WRAPPINGS = ("state_dict", "model_state_dict", "model", "net", "network")
+
+
+PREFIXES = ("module.", "_orig_mod.")
+
+
+# Other names that public checkpoints of the same networks use for a part of a key.
+ALIASES = (("linear.", "fc."), ("classifier.", "fc."), (".shortcut.", ".downsample."))
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors or torch file; torch files are read without running any code in them."""
+    if not path.is_file():
+        raise ValueError(f"weights: there is no file {path}")
+    if path.suffix == ".safetensors":
+        try:
+            return safetensors.torch.load_file(path)
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"weights: {path} is truncated or no safetensors file ({error})") from error
+    try:
+        content = load_tensors(path)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"weights: {path} holds more than tensors, loading it could run code in it, so it is refused; "
+            "save the network's state_dict() alone"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"weights: {error}") from error
+    return _unwrap(content, path)
+
+
+def load_tensors(path: Path) -> Any:
+    """The content of a torch file on the CPU, without running any code in it.
+
+    Raises pickle.UnpicklingError when it holds more than plain data and tensors, ValueError when it is damaged.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise
+    except Exception as error:  # what the unpickler raises on damaged bytes is not specified
+        raise ValueError(f"{path} is truncated or no torch file ({error})") from error
+
+
+def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
+    while isinstance(content, Mapping) and (inner := [n for n in WRAPPINGS if isinstance(content.get(n), Mapping)]):
+        content = content[inner[0]]
+    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise ValueError(f"weights: {path} holds no state dict (looked under {', '.join(WRAPPINGS)} too)")
+    return dict(content)
+
+
+def load_weights(network: nn.Module, path: Path, source: str) -> None:
+    """Load the tensors of `path` into `network`; raises ValueError that lists the keys that do not fit."""
+    tensors = read_weights(path)
+    while prefix := next((p for p in PREFIXES if tensors and all(key.startswith(p) for key in tensors)), None):
+        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    expected = network.state_dict()
+    tensors = {key if key in expected else _rename(key, expected): value for key, value in tensors.items()}
+    counter = "num_batches_tracked"  # BatchNorm's step counter, which older files and converters leave out
+    missing = [k for k in expected if k not in tensors and not k.endswith(counter)]
+    unexpected = [k for k in tensors if k not in expected and not k.endswith(counter)]
+    shapes = [
+        f"{k} {tuple(tensors[k].shape)} instead of {tuple(expected[k].shape)}"
+        for k in expected
+        if k in tensors and tensors[k].shape != expected[k].shape
+    ]
+    if missing or unexpected or shapes:
+        lists = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+        raise ValueError(f"weights: {path} does not belong to {source}: {'; '.join(_shorten(lists))}")
+    network.load_state_dict({k: v for k, v in tensors.items() if k in expected}, strict=False)
+
+
+def _rename(key: str, expected: Mapping[str, Tensor]) -> str:
+    """The name that `key` goes by in this network, if an alias leads to one; else `key` itself."""
+    renamed = (key.replace(theirs, ours) for theirs, ours in ALIASES)
+    return next((name for name in renamed if name in expected), key)
+
+
+def _shorten(lists: dict[str, list[str]]) -> list[str]:
+    return [
+        f"{len(keys)} {name} ({', '.join(keys[:KEYS_SHOWN])}{', ...' if len(keys) > KEYS_SHOWN else ''})"
+        for name, keys in lists.items()
+        if keys
+    ]

@@ -1,0 +1,1 @@
+"""What everything runs on: configuration, files, ranks, threads, compiler, seeds."""

@@ -1,0 +1,141 @@
+"""Files that are complete or absent: written under a temporary name, synced, then renamed."""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any
+
+TEMPORARY_SUFFIX = ".tmp"
+
+
+_CHUNK_BYTES = 1 << 20
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """Open `path` for writing; the name appears only when the block ends without an exception.
+
+    The temporary name is derived from `path`, so what a killed process left behind is overwritten by the next try.
+    Raises OSError with the path and the fix when the folder cannot be written or the disk is full.
+    """
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    with explained_errors(path):
+        try:
+            make_folder(path.parent)
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
+        except BaseException:
+            _remove_quietly(temporary)
+            raise
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder` and its parents where they are not there yet; raises OSError with the fix."""
+    with explained_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def explained_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError while `path` is written into one that names it and the fix; those of other files pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, *_names(path)):
+            raise
+        raise OSError(error.errno, f"cannot write {path}: {_fix(error)}") from error
+
+
+def _names(path: Path) -> list[str]:
+    return [str(path), str(path) + TEMPORARY_SUFFIX, *map(str, path.parents)]
+
+
+def _fix(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "the disk or quota is full: free space and run the same command again; finished parts are kept"
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return "a file is in the place of a folder: remove it, or set shards_dir / checkpoints_dir"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "check the permissions of the folder, or set shards_dir / checkpoints_dir"
+    return error.strerror or str(error)
+
+
+def _remove_quietly(path: Path) -> None:
+    with suppress(OSError):  # the error that led here is the one to report
+        path.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def exclusive_lock(path: Path) -> Iterator[None]:
+    """Hold `path` as a lock; raises ValueError when another process holds it. A killed process lets go of it."""
+    make_folder(path.parent)
+    with explained_errors(path):
+        path.touch()
+    with open(path, "a") as file:  # network file systems lock only what is open for writing
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another process works on {path.parent}; wait for it, or set another `name`") from None
+        yield
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, atomically."""
+    with atomic_file(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
+    """Write `value` as JSON, atomically."""
+    write_text(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; raises ValueError that names the file when it is damaged."""
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it and run the stage that writes it again") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is damaged (no object); remove it and run the stage that writes it again")
+    return value
+
+
+def read_range(path: Path, offset: int, size: int) -> bytes:
+    """`size` bytes of a file from `offset` on, fewer where it ends before."""
+    with open(path, "rb", buffering=0) as file:
+        file.seek(offset)
+        return file.read(size)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal; remembered while size and time stamp stay the same."""
+    state = path.stat()
+    return _sha256(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,95 @@
+"""Where numbers go while a stage runs: a progress bar, and one JSON line for each logging step."""
+
+import json
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from tqdm import tqdm
+
+from pipeline.runtime.files import explained_errors, make_folder
+
+# What a loop calls on a logging step: the step, and its figures.
+OnStep = Callable[[int, dict[str, float]], None]
+
+
+class Recorder:
+    """Appends to `metrics.jsonl` and moves one progress bar."""
+
+    def __init__(self, file: IO[bytes], bar: "tqdm[Any]", place: dict[str, Any]) -> None:
+        self._file, self._bar, self._place = file, bar, place
+        self._logged_at = time.perf_counter()
+
+    def advance(self, done: int) -> None:
+        """Move the bar to `done` units."""
+        self._bar.update(done - self._bar.n)
+
+    def log(self, step: int, figures: dict[str, float], *, done: int | None = None, **place: int) -> None:
+        """Write one line (stage, round, `place`, step, seconds since the line before, figures) and move the bar.
+
+        The bar goes to `done` units, by default to `step` + 1.
+        """
+        now = time.perf_counter()
+        line = {**self._place, **place, "step": step, "elapsed_s": round(now - self._logged_at, 4), **figures}
+        self._logged_at = now
+        with explained_errors(Path(self._file.name)):
+            self._file.write((json.dumps(line) + "\n").encode())
+        self.advance(step + 1 if done is None else done)
+
+
+@contextmanager
+def open_recorder(
+    path: Path,
+    stage: str,
+    *,
+    total: int,
+    unit: str,
+    done: int = 0,
+    visible: bool = True,
+    round_index: int | None = None,
+) -> Iterator[Recorder]:
+    """A recorder for one stage; `total` and `done` count `unit`s. The bar shows on a terminal, if `visible`."""
+    make_folder(path.parent)
+    _end_last_line(path)
+    place = {"stage": stage} if round_index is None else {"stage": stage, "round": round_index}
+    title = " ".join(map(str, place.values()))
+    hidden = None if visible else True  # None: hidden unless the output is a terminal
+    # Unbuffered, so that a line is either in the file or its failure is reported where it is written.
+    with (
+        open(path, "ab", buffering=0) as file,
+        tqdm(total=total, initial=done, unit=f" {unit}", desc=title, disable=hidden) as bar,
+    ):
+        yield Recorder(file, bar, place)
+
+
+def _end_last_line(path: Path) -> None:
+    """End a line that a killed process left half-written, so that the next one stays readable."""
+    with explained_errors(path), open(path, "a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+
+
+def seconds_of_stages(lines: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Seconds of work of each stage in metric lines, summed over workers and restarts."""
+    seconds: dict[str, float] = defaultdict(float)
+    for line in lines:
+        seconds[line["stage"]] += line["elapsed_s"]
+    return dict(seconds)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All complete lines in order; of lines for the same place and step, the last one counts."""
+    latest: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for text in path.read_text().splitlines() if path.exists() else ():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue  # the half-written last line of a killed process
+        latest[tuple(line.get(k) for k in ("stage", "round", "batch", "step"))] = line
+    return list(latest.values())

@@ -1,0 +1,1 @@
+"""Inversion of a teacher into synthetic images."""

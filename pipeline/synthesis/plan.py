@@ -1,0 +1,48 @@
+"""The plan of a synthesis: which batch holds which labels and which seed, before anything runs.
+
+It depends on the configuration alone, never on the number of workers or on what is already there.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.runtime.ranges import batch_ranges, even_ranges
+from pipeline.runtime.seeds import derive_seed, make_generator
+from pipeline.synthesis.config import SynthesisConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSpec:
+    """One unit of synthesis: the images `first_image`, `first_image` + 1, ... of the run, their labels, their seed."""
+
+    index: int
+    first_image: int
+    labels: tuple[int, ...]
+    seed: int
+
+
+def plan_batches(config: SynthesisConfig, num_classes: int, seed: int, round_index: int) -> list[BatchSpec]:
+    """Balanced labels of one round, shuffled with the run's seed and cut into batches with one derived seed each.
+
+    Where images are fewer than classes, the classes are drawn, too. Every batch mixes classes, because its statistics
+    are matched to those of the whole training set.
+    """
+    rounds = even_ranges(config.num_images, config.rounds)
+    images = rounds[round_index]
+    classes = config.classes if config.classes is not None else tuple(range(num_classes))
+    if config.num_images < len(classes):
+        drawn = torch.randperm(len(classes), generator=make_generator(seed, "classes"))[: config.num_images]
+        classes = tuple(classes[i] for i in drawn.tolist())
+    balanced = [classes[i % len(classes)] for i in images]
+    order = torch.randperm(len(images), generator=make_generator(seed, "labels", round_index)).tolist()
+    first_index = sum(len(batch_ranges(len(r), config.batch_size)) for r in rounds[:round_index])
+    return [
+        BatchSpec(
+            index=index,
+            first_image=images.start + batch.start,
+            labels=tuple(balanced[order[i]] for i in batch),
+            seed=derive_seed(seed, "batch", index),
+        )
+        for index, batch in enumerate(batch_ranges(len(images), config.batch_size), first_index)
+    ]

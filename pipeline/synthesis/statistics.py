@@ -1,0 +1,77 @@
+"""The statistics of what enters each BatchNorm layer, captured during a forward pass inside a `with` block."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from pipeline.models.batch_norm import along_channels
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerStatistics:
+    """One BatchNorm layer: the batch's mean and variance of its input, and the running ones; each of shape (C,)."""
+
+    mean: Tensor
+    variance: Tensor
+    running_mean: Tensor
+    running_variance: Tensor
+
+
+def batch_norm_layers(network: nn.Module) -> list[_BatchNorm]:
+    """The BatchNorm layers that keep running statistics; raises ValueError when there is none."""
+    layers = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    if not layers:
+        raise ValueError(
+            f"the teacher ({type(network).__name__}) has no BatchNorm layer with running statistics; inversion matches "
+            "those, so choose a teacher with BatchNorm"
+        )
+    return layers
+
+
+@contextmanager
+def capture_statistics(network: nn.Module) -> Iterator[list[LayerStatistics]]:
+    """Yield a list that each forward pass of `network` extends, one entry for each BatchNorm call, in call order.
+
+    The caller clears the list before a pass. The hooks are removed when the block ends, exceptions included.
+    """
+    captured: list[LayerStatistics] = []
+
+    def record(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        captured.append(measure(layer, inputs[0]))
+
+    handles = [layer.register_forward_pre_hook(record) for layer in batch_norm_layers(network)]
+    try:
+        yield captured
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def measure(layer: nn.Module, features: Tensor) -> LayerStatistics:
+    """Statistics over all but the channel dimension of features (N, C, ...), in at least fp32.
+
+    The variance is the unbiased one, because BatchNorm's running variance averages unbiased estimates; matching the
+    biased one would miss by n / (n - 1), visible for small batches of small maps. A single value has variance 0.
+    """
+    assert isinstance(layer, _BatchNorm) and layer.running_mean is not None and layer.running_var is not None
+    wide = features if features.dtype == torch.float64 else features.float()
+    if wide.dim() == 2:
+        wide = wide[:, :, None]
+    count = wide.numel() // wide.shape[1]
+    # One pass over the features, and none in the backward, where `var` would measure the mean again. About the running
+    # mean, the two moments are close enough to what is wanted for their difference not to cancel.
+    deviation = wide - along_channels(layer.running_mean, wide)
+    # Compiled, what is done to a channel is done again for each of its values: a factor costs less than a division, and
+    # `abs` less than the mask of `clamp_min`. Summed image by image, the values are read in the order they lie in.
+    shift, spread = (x.sum(tuple(range(2, x.dim()))).sum(0) * (1 / count) for x in (deviation, deviation.square()))
+    variance = (spread - shift.square()).abs() * (count / max(1, count - 1))
+    return LayerStatistics(
+        mean=layer.running_mean + shift,
+        variance=variance,
+        running_mean=layer.running_mean,
+        running_variance=layer.running_var,
+    )

@@ -1,0 +1,281 @@
+"""Random views: which pixels they keep, and targets that match them."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.data.codec import to_unit
+from pipeline.data.views import AugmentConfig, augment, roll_and_flip, zoom
+from pipeline.runtime.config import ConfigError
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def numbered(*shape: int) -> Tensor:
+    """Pixels that are all different."""
+    return torch.arange(torch.Size(shape).numel(), dtype=torch.float32).view(shape)
+
+
+def one_hot_images(count: int, num_classes: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Images whose channels say their class in every pixel, and the targets."""
+    targets = F.one_hot(torch.arange(count) % num_classes, num_classes).float()
+    return targets[:, :, None, None].expand(-1, -1, height, width).clone(), targets
+
+
+def test_roll_wraps_by_every_shift_within_reach_and_keeps_all_pixels(device):
+    canvas = numbered(2, 3, 7, 9).to(device)
+    reach = [-2, -1, 0, 1, 2]
+    rolls = {(y, x): torch.roll(canvas, (y, x), (2, 3)) for y in reach for x in reach}
+    seen = set()
+    for seed in range(300):
+        view = roll_and_flip(canvas, 2, False, seeded(seed))
+        (shift,) = (shift for shift, rolled in rolls.items() if torch.equal(view, rolled))
+        seen.add(shift)
+    assert seen == set(rolls)
+
+
+def test_flip_mirrors_left_and_right_about_half_of_the_time(device):
+    canvas = numbered(2, 1, 3, 4).to(device)
+    mirrored = 0
+    for seed in range(200):
+        view = roll_and_flip(canvas, 0, True, seeded(seed))
+        assert torch.equal(view, canvas) or torch.equal(view, canvas.flip(3))
+        mirrored += int(torch.equal(view, canvas.flip(3)))
+    assert 70 < mirrored < 130
+
+
+def test_without_shift_and_flip_the_canvas_is_seen_as_it_is(device):
+    canvas = numbered(1, 1, 3, 4).to(device)
+    for seed in range(20):
+        assert torch.equal(roll_and_flip(canvas, 0, False, seeded(seed)), canvas)
+
+
+def test_a_roll_passes_gradients_to_the_canvas(device):
+    canvas = numbered(1, 1, 4, 4).to(device).requires_grad_()
+    roll_and_flip(canvas, 2, True, seeded(0)).sum().backward()
+    assert torch.equal(canvas.grad, torch.ones_like(canvas))
+
+
+def test_crops_pad_with_zeros_and_are_drawn_for_each_image(device):
+    pixels = 1 + numbered(40, 2, 4, 5).to(device)
+    targets = torch.zeros(40, 3, device=device)
+    view, _ = augment(pixels, targets, AugmentConfig(shift_px=1), seeded(0))
+    padded = F.pad(pixels, (1, 1, 1, 1))
+    seen = set()
+    for image, source in zip(view, padded, strict=True):
+        (shift,) = ((y, x) for y in range(3) for x in range(3) if torch.equal(image, source[:, y : y + 4, x : x + 5]))
+        seen.add(shift)
+    assert seen == {(y, x) for y in range(3) for x in range(3)}
+
+
+def test_a_zoom_shows_a_box_of_the_wanted_area_and_aspect(device):
+    size, count = 64, 200
+    ramp = (torch.arange(size) + 0.5) / size
+    image = torch.stack([ramp.expand(size, size), ramp[:, None].expand(size, size)]).to(device)  # x, then y
+    pixels, targets = image.expand(count, 2, size, size), torch.zeros(count, 1, device=device)
+    view, _ = augment(pixels, targets, AugmentConfig(crop_area=(0.2, 0.6)), seeded(0))
+    inner = view[:, :, 8:-8, 8:-8]  # a linear image stays linear, but for its border
+    width = (inner[:, 0, 0, -1] - inner[:, 0, 0, 0]) * size / (inner.shape[3] - 1)
+    height = (inner[:, 1, -1, 0] - inner[:, 1, 0, 0]) * size / (inner.shape[2] - 1)
+    area, aspect = (width * height).cpu(), (width / height).cpu()
+    assert 0.19 < area.min() < 0.23
+    assert 0.57 < area.max() < 0.61
+    assert 0.74 < aspect.min() < 0.8
+    assert 1.25 < aspect.max() < 1.35
+    for centre, side in ((view[:, 0].mean((1, 2)), width), (view[:, 1].mean((1, 2)), height)):
+        assert (centre - side / 2).min() > -0.01
+        assert (centre + side / 2).max() < 1.01
+        assert centre.std() > 0.05
+
+
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
+def test_colours_are_scaled_around_their_fixed_point_by_a_factor_of_each_image(device, name):
+    pixels = 0.4 + 0.2 * torch.rand(100, 3, 4, 4, generator=seeded(1)).to(device)  # nothing is clipped
+    targets = torch.zeros(100, 1, device=device)
+    view, _ = augment(pixels, targets, AugmentConfig(**{name: 0.5}), seeded(0))
+    fixed_point = {
+        "brightness": torch.zeros_like(pixels),
+        "contrast": pixels.mean((1, 2, 3), keepdim=True),
+        "saturation": pixels.mean(1, keepdim=True),
+    }[name]
+    factor = ((view - fixed_point) / (pixels - fixed_point)).flatten(1).median(1).values
+    torch.testing.assert_close(view, fixed_point + factor[:, None, None, None] * (pixels - fixed_point))
+    assert 0.5 <= factor.min() < 0.55
+    assert 1.45 < factor.max() <= 1.5
+
+
+def test_colours_stay_in_the_range_of_pixels(device):
+    pixels, targets = torch.rand(50, 3, 4, 4, generator=seeded(0)).to(device), torch.zeros(50, 1, device=device)
+    view, _ = augment(pixels, targets, AugmentConfig(brightness=1.0, contrast=1.0, saturation=1.0), seeded(0))
+    assert view.min() == 0
+    assert view.max() == 1
+
+
+def test_augment_mirrors_about_half_of_the_images(device):
+    pixels = numbered(200, 1, 2, 3).to(device)
+    view, _ = augment(pixels, torch.zeros(200, 2, device=device), AugmentConfig(flip=True), seeded(0))
+    mirrored = (view == pixels.flip(3)).flatten(1).all(1)
+    kept = (view == pixels).flatten(1).all(1)
+    assert torch.equal(mirrored, ~kept)
+    assert 70 < mirrored.sum() < 130
+
+
+def test_mixup_mixes_targets_by_the_shares_of_the_pixels(device):
+    pixels, targets = (t.to(device) for t in one_hot_images(12, 4, 5, 6))
+    config = AugmentConfig(mixup_probability=1.0)
+    for seed in range(20):
+        view, mixed = augment(pixels, targets, config, seeded(seed))
+        torch.testing.assert_close(view, mixed[:, :, None, None].expand_as(view))
+        torch.testing.assert_close(mixed.sum(1), torch.ones(12, device=device))
+        shares = mixed[(mixed > 0).sum(1) == 2]
+        assert len(shares) > 0
+        assert len({tuple(sorted(round(v, 5) for v in row if v > 0)) for row in shares.tolist()}) == 1
+
+
+def test_cutmix_mixes_targets_by_the_areas_of_unmixed_pixels(device):
+    pixels, targets = (t.to(device) for t in one_hot_images(12, 4, 7, 10))
+    config = AugmentConfig(cutmix_probability=1.0)
+    cut = 0
+    for seed in range(40):
+        view, mixed = augment(pixels, targets, config, seeded(seed))
+        assert ((view == 0) | (view == 1)).all()
+        torch.testing.assert_close(view.mean((2, 3)), mixed)
+        for image, before in zip(view, pixels, strict=True):
+            changed = (image != before).any(0)
+            if changed.any():
+                rows, columns = changed.any(1).nonzero()[:, 0], changed.any(0).nonzero()[:, 0]
+                assert changed[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all(), "not one rectangle"
+                cut += 1
+    assert cut > 100
+
+
+def test_mixing_methods_are_used_as_often_as_their_probabilities_say():
+    pixels, targets = one_hot_images(8, 4, 6, 6)
+    config = AugmentConfig(mixup_probability=0.3, cutmix_probability=0.3)
+    counts = {"mixup": 0, "cutmix": 0, "none": 0}
+    for seed in range(300):
+        view, _ = augment(pixels, targets, config, seeded(seed))
+        whole = bool(((view == 0) | (view == 1)).all())
+        counts["none" if torch.equal(view, pixels) else "cutmix" if whole else "mixup"] += 1
+    assert 60 < counts["mixup"] < 120
+    assert 60 < counts["cutmix"] < 120
+    assert 80 < counts["none"] < 180  # some cuts are empty
+
+
+EVERYTHING = AugmentConfig(
+    crop_area=(0.3, 1.0),
+    shift_px=2,
+    flip=True,
+    brightness=0.4,
+    contrast=0.4,
+    saturation=0.4,
+    mixup_probability=0.5,
+    cutmix_probability=0.5,
+)
+
+
+def test_the_same_seed_gives_the_same_view_and_another_seed_another(device):
+    pixels, targets = numbered(6, 3, 8, 8).to(device), torch.eye(6, device=device)
+    first, again, other = (augment(pixels, targets, EVERYTHING, seeded(seed)) for seed in (3, 3, 4))
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], other[0])
+
+
+def test_views_neither_read_nor_move_the_global_generator():
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    augment(numbered(6, 3, 8, 8), torch.eye(6), EVERYTHING, seeded(0))
+    roll_and_flip(numbered(6, 3, 8, 8), 2, True, seeded(0))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_batch_of_one_image_works(device):
+    pixels, targets = numbered(1, 3, 4, 4).to(device), torch.eye(3, device=device)[:1]
+    for seed in range(20):
+        view, mixed = augment(pixels, targets, EVERYTHING, seeded(seed))
+        assert view.shape == pixels.shape
+        torch.testing.assert_close(mixed, targets)
+
+
+def test_the_input_is_not_changed():
+    pixels, targets = numbered(4, 3, 6, 6), torch.eye(4)
+    kept = pixels.clone(), targets.clone()
+    for seed in range(10):
+        augment(pixels, targets, EVERYTHING, seeded(seed))
+    assert torch.equal(pixels, kept[0])
+    assert torch.equal(targets, kept[1])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"shift_px": -1}, "shift_px: -1 must be at least 0"),
+        ({"crop_area": (0.0, 1.0)}, r"crop_area: \[0\.0, 1\.0\] must be a range within \(0, 1\]"),
+        ({"crop_area": (0.9, 0.5)}, "crop_area"),
+        ({"contrast": 1.5}, r"contrast: 1\.5 must be in \[0, 1\]"),
+        ({"mixup_probability": 1.5}, r"mixup_probability: 1\.5 must be in \[0, 1\]"),
+        ({"cutmix_alpha": 0.0}, r"cutmix_alpha: 0\.0 must be positive"),
+        ({"mixup_probability": 0.6, "cutmix_probability": 0.6}, "their sum must be at most 1"),
+    ],
+)
+def test_augmentation_that_cannot_be_meant_is_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        AugmentConfig(**values)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    "view_of",
+    [
+        lambda pixels, targets, generator: roll_and_flip(pixels, 2, True, generator),
+        lambda pixels, targets, generator: zoom(pixels, (0.4, 1.0), generator),
+        *(
+            lambda pixels, targets, generator, config=config: augment(pixels, targets, config, generator)[0]
+            for config in (
+                AugmentConfig(),
+                AugmentConfig(crop_area=(0.3, 1.0)),
+                AugmentConfig(shift_px=2),
+                AugmentConfig(flip=True),
+                AugmentConfig(brightness=0.4, contrast=0.4, saturation=0.4),
+                AugmentConfig(mixup_probability=1.0),
+                AugmentConfig(cutmix_probability=1.0),
+                EVERYTHING,
+            )
+        ),
+    ],
+)
+def test_networks_get_contiguous_images_whatever_the_decoder_and_the_view(device, channels, view_of):
+    decoded = torch.zeros(4, 8, 6, channels, dtype=torch.uint8, device=device).permute(0, 3, 1, 2)  # channels-last
+    for seed in range(5):
+        view = view_of(to_unit(decoded), torch.eye(4, device=device), seeded(seed))
+        assert view.stride() == (channels * 48, 48, 6, 1)
+
+
+# oneDNN's convolution for processors without AVX-512, in PyTorch alone: why networks get contiguous images.
+CHANNELS_LAST = """
+import torch
+layer = torch.nn.Conv2d(4, 8, 1, 2, bias=False)
+for _ in range(400):
+    layer(torch.rand(20, 4, 8, 8).contiguous(memory_format=torch.channels_last)).sum().backward()
+"""
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="a defect of oneDNN on x86 processors")
+def test_pytorch_still_writes_past_the_buffer_of_a_channels_last_convolution():
+    small = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "1"}
+    codes = [
+        subprocess.run([sys.executable, "-c", CHANNELS_LAST], env=os.environ | small, capture_output=True).returncode
+        for _ in range(3)
+    ]
+    assert any(code < 0 for code in codes), (
+        f"PyTorch {torch.__version__} is mended: say so in `to_unit`, and remove this test"
+    )

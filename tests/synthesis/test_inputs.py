@@ -1,0 +1,60 @@
+"""What inversion starts from: deviation, spectrum and colour correlation of the noise."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.runtime.config import ConfigError
+from pipeline.synthesis.inputs import CanvasConfig, draw_canvas
+
+
+def drawn(shape=(64, 3, 32, 32), seed=0, **values) -> torch.Tensor:
+    return draw_canvas(shape, CanvasConfig(**values), torch.Generator().manual_seed(seed))
+
+
+def test_the_default_is_the_white_noise_of_the_publication():
+    assert torch.equal(drawn(), torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize("values", [{}, {"spectrum": 1.0}, {"correlation": 0.9}, {"spectrum": 1.5, "correlation": 0.5}])
+@pytest.mark.parametrize("size", [(32, 32), (15, 24), (2, 3)])
+def test_the_deviation_is_the_wanted_one_for_any_size(values, size):
+    canvas = drawn((200, 3, *size), deviation=0.7, **values)
+    assert canvas.shape == (200, 3, *size)
+    assert canvas.std() == pytest.approx(0.7, rel=0.03)
+    assert canvas.mean() == pytest.approx(0, abs=0.1)
+
+
+@pytest.mark.parametrize("spectrum", [0.0, 1.0, 2.0])
+def test_the_amplitude_falls_with_the_frequency_as_the_spectrum_says(spectrum):
+    amplitude = np.abs(np.fft.fft2(drawn(spectrum=spectrum).numpy())).mean((0, 1))
+    for along in (amplitude[0, 1:16], amplitude[1:16, 0]):  # horizontal, then vertical frequencies 1/32 to 15/32
+        slope = np.polyfit(np.log(np.arange(1, 16)), np.log(along), 1)[0]
+        assert slope == pytest.approx(-spectrum, abs=0.1)
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.6, 1.0])
+def test_every_two_channels_have_the_wanted_correlation(correlation):
+    found = np.corrcoef(drawn(correlation=correlation).transpose(0, 1).flatten(1).numpy())
+    np.testing.assert_allclose(found, np.where(np.eye(3), 1, correlation), atol=0.02)
+
+
+def test_images_are_independent_and_a_seed_gives_the_same():
+    canvas = drawn((4, 1, 64, 64), spectrum=1.0)
+    assert np.abs(np.corrcoef(canvas.flatten(1).numpy()) - np.eye(4)).max() < 0.5
+    assert torch.equal(canvas, drawn((4, 1, 64, 64), spectrum=1.0))
+    assert not torch.equal(canvas, drawn((4, 1, 64, 64), seed=1, spectrum=1.0))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"spectrum": -1.0}, r"spectrum: -1\.0 must be finite and at least 0"),
+        ({"spectrum": float("inf")}, "spectrum: inf must be finite"),
+        ({"correlation": 1.1}, r"correlation: 1\.1 must be in \[0, 1\]"),
+        ({"deviation": 0.0}, r"deviation: 0\.0 must be finite and positive"),
+    ],
+)
+def test_noise_that_cannot_be_meant_is_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        CanvasConfig(**values)

@@ -1,0 +1,164 @@
+"""The plan of a synthesis: balanced, complete, and a function of configuration and seed alone."""
+
+import hashlib
+from collections import Counter
+
+import pytest
+import torch
+
+from pipeline.runtime.config import ConfigError
+from pipeline.runtime.ranges import batch_ranges, even_ranges
+from pipeline.runtime.seeds import derive_seed, make_generator
+from pipeline.synthesis.config import InversionConfig, PhaseConfig, SynthesisConfig
+from pipeline.synthesis.plan import BatchSpec, plan_batches
+from pipeline.synthesis.terms import TermConfig
+
+
+def synthesis(**values) -> SynthesisConfig:
+    inversion = InversionConfig(phases=(PhaseConfig(steps=1),), terms=TermConfig())
+    return SynthesisConfig(**{"num_images": 100, "batch_size": 10, "inversion": inversion} | values)
+
+
+def plan_all(config: SynthesisConfig, num_classes: int = 10, seed: int = 0) -> list[list[BatchSpec]]:
+    return [plan_batches(config, num_classes, seed, r) for r in range(config.rounds)]
+
+
+CASES = [
+    {"num_images": 100, "batch_size": 10},
+    {"num_images": 103, "batch_size": 7},
+    {"num_images": 64, "batch_size": 64},
+    {"num_images": 301, "batch_size": 32, "rounds": 3},
+    {"num_images": 50, "batch_size": 9, "rounds": 4, "classes": (7, 2, 5)},
+]
+
+
+@pytest.mark.parametrize("values", CASES)
+def test_classes_are_balanced_within_one_image_in_each_round_and_overall(values):
+    config = synthesis(**values)
+    classes = config.classes or range(10)
+    overall: Counter[int] = Counter()
+    for specs in plan_all(config):
+        counts = Counter(label for spec in specs for label in spec.labels)
+        overall += counts
+        assert set(counts) <= set(classes)
+        assert max(counts.values()) - min(counts[c] for c in classes) <= 1
+    assert max(overall.values()) - min(overall[c] for c in classes) <= 1
+
+
+@pytest.mark.parametrize("values", CASES)
+def test_every_image_number_is_planned_once_and_rounds_are_even(values):
+    config = synthesis(**values)
+    rounds = plan_all(config)
+    numbers = [spec.first_image + i for specs in rounds for spec in specs for i in range(len(spec.labels))]
+    assert numbers == list(range(config.num_images))
+    sizes = [sum(len(spec.labels) for spec in specs) for specs in rounds]
+    assert max(sizes) - min(sizes) <= 1
+    assert [spec.index for specs in rounds for spec in specs] == list(range(sum(map(len, rounds))))
+
+
+@pytest.mark.parametrize("values", CASES)
+def test_batches_of_a_round_differ_by_at_most_one_image_and_keep_to_the_limit(values):
+    config = synthesis(**values)
+    for specs in plan_all(config):
+        sizes = [len(spec.labels) for spec in specs]
+        assert max(sizes) <= config.batch_size
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_with_fewer_images_than_classes_some_are_drawn_from_all_of_them():
+    config = synthesis(num_images=84, batch_size=40, rounds=2)
+    labels = [
+        {label for specs in plan_all(config, 1000, seed) for spec in specs for label in spec.labels} for seed in (0, 1)
+    ]
+    assert [len(found) for found in labels] == [84, 84]
+    assert len(labels[0] & labels[1]) < 30
+    assert max(labels[0]) > 900
+
+
+@pytest.mark.parametrize("batch_size", range(3, 61, 7))
+def test_any_batch_size_works(batch_size):
+    specs = plan_batches(synthesis(num_images=60, batch_size=batch_size), 10, 0, 0)
+    assert sum(len(spec.labels) for spec in specs) == 60
+    assert len(specs) == -(-60 // batch_size)
+
+
+def test_batches_mix_classes():
+    for specs in plan_all(synthesis(num_images=1000, batch_size=50, rounds=2)):
+        for spec in specs:
+            assert len(set(spec.labels)) >= 7
+            assert max(Counter(spec.labels).values()) <= 20
+            assert list(spec.labels) != sorted(spec.labels)
+
+
+def test_seeds_of_all_batches_of_all_rounds_differ_and_change_with_the_run():
+    config = synthesis(num_images=400, batch_size=4, rounds=5)
+    seeds = [[spec.seed for specs in plan_all(config, seed=seed) for spec in specs] for seed in range(3)]
+    together = [seed for run in seeds for seed in run]
+    assert len(set(together)) == len(together) == 3 * 100
+
+
+def test_the_plan_depends_on_configuration_and_seed_alone():
+    config = synthesis(num_images=103, batch_size=7, rounds=2)
+    torch.manual_seed(1)
+    first = plan_all(config)
+    later_round_alone = plan_batches(config, 10, 0, 1)
+    torch.manual_seed(2)
+    assert plan_all(config) == first
+    assert later_round_alone == first[1]
+    assert plan_all(config, seed=1) != first
+
+
+def test_the_plan_of_a_seed_is_pinned():
+    """Shards that exist were made from this plan: a change of it makes resuming mix two data sets."""
+    (spec,) = plan_batches(synthesis(num_images=6, batch_size=6, classes=(1, 4, 9)), 10, 0, 0)
+    assert spec.labels == (9, 4, 1, 4, 9, 1)
+    assert spec.seed == int(hashlib.sha256(b"0/batch/0").hexdigest()[:16], 16) // 2
+
+
+def test_labels_of_different_rounds_are_in_different_orders():
+    first, second = (
+        [label for spec in specs for label in spec.labels] for specs in plan_all(synthesis(num_images=200, rounds=2))
+    )
+    assert first != second
+
+
+@pytest.mark.parametrize(("total", "parts"), [(10, 3), (3, 3), (7, 1), (100, 7)])
+def test_even_ranges_cover_everything_in_order(total, parts):
+    ranges = even_ranges(total, parts)
+    assert [i for r in ranges for i in r] == list(range(total))
+    assert len(ranges) == parts
+    assert max(map(len, ranges)) - min(map(len, ranges)) <= 1
+
+
+def test_batch_ranges_are_as_few_as_possible():
+    for total in range(1, 40):
+        for batch_size in range(1, 45):
+            ranges = batch_ranges(total, batch_size)
+            assert len(ranges) == -(-total // batch_size)
+            assert max(map(len, ranges)) <= batch_size
+            assert [i for r in ranges for i in r] == list(range(total))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_images": 0}, "num_images: 0 must be at least 1"),
+        ({"rounds": 101}, "rounds: 101 is more than num_images=100"),
+        ({"rounds": 11}, "batch_size: 10 is larger than the set of one round, 9 images"),
+        ({"batch_size": 1}, "batch_size: 1 has no statistics to match"),
+        ({"jpeg_quality": 101}, r"jpeg_quality: 101 must be in 1\.\.100"),
+        ({"classes": (1, 1)}, r"classes: \[1, 1\] names a class twice"),
+        ({"classes": ()}, "classes: an empty list leaves nothing to synthesise"),
+    ],
+)
+def test_a_synthesis_that_cannot_be_run_is_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        synthesis(**values)
+
+
+def test_seeds_differ_by_run_purpose_and_index_and_fit_a_generator():
+    seeds = {derive_seed(s, p, i) for s in range(5) for p in ("batch", "labels", "1/batch") for i in range(20)}
+    assert len(seeds) == 5 * 3 * 20
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    draws = [torch.rand(4, generator=make_generator(1, "batch", i)).tolist() for i in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2]
