@@ -1,20 +1,22 @@
-# The whole run is `make`. Every target can be interrupted and run again: it goes on where it was.
+# `make` is the whole run. Every target can be interrupted; run it again to continue.
 #
 #   CONFIG=configs/x.yaml   the run               SET="seed=1 distill.steps=100"   override its keys
 #   PYTHON=python3          an interpreter that has the packages: no .venv is made
-#   NPROC=4                 workers (torchrun)                      ROUND=2   one round only (make all: up to it)
+#   NPROC=4                 processes (torchrun)                    ROUND=2   one round only (make all: up to it)
+#   DRY_RUN=1               print the resolved config and the outputs of the run, and stop
 #
-# SET is split at spaces, so a value holds none: synthesis.classes=[1,2], not [1, 2]. Items of lists go by number:
+# SET is split at spaces, so values have none: synthesis.classes=[1,2], not [1, 2]. List items are named by number:
 # synthesis.inversion.phases.0.steps=500.
 
 CONFIG ?= configs/digits.yaml
 SET ?=
 ROUND ?=
+DRY_RUN ?=
 NPROC ?= 1
 
-# The first Python on PATH of a version that PyTorch and the other packages come for.
-SUITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
-SYSTEM_PYTHON = $(shell for name in python3 python3.13 python3.12 python3.11; do $$name -c "$(SUITS)" 2>/dev/null && echo $$name && break; done)
+# The first Python on PATH with a version that PyTorch and the other packages support.
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+SYSTEM_PYTHON = $(shell for name in python3 python3.13 python3.12 python3.11; do $$name -c "$(SUPPORTED)" 2>/dev/null && echo $$name && break; done)
 
 ifdef PYTHON
   READY :=
@@ -25,12 +27,14 @@ else
   READY_DEV := .venv/ready-dev
 endif
 
-ARGUMENTS = --config $(CONFIG) $(if $(strip $(SET)),--set $(SET)) $(if $(ROUND),--round $(ROUND))
-STAGE = $(PYTHON) -m stages$(if $(filter-out 1,$(NPROC)),.workers $(NPROC) ,.)
+# import-linter, run by this interpreter.
+LINT_IMPORTS := from importlinter.cli import lint_imports_command; lint_imports_command()
+ARGUMENTS = --config $(CONFIG) $(if $(strip $(SET)),--set $(SET)) $(if $(ROUND),--round $(ROUND)) $(if $(DRY_RUN),--dry-run)
+STAGE = $(PYTHON) -m stages$(if $(filter-out 1,$(NPROC)),.launch $(NPROC) ,.)
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
-.PHONY: all estimate teacher synthesize distill evaluate report verify test lint bench clean help
+.PHONY: all estimate teacher synthesize distill evaluate report verify test lint bench docs clean help
 
 all: $(READY)  ## teacher, synthesis and distillation round by round, evaluation, report
 	@$(STAGE)chain $(ARGUMENTS)
@@ -47,16 +51,20 @@ report:      ## one HTML page about the run
 verify:      ## re-hash the shards against their manifests
 clean:       ## remove the shards and checkpoints of this CONFIG
 
-test: $(READY_DEV)  ## run the tests
-	@$(PYTHON) -m pytest
+test: $(READY_DEV)  ## run the tests in two processes; ARGS="-m 'not slow'" leaves out the slow ones
+	@$(PYTHON) -m pytest --numprocesses 2 $(ARGS)
 
-lint: $(READY_DEV)  ## check style and types
+lint: $(READY_DEV)  ## check style, types and the directions of imports
 	@$(PYTHON) -m ruff format --check --quiet .
 	@$(PYTHON) -m ruff check --quiet .
 	@$(PYTHON) -m mypy --no-error-summary
+	@output=$$($(PYTHON) -c "$(LINT_IMPORTS)" --no-logo --no-cache) || { echo "$$output"; exit 1; }
 
 bench: $(READY)  ## measure on this machine, writing JSON under benchmarks/results
 	@for name in runs inversion choices storing profile distillation restart shards; do $(PYTHON) -m benchmarks.$$name || exit 1; done
+
+docs: $(READY)  ## write docs/configuration.md from the docstrings of the config dataclasses
+	@$(PYTHON) -m stages.reference
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14

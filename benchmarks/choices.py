@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.harness import timed
 from benchmarks.inversion import config_of, load_teacher, measure_network
-from pipeline.runtime.distributed import World
+from pipeline.runtime.distributed import DistributedContext
 from pipeline.runtime.seeds import make_generator
 from pipeline.synthesis.config import InversionConfig
 from pipeline.synthesis.invert import invert
@@ -25,25 +25,25 @@ from pipeline.synthesis.objective import open_objective
 TURNS = 3
 
 
-def measure(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
+def measure(arguments: argparse.Namespace, context: DistributedContext) -> dict[str, Any]:
     """Images x steps a second of the four ways, the way that `auto` takes, and its rate over that of the best."""
-    auto = config_of(arguments, world)
+    auto = config_of(arguments, context)
     ways = {
         _name(way): way
         for compile, precision in product((True, False), ("bfloat16", "float32"))
         for way in [replace(auto, compile=compile, precision=precision)]
     }
-    labels = torch.arange(arguments.batch_size, device=world.device) % arguments.num_classes
+    labels = torch.arange(arguments.batch_size, device=context.device) % arguments.num_classes
     size = (arguments.size_px,) * 2
     rates: dict[str, list[float]] = {name: [] for name in ways}
     with ExitStack() as resources:
         objectives = {
-            name: resources.enter_context(open_objective(load_teacher(arguments, world), None, way))
+            name: resources.enter_context(open_objective(load_teacher(arguments, context), None, way))
             for name, way in ways.items()
         }
         for turn in range(TURNS + 1):
             for name, way in ways.items():
-                seconds, _ = timed(world, invert, objectives[name], labels, size, way, make_generator(turn, "views"))
+                seconds, _ = timed(context, invert, objectives[name], labels, size, way, make_generator(turn, "views"))
                 if turn:  # the first turn compiles and warms up
                     rates[name].append(arguments.batch_size * arguments.steps / seconds)
     medians = {name: statistics.median(values) for name, values in rates.items()}

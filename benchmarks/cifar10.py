@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.harness import distil_and_evaluate, gaussian_noise, open_benchmark, run_chain, summary, write_result
 from pipeline.run import RunConfig, load_run
-from pipeline.runtime.distributed import World
+from pipeline.runtime.distributed import DistributedContext
 
 CONFIG = Path(__file__).parent.parent / "configs" / "cifar10_resnet20.yaml"
 BUDGET = ("synthesis.num_images=2048", "synthesis.inversion.phases.0.steps=100", "distill.steps=3000")
@@ -39,12 +39,12 @@ def load(variant: str, seed: int, overrides: list[str]) -> RunConfig:
     return load_run(CONFIG, [*BUDGET, *overrides, f"name={name}", f"seed={seed}", *VARIANTS.get(variant, ())])
 
 
-def measure(variant: str, seed: int, overrides: list[str], world: World) -> dict[str, float]:
+def measure(variant: str, seed: int, overrides: list[str], context: DistributedContext) -> dict[str, float]:
     """The figures of one run, or, for noise, of the student alone."""
     config = load(variant, seed, overrides)
     if variant == NOISE:
-        return {"student_top1": distil_and_evaluate(config, gaussian_noise(config), world).student["top1"]}
-    return run_chain(config, world)
+        return {"student_top1": distil_and_evaluate(config, gaussian_noise(config), context).student["top1"]}
+    return run_chain(config, context)
 
 
 def main() -> None:
@@ -56,14 +56,14 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     arguments = parser.parse_args()
     table = {}
-    with open_benchmark() as world:
+    with open_benchmark() as context:
         for variant in (NOISE, *VARIANTS):
-            table[variant] = summary([measure(variant, seed, arguments.set, world) for seed in arguments.seeds])
+            table[variant] = summary([measure(variant, seed, arguments.set, context) for seed in arguments.seeds])
             figures = {name: f"{f['mean']:.4f} +- {f['deviation']:.4f}" for name, f in table[variant].items()}
-            if world.is_leader:
+            if context.is_main_process:
                 print(variant, figures, flush=True)
-                head = {"command": "python -m benchmarks.cifar10", "budget": BUDGET, "workers": world.size}
-                write_result("cifar10", {**head, "seeds": arguments.seeds, "variants": table}, world)
+                head = {"command": "python -m benchmarks.cifar10", "budget": BUDGET, "workers": context.size}
+                write_result("cifar10", {**head, "seeds": arguments.seeds, "variants": table}, context)
 
 
 if __name__ == "__main__":

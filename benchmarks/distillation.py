@@ -18,19 +18,19 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from benchmarks.harness import compared, open_benchmark, options_of, print_result, timed
-from benchmarks.inversion import NORMALISED
+from benchmarks.inversion import NORMALIZED
 from pipeline.data.image_sets import ArrayImages
-from pipeline.data.loader import hold_in_memory
+from pipeline.data.loader import preload
 from pipeline.data.views import AugmentConfig
 from pipeline.distillation.config import DistillConfig
 from pipeline.distillation.losses import distillation_loss
 from pipeline.distillation.state import TrainState, build_optimizer
-from pipeline.distillation.task import Task, distillation_objective
+from pipeline.distillation.task import Task, build_distillation_loss
 from pipeline.distillation.train import train
 from pipeline.models.classifier import Classifier, build_classifier
 from pipeline.models.config import ImageConfig, ModelConfig
 from pipeline.runtime.acceleration import PIXELS_WORTH_COMPILING, resolved
-from pipeline.runtime.distributed import World
+from pipeline.runtime.distributed import DistributedContext
 from pipeline.runtime.seeds import make_generator
 
 IMAGES = ImageConfig(channels=3, height=32, width=32, num_classes=10)
@@ -83,11 +83,11 @@ def train_plainly(
     return loss_value
 
 
-def measure(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
+def measure(arguments: argparse.Namespace, context: DistributedContext) -> dict[str, Any]:
     """Images a second of both loops, measured in turn."""
-    model = ModelConfig(source=arguments.source, **NORMALISED)
-    teacher = build_classifier(model, IMAGES, seed=0).to(world.device).freeze()
-    students = [build_classifier(model, IMAGES, seed=1).to(world.device) for _ in range(2)]
+    model = ModelConfig(source=arguments.source, **NORMALIZED)
+    teacher = build_classifier(model, IMAGES, seed=0).to(context.device).freeze()
+    students = [build_classifier(model, IMAGES, seed=1).to(context.device) for _ in range(2)]
     pixels = torch.randint(0, 256, (NUM_IMAGES, *IMAGES.shape), generator=make_generator(0, "images")).to(torch.uint8)
     images = ArrayImages(pixels, torch.arange(NUM_IMAGES) % IMAGES.num_classes)
     config = DistillConfig(
@@ -99,26 +99,26 @@ def measure(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
         log_every=arguments.steps,
         save_every_s=math.inf,
     )
-    config = resolved(config, world.device, PIXELS_WORTH_COMPILING, "the benchmark")
+    config = resolved(config, context.device, PIXELS_WORTH_COMPILING, "the benchmark")
     loader = DataLoader(
-        CroppedImages(images), arguments.batch_size, shuffle=True, num_workers=arguments.workers, drop_last=True
+        CroppedImages(images), arguments.batch_size, shuffle=True, num_processes=arguments.workers, drop_last=True
     )
     task = Task(
         students[0],
-        distillation_objective(teacher, config),
+        build_distillation_loss(teacher, config),
         config,
         num_classes=IMAGES.num_classes,
         seed=0,
         purpose="x",
     )
-    held = hold_in_memory(images, world.device)
+    held = preload(images, context.device)
     rates: dict[str, list[float]] = {"ours": [], "dataloader": []}
     with tempfile.TemporaryDirectory() as folder:
         state = TrainState.open(students[0], config, Path(folder) / "student.state", {})
         for turn in range(TURNS + 1):
             until = (turn + 1) * arguments.steps
-            ours_s, _ = timed(world, train, state, task, held, config, world, until=until)
-            plain_s, _ = timed(world, train_plainly, students[1], teacher, loader, config, arguments.steps)
+            ours_s, _ = timed(context, train, state, task, held, config, context, until=until)
+            plain_s, _ = timed(context, train_plainly, students[1], teacher, loader, config, arguments.steps)
             if turn:  # the first turn compiles and warms up
                 rates["ours"].append(arguments.batch_size * arguments.steps / ours_s)
                 rates["dataloader"].append(arguments.batch_size * arguments.steps / plain_s)
@@ -137,10 +137,10 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--workers", type=int, default=2, help="processes of the DataLoader")
-    with open_benchmark() as world:
-        result = measure(parser.parse_args(), world)
-        name = f"distillation-{world.device.type}"
-        print_result(name, {"command": "python -m benchmarks.distillation", **result}, world)
+    with open_benchmark() as context:
+        result = measure(parser.parse_args(), context)
+        name = f"distillation-{context.device.type}"
+        print_result(name, {"command": "python -m benchmarks.distillation", **result}, context)
 
 
 if __name__ == "__main__":

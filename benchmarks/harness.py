@@ -17,23 +17,23 @@ import torch
 
 from pipeline.data.codec import to_uint8
 from pipeline.data.image_sets import ArrayImages, load_images
-from pipeline.data.loader import hold_in_memory
+from pipeline.data.loader import preload
 from pipeline.data.shards import read_manifest
 from pipeline.distillation.state import TrainState
-from pipeline.distillation.task import Task, distillation_objective
+from pipeline.distillation.task import Task, build_distillation_loss
 from pipeline.distillation.train import train
 from pipeline.evaluation.evaluate import EvalReport, evaluate
 from pipeline.models.classifier import load_frozen
 from pipeline.run import RunConfig
-from pipeline.runtime.device import synchronise
-from pipeline.runtime.distributed import World, open_world
+from pipeline.runtime.device import synchronize
+from pipeline.runtime.distributed import DistributedContext, open_distributed
 from pipeline.runtime.files import read_json, write_json
 from pipeline.runtime.fingerprint import versions
 from pipeline.runtime.hardware import num_usable_cores, processor_name
 from pipeline.runtime.recorder import read_metrics, seconds_of_stages
 from pipeline.runtime.seeds import make_generator
 from pipeline.session import build_student, open_session, resolve
-from pipeline.synthesis.inputs import CanvasConfig, draw_canvas, to_pixels
+from pipeline.synthesis.inputs import InitNoiseConfig, init_noise, to_pixels
 from stages import chain
 
 Parameters = ParamSpec("Parameters")
@@ -43,14 +43,14 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
 
 
-def machine_facts(world: World) -> dict[str, Any]:
+def machine_facts(context: DistributedContext) -> dict[str, Any]:
     """Processor, cores, threads, accelerator, versions, and the commit that was measured."""
     return {
         "processor": processor_name(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cores": num_usable_cores(),
         "threads": torch.get_num_threads(),
-        "accelerator": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else None,
+        "accelerator": torch.cuda.get_device_name(context.device) if context.device.type == "cuda" else None,
         "versions": versions(),
         "commit": measured_commit(),
     }
@@ -78,14 +78,14 @@ def measured_commit() -> str:
 
 
 @contextmanager
-def open_benchmark() -> Iterator[World]:
-    """The world that is measured; refuses a tree with changes before anything is."""
+def open_benchmark() -> Iterator[DistributedContext]:
+    """The context that is measured; refuses a tree with changes before anything is."""
     try:
         measured_commit()
     except ValueError as error:
         sys.exit(f"error: {error}")
-    with open_world() as world:
-        yield world
+    with open_distributed() as context:
+        yield context
 
 
 def options_of(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -94,13 +94,13 @@ def options_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def timed(
-    world: World, work: Callable[Parameters, Result], *arguments: Parameters.args, **keywords: Parameters.kwargs
+    context: DistributedContext, work: Callable[Parameters, Result], *arguments: Parameters.args, **keywords: Parameters.kwargs
 ) -> tuple[float, Result]:
     """Seconds of `work`, from an idle device to an idle device, and its result."""
-    synchronise(world.device)
+    synchronize(context.device)
     started = time.perf_counter()
     result = work(*arguments, **keywords)
-    synchronise(world.device)
+    synchronize(context.device)
     return time.perf_counter() - started, result
 
 
@@ -111,18 +111,18 @@ def compared(rates: Mapping[str, Sequence[float]], unit: str) -> dict[str, Any]:
     return {unit: rates, f"median_{unit}": medians, "ratio": first / second}
 
 
-def print_result(name: str, result: dict[str, Any], world: World) -> None:
+def print_result(name: str, result: dict[str, Any], context: DistributedContext) -> None:
     """Write the result and print it, a figure a line."""
-    path = write_result(name, result, world)
+    path = write_result(name, result, context)
     for key, value in result.items():
         print(f"{key}: {value}")
     print(path)
 
 
-def write_result(name: str, result: dict[str, Any], world: World) -> Path:
+def write_result(name: str, result: dict[str, Any], context: DistributedContext) -> Path:
     """Write `results/NAME.json`: the machine's facts, then the result."""
     path = RESULTS / f"{name}.json"
-    write_json(path, {"machine": machine_facts(world), **result})
+    write_json(path, {"machine": machine_facts(context), **result})
     return path
 
 
@@ -136,11 +136,11 @@ def _mean_and_deviation(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": statistics.fmean(values), "deviation": deviation, "values": list(values)}
 
 
-def run_chain(config: RunConfig, world: World) -> dict[str, float]:
+def run_chain(config: RunConfig, context: DistributedContext) -> dict[str, float]:
     """The whole run; accuracies on the test images, shares of the stored images, and seconds of each stage."""
-    with open_session(config, world) as session:
+    with open_session(config, context) as session:
         chain.main(session)
-    world.barrier()  # the leader has written its report
+    context.barrier()  # the leader has written its report
     rounds = range(config.synthesis.rounds)
     report = read_json(config.evaluation_path(rounds[-1]))
     manifests = [read_manifest(config.round_folder(r)) for r in rounds]
@@ -150,8 +150,8 @@ def run_chain(config: RunConfig, world: World) -> dict[str, float]:
         "agreement": report["agreement"],
         "student_parameters": report["student"]["parameters"] / report["teacher"]["parameters"],
         **{
-            f"images_{name}": statistics.fmean(m["verdict"][name] for m in manifests)
-            for name in manifests[0]["verdict"]
+            f"images_{name}": statistics.fmean(m["scores"][name] for m in manifests)
+            for name in manifests[0]["scores"]
         },
         **{f"{stage}_s": s for stage, s in seconds_of_stages(read_metrics(config.metrics_path())).items()},
     }
@@ -163,18 +163,18 @@ def gaussian_noise(config: RunConfig) -> ArrayImages:
     They are clipped and rounded as synthetic ones are, and lie on the CPU.
     """
     count = config.synthesis.num_images
-    noise = draw_canvas((count, *config.images.shape), CanvasConfig(), make_generator(config.seed, "noise"))
+    noise = init_noise((count, *config.images.shape), InitNoiseConfig(), make_generator(config.seed, "noise"))
     return ArrayImages(to_uint8(to_pixels(noise)), torch.arange(count) % config.images.num_classes)
 
 
-def distil_and_evaluate(config: RunConfig, images: ArrayImages, world: World) -> EvalReport:
+def distil_and_evaluate(config: RunConfig, images: ArrayImages, context: DistributedContext) -> EvalReport:
     """A student trained on `images` by the recipe of `config.distill`, judged on the real test images."""
-    config = resolve(config, world.device)
-    teacher = load_frozen(config.teacher_model, config.images, world.device)
-    student = build_student(config, teacher.normalisation).to(world.device)
+    config = resolve(config, context.device)
+    teacher = load_frozen(config.teacher_model, config.images, context.device)
+    student = build_student(config, teacher.normalization).to(context.device)
     task = Task(
         student,
-        distillation_objective(teacher, config.distill),
+        build_distillation_loss(teacher, config.distill),
         config.distill,
         num_classes=config.images.num_classes,
         seed=config.seed,
@@ -182,6 +182,6 @@ def distil_and_evaluate(config: RunConfig, images: ArrayImages, world: World) ->
     )
     with tempfile.TemporaryDirectory() as folder:
         state = TrainState.open(student, config.distill, Path(folder) / "student.state", {})
-        train(state, task, hold_in_memory(images, world.device), config.distill, world)
+        train(state, task, preload(images, context.device), config.distill, context)
     test = load_images(config.data, "test", config.images)
-    return evaluate(student, teacher, test, config.images.num_classes, config.evaluation, world.device)
+    return evaluate(student, teacher, test, config.images.num_classes, config.evaluation, context.device)

@@ -19,7 +19,7 @@ from benchmarks.reference import reference_invert
 from pipeline.models.classifier import Classifier, build_classifier
 from pipeline.models.config import ImageConfig, ModelConfig
 from pipeline.runtime.acceleration import PIXELS_WORTH_COMPILING, resolved
-from pipeline.runtime.distributed import World
+from pipeline.runtime.distributed import DistributedContext
 from pipeline.runtime.seeds import make_generator
 from pipeline.synthesis.config import InversionConfig, PhaseConfig
 from pipeline.synthesis.invert import invert
@@ -27,8 +27,8 @@ from pipeline.synthesis.objective import open_objective
 from pipeline.synthesis.terms import TermConfig
 
 TURNS = 5
-Measure = Callable[[argparse.Namespace, World], dict[str, Any]]
-NORMALISED = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+Measure = Callable[[argparse.Namespace, DistributedContext], dict[str, Any]]
+NORMALIZED = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 CONFIG = InversionConfig(
     phases=(PhaseConfig(steps=20),),
     terms=TermConfig(feature_norm=0.1, tv_l2=1e-3),
@@ -38,40 +38,40 @@ CONFIG = InversionConfig(
 )
 
 
-def config_of(arguments: argparse.Namespace, world: World) -> InversionConfig:
+def config_of(arguments: argparse.Namespace, context: DistributedContext) -> InversionConfig:
     """What is measured, for the options of the command line; precision and compiling are what `auto` is here."""
     phases = (PhaseConfig(steps=arguments.steps),)
     config = replace(CONFIG, phases=phases, log_every=arguments.steps, cuda_graphs=arguments.cuda_graphs)
-    return resolved(config, world.device, PIXELS_WORTH_COMPILING, "the benchmark")
+    return resolved(config, context.device, PIXELS_WORTH_COMPILING, "the benchmark")
 
 
-def load_teacher(arguments: argparse.Namespace, world: World) -> Classifier:
+def load_teacher(arguments: argparse.Namespace, context: DistributedContext) -> Classifier:
     """The network, on the device, frozen; without weights its statistics are those of random images."""
-    model = ModelConfig(source=arguments.source, options=arguments.options, weights=arguments.weights, **NORMALISED)
+    model = ModelConfig(source=arguments.source, options=arguments.options, weights=arguments.weights, **NORMALIZED)
     images = ImageConfig(
         channels=3, height=arguments.size_px, width=arguments.size_px, num_classes=arguments.num_classes
     )
-    teacher = build_classifier(model, images, seed=0).to(world.device)
+    teacher = build_classifier(model, images, seed=0).to(context.device)
     if arguments.weights is None:
         generator = make_generator(0, "statistics")
         with torch.no_grad():
             for _ in range(10):
-                teacher.train()(torch.rand(32, *images.shape, generator=generator).to(world.device))
+                teacher.train()(torch.rand(32, *images.shape, generator=generator).to(context.device))
     return teacher.freeze()
 
 
-def measure(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
+def measure(arguments: argparse.Namespace, context: DistributedContext) -> dict[str, Any]:
     """Images x steps a second of both loops, in turn, and the loss that both end with."""
-    config = config_of(arguments, world)
-    labels = torch.arange(arguments.batch_size, device=world.device) % arguments.num_classes
-    size, reference_teacher = (arguments.size_px,) * 2, load_teacher(arguments, world)
+    config = config_of(arguments, context)
+    labels = torch.arange(arguments.batch_size, device=context.device) % arguments.num_classes
+    size, reference_teacher = (arguments.size_px,) * 2, load_teacher(arguments, context)
     rates: dict[str, list[float]] = {"ours": [], "reference": []}
     losses: dict[str, list[float]] = {"ours": [], "reference": []}
-    with open_objective(load_teacher(arguments, world), None, config) as objective:
+    with open_objective(load_teacher(arguments, context), None, config) as objective:
         for turn in range(TURNS + 1):
-            ours_s, ours = timed(world, invert, objective, labels, size, config, make_generator(turn, "views"))
+            ours_s, ours = timed(context, invert, objective, labels, size, config, make_generator(turn, "views"))
             reference_s, (totals, _) = timed(
-                world, reference_invert, reference_teacher, labels, size, config, make_generator(turn, "views")
+                context, reference_invert, reference_teacher, labels, size, config, make_generator(turn, "views")
             )
             if turn == 0:  # compiles and warms up
                 first_s = ours_s
@@ -97,8 +97,8 @@ def measure_network(benchmark: str, description: str | None, measure: Measure) -
     Writes results/BENCHMARK-NETWORK-LABEL.json, with CUDA graphs BENCHMARK-NETWORK-LABEL-graphs.json; the label is the
     device's type unless it is given.
     """
-    with open_benchmark() as world:
-        on_cuda = world.device.type == "cuda"
+    with open_benchmark() as context:
+        on_cuda = context.device.type == "cuda"
         parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
         parser.add_argument("--source", default="cifar10:resnet34" if on_cuda else "cifar10:resnet20")
         parser.add_argument("--options", type=yaml.safe_load, default={}, help="of the network, e.g. '{shortcut: A}'")
@@ -107,13 +107,13 @@ def measure_network(benchmark: str, description: str | None, measure: Measure) -
         parser.add_argument("--size_px", type=int, default=32)
         parser.add_argument("--batch_size", type=int, default=256 if on_cuda else 128)
         parser.add_argument("--steps", type=int, default=100 if on_cuda else 20)
-        parser.add_argument("--label", default=world.device.type, help="the machine, in the name of the result")
+        parser.add_argument("--label", default=context.device.type, help="the machine, in the name of the result")
         parser.add_argument("--cuda_graphs", action="store_true", help="launch the kernels of our step as one")
         arguments = parser.parse_args()
-        found = measure(arguments, world)
+        found = measure(arguments, context)
         result = {"command": f"python -m benchmarks.{benchmark}", **options_of(arguments), **found}
         graphs = "-graphs" if arguments.cuda_graphs else ""
-        print_result(f"{benchmark}-{arguments.source.rpartition(':')[2]}-{arguments.label}{graphs}", result, world)
+        print_result(f"{benchmark}-{arguments.source.rpartition(':')[2]}-{arguments.label}{graphs}", result, context)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python -m benchmarks.profile                       the same networks and options as benchmarks.inversion
 
 A step of the loop is timed beside its forward and backward pass alone, in turn; the difference is all the rest: views,
-optimiser, clamping, logging. The shares come from PyTorch's profiler, by the names of the operations, on CUDA of the
+optimizer, clamping, logging. The shares come from PyTorch's profiler, by the names of the operations, on CUDA of the
 kernels; there, what they leave of a step are the gaps in which the device waits for a launch. Operations are counted on
 the uncompiled step. Writes results/profile-NETWORK-DEVICE.json.
 """
@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import timed
 from benchmarks.inversion import config_of, load_teacher, measure_network
-from pipeline.runtime.distributed import World
+from pipeline.runtime.distributed import DistributedContext
 from pipeline.runtime.seeds import make_generator
 from pipeline.synthesis.config import InversionConfig
 from pipeline.synthesis.invert import invert
@@ -34,8 +34,8 @@ PEAK_SIDE, PEAK_PRODUCTS = {"cpu": 2048, "cuda": 8192}, 10
 GROUPS = (
     ("convolution", ("conv", "cudnn", "cutlass", "implicit_gemm", "xmma")),
     ("matrix product", ("gemm", "mm", "linear", "nvjet")),
-    ("optimiser", ("adam", "foreach", "multi_tensor", "lerp", "addcdiv", "addcmul")),
-    ("fused by the compiler: statistics, normalisation, activations, terms", ("triton", "compiledfxgraph")),
+    ("optimizer", ("adam", "foreach", "multi_tensor", "lerp", "addcdiv", "addcmul")),
+    ("fused by the compiler: statistics, normalization, activations, terms", ("triton", "compiledfxgraph")),
 )
 
 
@@ -47,37 +47,37 @@ def forward_backward(objective: Objective, canvas: torch.Tensor, labels: torch.T
         torch.autograd.backward(total)
 
 
-def peak_flops(world: World) -> float:
+def peak_flops(context: DistributedContext) -> float:
     """Operations a second of a bf16 matrix product."""
-    side = PEAK_SIDE[world.device.type]
-    left, right = (torch.randn(side, side, device=world.device, dtype=torch.bfloat16) for _ in range(2))
+    side = PEAK_SIDE[context.device.type]
+    left, right = (torch.randn(side, side, device=context.device, dtype=torch.bfloat16) for _ in range(2))
 
     def multiply() -> None:
         for _ in range(PEAK_PRODUCTS):
             left @ right
 
-    return PEAK_PRODUCTS * 2 * side**3 / statistics.median(timed(world, multiply)[0] for _ in range(TURNS))
+    return PEAK_PRODUCTS * 2 * side**3 / statistics.median(timed(context, multiply)[0] for _ in range(TURNS))
 
 
-def flops_of_step(arguments: argparse.Namespace, config: InversionConfig, canvas: torch.Tensor, world: World) -> int:
+def flops_of_step(arguments: argparse.Namespace, config: InversionConfig, canvas: torch.Tensor, context: DistributedContext) -> int:
     """Operations of one forward and backward pass, a multiplication and an addition counted as two."""
-    labels = torch.zeros(len(canvas), dtype=torch.long, device=world.device)
+    labels = torch.zeros(len(canvas), dtype=torch.long, device=context.device)
     counter = FlopCounterMode(display=False)
     eager = replace(config, compile=False, cuda_graphs=False)
-    with open_objective(load_teacher(arguments, world), None, eager) as objective, counter:
+    with open_objective(load_teacher(arguments, context), None, eager) as objective, counter:
         forward_backward(objective, canvas, labels, 1)
     return int(counter.get_total_flops())
 
 
 def busy_seconds(
-    arguments: argparse.Namespace, objective: Objective, labels: torch.Tensor, config: InversionConfig, world: World
+    arguments: argparse.Namespace, objective: Objective, labels: torch.Tensor, config: InversionConfig, context: DistributedContext
 ) -> dict[str, float]:
     """Seconds of a step that the device is at work on each group, the longest first."""
-    on_cuda = world.device.type == "cuda"
+    on_cuda = context.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
     size = (arguments.size_px, arguments.size_px)
     with profile(activities=activities, acc_events=True) as profiler:
-        timed(world, invert, objective, labels, size, config, make_generator(0, "views"))
+        timed(context, invert, objective, labels, size, config, make_generator(0, "views"))
     spent_s: dict[str, float] = defaultdict(float)
     for event in profiler.key_averages():
         spent_us = event.self_device_time_total if on_cuda else event.self_cpu_time_total
@@ -91,24 +91,24 @@ def _group_of(operation: str) -> str:
     return next((name for name, words in GROUPS if any(word in operation.lower() for word in words)), "others")
 
 
-def measure(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
+def measure(arguments: argparse.Namespace, context: DistributedContext) -> dict[str, Any]:
     """Seconds of a step, of its forward and backward pass, the rates that follow, and the shares."""
-    config = config_of(arguments, world)
-    labels = torch.arange(arguments.batch_size, device=world.device) % arguments.num_classes
+    config = config_of(arguments, context)
+    labels = torch.arange(arguments.batch_size, device=context.device) % arguments.num_classes
     size = (arguments.size_px, arguments.size_px)
-    canvas = torch.randn(arguments.batch_size, 3, *size, generator=make_generator(0, "canvas")).to(world.device)
+    canvas = torch.randn(arguments.batch_size, 3, *size, generator=make_generator(0, "canvas")).to(context.device)
     step_s, needed_s = [], []
-    with open_objective(load_teacher(arguments, world), None, config) as objective:
+    with open_objective(load_teacher(arguments, context), None, config) as objective:
         for turn in range(TURNS + 1):
-            loop_s, _ = timed(world, invert, objective, labels, size, config, make_generator(turn, "views"))
-            passes_s, _ = timed(world, forward_backward, objective, canvas, labels, arguments.steps)
+            loop_s, _ = timed(context, invert, objective, labels, size, config, make_generator(turn, "views"))
+            passes_s, _ = timed(context, forward_backward, objective, canvas, labels, arguments.steps)
             if turn:  # the first turn compiles and warms up
                 step_s.append(loop_s / arguments.steps)
                 needed_s.append(passes_s / arguments.steps)
-        busy_s = busy_seconds(arguments, objective, labels, config, world)
+        busy_s = busy_seconds(arguments, objective, labels, config, context)
     overhead = 1 - statistics.median(passes / step for passes, step in zip(needed_s, step_s, strict=True))
     median_s, total_busy_s = statistics.median(step_s), sum(busy_s.values())
-    flops, peak = flops_of_step(arguments, config, canvas, world), peak_flops(world)
+    flops, peak = flops_of_step(arguments, config, canvas, context), peak_flops(context)
     return {
         "step_s": step_s,
         "forward_backward_s": needed_s,
@@ -118,7 +118,7 @@ def measure(arguments: argparse.Namespace, world: World) -> dict[str, Any]:
         "peak_flops": peak,
         "share_of_peak": flops / median_s / peak,
         "shares": {name: spent / total_busy_s for name, spent in busy_s.items()},
-        "launch_gaps": max(0.0, 1 - total_busy_s / median_s) if world.device.type == "cuda" else None,
+        "launch_gaps": max(0.0, 1 - total_busy_s / median_s) if context.device.type == "cuda" else None,
     }
 
 

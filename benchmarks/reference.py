@@ -1,7 +1,7 @@
 """Inversion as the published description suggests it, for comparison: what the fast loop is measured against.
 
 Eager, in single precision and contiguous format; BatchNorm inputs measured in forward hooks, mean and variance in
-passes of their own over a permuted copy; the network's weights keep their gradients; one synchronisation a step.
+passes of their own over a permuted copy; the network's weights keep their gradients; one synchronization a step.
 """
 
 from typing import Any
@@ -14,9 +14,9 @@ from pipeline.data.views import roll_and_flip
 from pipeline.models.classifier import Classifier
 from pipeline.runtime.schedules import learning_rates
 from pipeline.synthesis.config import InversionConfig
-from pipeline.synthesis.inputs import canvas_range, draw_canvas, to_pixels
+from pipeline.synthesis.inputs import input_range, init_noise, to_pixels
 from pipeline.synthesis.statistics import LayerStatistics, batch_norm_layers
-from pipeline.synthesis.terms import View, build_terms
+from pipeline.synthesis.terms import StepOutputs, build_terms
 
 
 class _Hook:
@@ -40,11 +40,11 @@ def reference_invert(
     for parameter in teacher.network.parameters():
         parameter.requires_grad_()
     hooks = [_Hook(layer) for layer in batch_norm_layers(teacher.network)]
-    terms = build_terms(config.terms, has_rival=False)
-    canvas = draw_canvas((len(labels), teacher.mean.shape[1], *size), config.canvas, generator).to(labels.device)
+    terms = build_terms(config.terms, has_student=False)
+    canvas = init_noise((len(labels), teacher.mean.shape[1], *size), config.canvas, generator).to(labels.device)
     canvas.requires_grad_()
     optimizer = torch.optim.Adam([canvas], lr=config.lr, betas=config.betas)
-    low, high = canvas_range()
+    low, high = input_range()
     totals = []
     for lr in learning_rates(config.schedule, config.lr, config.phases[-1].steps, config.warmup_fraction):
         optimizer.param_groups[0]["lr"] = lr
@@ -53,7 +53,7 @@ def reference_invert(
         view = roll_and_flip(canvas, config.shift_px, config.flip, generator)
         logits = teacher(to_pixels(view))
         statistics = [hook.found for hook in hooks if hook.found is not None]
-        seen = View(images=view, logits=logits, labels=labels, statistics=statistics)
+        seen = StepOutputs(images=view, logits=logits, labels=labels, statistics=statistics)
         total = sum((weight * term(seen) for weight, term in terms.values()), torch.zeros((), device=labels.device))
         torch.autograd.backward(total)
         optimizer.step()

@@ -47,7 +47,7 @@ def main() -> None:
         "--set", nargs="*", action="extend", default=[], metavar="KEY=VALUE", help="override keys of the config"
     )
     arguments = parser.parse_args()
-    with open_benchmark() as world, tempfile.TemporaryDirectory() as folder:
+    with open_benchmark() as context, tempfile.TemporaryDirectory() as folder:
         overrides = [*arguments.set, f"shards_dir={folder}/shards", f"checkpoints_dir={folder}/out"]
         config = load_run(arguments.config, overrides)
         options = ["--config", str(arguments.config), "--set", *overrides]
@@ -56,8 +56,8 @@ def main() -> None:
         cold_s = first_step_s(config, command, cache)
         warm_s = [first_step_s(config, command, cache) for _ in range(WARM_STARTS)]
         result = {"command": "python -m benchmarks.restart", "config": arguments.config.name}
-        name = f"restart-{arguments.config.stem}-{world.device.type}"
-        print_result(name, {**result, "cold_s": cold_s, "warm_s": warm_s}, world)
+        name = f"restart-{arguments.config.stem}-{context.device.type}"
+        print_result(name, {**result, "cold_s": cold_s, "warm_s": warm_s}, context)
 
 
 if __name__ == "__main__":

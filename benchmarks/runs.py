@@ -13,20 +13,20 @@ from pathlib import Path
 
 from benchmarks.harness import distil_and_evaluate, gaussian_noise, open_benchmark, run_chain, summary, write_result
 from pipeline.run import load_run
-from pipeline.runtime.distributed import World
+from pipeline.runtime.distributed import DistributedContext
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
-def measure(arguments: argparse.Namespace, seed: int, folder: Path, world: World) -> dict[str, float]:
+def measure(arguments: argparse.Namespace, seed: int, folder: Path, context: DistributedContext) -> dict[str, float]:
     """One seed: figures of the chain, the student of noise, and seconds in all."""
     places = [f"name=seed{seed}", f"shards_dir={folder}/shards", f"checkpoints_dir={folder}/checkpoints"]
     config = load_run(arguments.config, [*arguments.set, f"seed={seed}", *places])
-    world.barrier()
+    context.barrier()
     started = time.perf_counter()
-    figures = run_chain(config, world)
+    figures = run_chain(config, context)
     chain_s = time.perf_counter() - started
-    control = distil_and_evaluate(config, gaussian_noise(config), world)
+    control = distil_and_evaluate(config, gaussian_noise(config), context)
     noise = {"noise_student_top1": control.student["top1"], "noise_agreement": control.agreement}
     return {**figures, **noise, "chain_s": chain_s}
 
@@ -43,14 +43,14 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.folder and arguments.folder.exists() and any(arguments.folder.iterdir()):
         parser.error(f"--folder {arguments.folder} is not empty; the time of what it holds would not be counted")
-    with open_benchmark() as world, tempfile.TemporaryDirectory() as temporary:
-        if world.size > 1 and arguments.folder is None:
+    with open_benchmark() as context, tempfile.TemporaryDirectory() as temporary:
+        if context.size > 1 and arguments.folder is None:
             parser.error("several workers need a --folder in common")
         folder = arguments.folder or Path(temporary)
-        found = summary([measure(arguments, seed, folder, world) for seed in arguments.seeds])
-        if world.is_leader:
-            head = {"command": "python -m benchmarks.runs", "workers": world.size, "seeds": arguments.seeds}
-            path = write_result(arguments.config.stem, {**head, **found}, world)
+        found = summary([measure(arguments, seed, folder, context) for seed in arguments.seeds])
+        if context.is_main_process:
+            head = {"command": "python -m benchmarks.runs", "workers": context.size, "seeds": arguments.seeds}
+            path = write_result(arguments.config.stem, {**head, **found}, context)
             for name, figures in found.items():
                 print(f"{name}: {figures['mean']:.4f} +- {figures['deviation']:.4f}")
             print(path)

@@ -21,11 +21,11 @@ from pipeline.data.codec import encode_image, to_uint8
 from pipeline.data.loader import draw_batch, read_batches
 from pipeline.data.shard_set import ShardSet
 from pipeline.data.shards import Sample, pack, remove_parts, write_part
-from pipeline.runtime.distributed import World
+from pipeline.runtime.distributed import DistributedContext
 from pipeline.runtime.fingerprint import versions
 from pipeline.runtime.ranges import batch_ranges
 from pipeline.runtime.seeds import make_generator
-from pipeline.synthesis.inputs import CanvasConfig, draw_canvas, to_pixels
+from pipeline.synthesis.inputs import InitNoiseConfig, init_noise, to_pixels
 
 SIZE_PX, NUM_CLASSES, BATCH = 224, 1000, 256
 # Different JPEG files; every image is one of them.
@@ -36,8 +36,8 @@ TIMED_IMAGES, TURNS = 4096, 5
 
 def fabricate(folder: Path, num_images: int) -> None:
     """Parts as the synthesize stage writes them."""
-    canvas = draw_canvas(
-        (NUM_FILES, 3, SIZE_PX, SIZE_PX), CanvasConfig(spectrum=1.0, correlation=0.9), make_generator(0, "x")
+    canvas = init_noise(
+        (NUM_FILES, 3, SIZE_PX, SIZE_PX), InitNoiseConfig(spectrum=1.0, correlation=0.9), make_generator(0, "x")
     )
     files = [encode_image(image, "jpeg") for image in to_uint8(to_pixels(canvas))]
     for index, numbers in enumerate(batch_ranges(num_images, BATCH)):
@@ -46,7 +46,7 @@ def fabricate(folder: Path, num_images: int) -> None:
                 number=number,
                 label=number % NUM_CLASSES,
                 image=files[number % NUM_FILES],
-                evidence={"batch": index, "teacher_top1": True, "teacher_probability": 0.9},
+                metadata={"batch": index, "teacher_top1": True, "teacher_probability": 0.9},
             )
             for number in numbers
         ]
@@ -73,7 +73,7 @@ def read_plainly(folder: Path) -> Iterator[int]:
             count = 0
 
 
-def measure(folder: Path, num_images: int, world: World) -> dict[str, Any]:
+def measure(folder: Path, num_images: int, context: DistributedContext) -> dict[str, Any]:
     """Seconds and bytes of every part, and the rates of both readers, measured in turn."""
     facts = {
         "round": 0,
@@ -85,15 +85,15 @@ def measure(folder: Path, num_images: int, world: World) -> dict[str, Any]:
         "versions": versions(),
     }
     fabricate(folder, num_images)
-    pack_s, _ = timed(world, pack, folder, range(len(batch_ranges(num_images, BATCH))), {"benchmark": 0}, facts)
+    pack_s, _ = timed(context, pack, folder, range(len(batch_ranges(num_images, BATCH))), {"benchmark": 0}, facts)
     pack_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     remove_parts(folder)
-    index_s, images = timed(world, ShardSet, [folder])
+    index_s, images = timed(context, ShardSet, [folder])
     plain = read_plainly(folder)
     rates: dict[str, list[float]] = {"ours": [], "webdataset": []}
     for turn in range(TURNS + 1):
-        ours_s, _ = timed(world, read_ours, images, turn * TIMED_IMAGES // BATCH)
-        plain_s, _ = timed(world, next, plain)
+        ours_s, _ = timed(context, read_ours, images, turn * TIMED_IMAGES // BATCH)
+        plain_s, _ = timed(context, next, plain)
         if turn:  # the first turn warms up
             rates["ours"].append(TIMED_IMAGES / ours_s)
             rates["webdataset"].append(TIMED_IMAGES / plain_s)
@@ -113,9 +113,9 @@ def main() -> None:
     parser.add_argument("--num_images", type=int, default=140_000)
     parser.add_argument("--folder", type=Path, default=None, help="where there is room for it")
     arguments = parser.parse_args()
-    with open_benchmark() as world, tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        result = measure(Path(folder), arguments.num_images, world)
-        print_result("shards", {"command": "python -m benchmarks.shards", **result}, world)
+    with open_benchmark() as context, tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        result = measure(Path(folder), arguments.num_images, context)
+        print_result("shards", {"command": "python -m benchmarks.shards", **result}, context)
 
 
 if __name__ == "__main__":

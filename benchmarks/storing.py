@@ -27,7 +27,7 @@ NUM_BATCHES, TURNS = 4, 3
 
 def invert_alone(session: Session) -> None:
     """All batches of round 0, one after the other, their images dropped."""
-    config, device = session.config, session.world.device
+    config, device = session.config, session.context.device
     for spec in plan_batches(config.synthesis, config.images.num_classes, config.seed, 0):
         invert(
             session.objective(0),
@@ -46,18 +46,18 @@ def main() -> None:
         "--set", nargs="*", action="extend", default=[], metavar="KEY=VALUE", help="override keys of the config"
     )
     arguments = parser.parse_args()
-    with open_benchmark() as world, tempfile.TemporaryDirectory() as folder:
+    with open_benchmark() as context, tempfile.TemporaryDirectory() as folder:
         places = [f"shards_dir={folder}/shards", f"checkpoints_dir={folder}/out"]
         batch_size = load_run(arguments.config, arguments.set).synthesis.batch_size
         one_round = ["synthesis.rounds=1", "synthesis.inversion.terms.competition=0"]
         num_images = f"synthesis.num_images={NUM_BATCHES * batch_size}"
         config = load_run(arguments.config, [*arguments.set, *places, *one_round, num_images])
         stage_s, inversion_s = [], []
-        with open_session(config, world) as session:
+        with open_session(config, context) as session:
             teacher.main(session)
             for turn in range(TURNS + 1):
-                stage, _ = timed(world, synthesize.main, session, 0)
-                inversion, _ = timed(world, invert_alone, session)
+                stage, _ = timed(context, synthesize.main, session, 0)
+                inversion, _ = timed(context, invert_alone, session)
                 shutil.rmtree(config.round_folder(0))
                 if turn:  # the first turn compiles and warms up
                     stage_s.append(stage)
@@ -71,7 +71,7 @@ def main() -> None:
             "inversion_s": inversion_s,
             "overhead": overhead,
         }
-        print_result(f"storing-{arguments.config.stem}-{world.device.type}", result, world)
+        print_result(f"storing-{arguments.config.stem}-{context.device.type}", result, context)
 
 
 if __name__ == "__main__":

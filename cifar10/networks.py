@@ -14,11 +14,11 @@ from cifar10.wide_resnet import WideResNet
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     # Depth 6n+2: three stages of n blocks of two convolutions.
     **{
-        f"resnet{depth}": partial(ResNet, ((depth - 2) // 6,) * 3, default_width=16)
+        f"resnet{depth}": partial(ResNet, ((depth - 2) // 6,) * 3, width=16)
         for depth in (8, 14, 20, 26, 32, 38, 44, 56, 110)
     },
-    "resnet18": partial(ResNet, (2, 2, 2, 2), default_width=64),
-    "resnet34": partial(ResNet, (3, 4, 6, 3), default_width=64),
+    "resnet18": partial(ResNet, (2, 2, 2, 2), width=64),
+    "resnet34": partial(ResNet, (3, 4, 6, 3), width=64),
     "vgg11": VGG,
     # Depth 6n+4: three groups of n blocks.
     **{

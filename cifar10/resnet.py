@@ -56,14 +56,12 @@ class ResNet(nn.Module):
         self,
         stages: Sequence[int],
         *,
-        default_width: int,
-        width: int | None = None,
+        width: int,
         shortcut: str = "B",
         in_channels: int = 3,
         num_classes: int = 10,
     ) -> None:
         super().__init__()
-        width = default_width if width is None else width
         if shortcut not in ("A", "B"):
             raise ValueError(f"shortcut: {shortcut!r} must be A (zero padding) or B (1x1 convolution)")
         if width < 1:
@@ -79,7 +77,7 @@ class ResNet(nn.Module):
                 channels = out_channels
             self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
         self.fc = nn.Linear(channels, num_classes)
-        self.apply(_initialise)
+        self.apply(_initialize)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) to logits (N, num_classes)."""
@@ -90,6 +88,6 @@ class ResNet(nn.Module):
         return logits
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialize(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

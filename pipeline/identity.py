@@ -1,4 +1,4 @@
-"""What each output depends on: its identity, and whether the output that is there has it."""
+"""The identity of each output: what it depends on. An output of another identity is neither reused nor overwritten."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,16 +10,13 @@ from pipeline.models.checkpoint import read_description, weights_identity
 from pipeline.run import RunConfig, resolved_yaml
 from pipeline.runtime.config import ConfigError, to_plain
 from pipeline.runtime.files import read_json, write_json, write_text
-from pipeline.runtime.fingerprint import fingerprint, refuse_other
+from pipeline.runtime.fingerprint import fingerprint, require_same_identity
 
-# Settings that change how a run is watched, saved and launched, not what it makes.
+# Settings that change how a run is logged, saved and executed, but not its outputs.
 NOT_IDENTITY = ("log_every", "save_every_s", "memory_gib", "cuda_graphs")
-
-
-# Raised when the same configuration makes other outputs than before, so that old and new ones are not mixed.
-METHOD_VERSION = 6
-
-
+# Raised when the same configuration makes other outputs than before, so that old and new ones are not mixed. Version 7
+# has new names of keys; images and weights are those of version 6.
+METHOD_VERSION = 7
 IDENTITY_FILE, CONFIG_FILE = "identity.json", "config.yaml"
 
 
@@ -48,7 +45,7 @@ def teacher_identity(config: RunConfig) -> dict[str, Any]:
 
 
 def synthesis_identity(config: RunConfig, round_index: int) -> dict[str, Any]:
-    """What the images of a round depend on; where the student before is the rival, that includes its recipe."""
+    """What the images of a round depend on, including the recipe of the student that takes part in it, if one does."""
     return _identity(
         seed=config.seed,
         round=round_index,
@@ -56,13 +53,9 @@ def synthesis_identity(config: RunConfig, round_index: int) -> dict[str, Any]:
         synthesis=config.synthesis,
         teacher=_frozen_teacher(config),
         verifier=weights_identity(config.verifier, "verifier.weights") if config.verifier else None,
-        ensemble=_ensemble_identity(config),
-        rival=_student_recipe(config) if round_index and config.synthesis.inversion.terms.competition else None,
+        ensemble=[weights_identity(model, f"ensemble[{i}].weights") for i, model in enumerate(config.ensemble)],
+        competitor=_student_recipe(config) if config.has_live_student(round_index) else None,
     )
-
-
-def _ensemble_identity(config: RunConfig) -> list[dict[str, Any]]:
-    return [weights_identity(model, f"ensemble[{i}].weights") for i, model in enumerate(config.ensemble)]
 
 
 def student_identity(config: RunConfig, round_index: int) -> dict[str, Any]:
@@ -99,38 +92,38 @@ def _frozen_teacher(config: RunConfig) -> dict[str, Any]:
 
 
 def state_path(network_path: Path) -> Path:
-    """Where the training of a network keeps its state until the network is finished."""
+    """The file that keeps the state of a training until its network is finished."""
     return network_path.with_suffix(".state")
 
 
 def is_finished(network_path: Path, identity: Mapping[str, Any]) -> bool:
-    """Whether a trained network is there; raises ConfigError when it is of another identity."""
+    """Whether a trained network exists; raises ConfigError when it has another identity."""
     if not network_path.exists():
         return False
-    refuse_other(str(network_path), read_description(network_path)["identity"], identity)
-    state_path(network_path).unlink(missing_ok=True)  # a kill can fall between writing the network and this
+    require_same_identity(str(network_path), read_description(network_path)["identity"], identity)
+    state_path(network_path).unlink(missing_ok=True)  # a process can be killed after writing the network
     return True
 
 
 def require_student(config: RunConfig, round_index: int) -> None:
-    """Raise ValueError when there is no student of a round, ConfigError when it is of another configuration."""
+    """Raise ValueError when a round has no student, ConfigError when its student has another identity."""
     path = config.student_path(round_index)
     if not is_finished(path, student_identity(config, round_index)):
         raise ValueError(f"there is no student of round {round_index} ({path}); run `make distill` first")
 
 
 def check_folder(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Raise ConfigError, naming the keys that differ, when images in the folder are of another identity."""
+    """Raise ConfigError, with the keys that differ, when the images in the folder have another identity."""
     if (folder / MANIFEST).exists():
-        refuse_other(str(folder), read_manifest(folder)["identity"], identity)
+        require_same_identity(str(folder), read_manifest(folder)["identity"], identity)
     elif any((folder / "parts").glob("*.tar")):
         path = folder / IDENTITY_FILE
         if not path.exists():
-            raise ConfigError(f"{folder} holds parts but no {IDENTITY_FILE}, so nobody knows whose; remove it")
-        refuse_other(str(folder), read_json(path), identity)
+            raise ConfigError(f"{folder} holds parts without {IDENTITY_FILE}, so their identity is unknown; remove it")
+        require_same_identity(str(folder), read_json(path), identity)
 
 
-def claim_folder(folder: Path, identity: Mapping[str, Any], config: RunConfig) -> None:
-    """Write the resolved configuration and the identity of the images that are about to come."""
+def write_identity(folder: Path, identity: Mapping[str, Any], config: RunConfig) -> None:
+    """Write the resolved configuration and the identity of the images that the folder will hold."""
     write_text(folder / CONFIG_FILE, resolved_yaml(config))
     write_json(folder / IDENTITY_FILE, to_plain(identity))

@@ -4,7 +4,9 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
+import torch
 import yaml
 
 from pipeline.data.codec import PILLOW_MODES
@@ -12,21 +14,40 @@ from pipeline.data.image_sets import NOT_MIRRORABLE, DataConfig
 from pipeline.distillation.config import DistillConfig, TrainingConfig
 from pipeline.evaluation.evaluate import EvaluationConfig
 from pipeline.models.config import ImageConfig, ModelConfig
-from pipeline.runtime.config import ConfigError, load_yaml, parse, to_plain
+from pipeline.runtime.acceleration import PIXELS_WORTH_COMPILING, resolved
+from pipeline.runtime.config import ConfigError, parse, to_plain
+from pipeline.runtime.config_files import load_yaml
 from pipeline.runtime.ranges import even_ranges
 from pipeline.synthesis.config import SynthesisConfig
 
-# Class folders have four digits; more classes would sort out of order.
+# Class folders have four digits; with more classes they would sort out of order.
 MAX_CLASSES = 10_000
+Training = TypeVar("Training", bound=TrainingConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What to do: invert `teacher` into synthetic images, distil `student` from them, evaluate it on `data.test`.
+    """One run: invert `teacher` into synthetic images, distill them into `student`, evaluate it on `data.test`.
 
-    A teacher without `weights` is first trained on `data.train` as `teacher_training` says. An independent
-    `verifier` judges the stored images; the networks of the `ensemble` have to be sure of their classes as well as the
-    teacher. `name`, by default the config file's, names the output folders.
+    Attributes:
+        name: Name of the run's folders, `SHARDS_DIR/NAME` and `CHECKPOINTS_DIR/NAME`.
+        images: Shape and number of classes of the images that every network of the run reads.
+        teacher: The network that is inverted and that the student learns from. Without `weights`, it is first trained
+            on `data.train` as `teacher_training` says.
+        student: The network that is trained on the synthetic images. It starts from random weights unless it names
+            `weights`; without `mean` and `std`, it takes the teacher's.
+        data: Real images: `test` to evaluate on, `train` to train a teacher.
+        synthesis: How many images are synthesized, of which classes, and how.
+        distill: How the student is trained.
+        teacher_training: How a teacher without `weights` is trained; null for a teacher with `weights`.
+        verifier: An independent network that scores the stored images and takes no part in making them; needs
+            `weights`. null: no scores.
+        ensemble: Further networks that the `classification` term averages over, beside the teacher; each needs
+            `weights`.
+        evaluation: How the student is scored beside its teacher.
+        seed: Seed from which all random numbers of the run are derived.
+        shards_dir: Folder of the synthetic images of all runs.
+        checkpoints_dir: Folder of the networks, evaluations, reports and metrics of all runs.
     """
 
     name: str
@@ -66,84 +87,97 @@ class RunConfig:
         if self.teacher_training is not None and self.data.train is None:
             raise ConfigError("data.train: missing, teacher_training needs real images to train on")
         if self.verifier is not None and self.verifier.weights is None:
-            raise ConfigError("verifier.weights: missing; an untrained verifier judges nothing")
+            raise ConfigError("verifier.weights: missing; the scores of an untrained verifier mean nothing")
         for i, model in enumerate(self.ensemble):
             if model.weights is None:
-                raise ConfigError(f"ensemble[{i}].weights: missing; an untrained network is sure of nothing")
+                raise ConfigError(f"ensemble[{i}].weights: missing; an untrained network adds nothing")
 
     def _check_synthesis(self) -> None:
-        beyond = [c for c in self.synthesis.classes or () if not 0 <= c < self.images.num_classes]
-        if beyond:
-            raise ConfigError(f"synthesis.classes: {beyond} are not in 0..{self.images.num_classes - 1}")
-        beyond = [c for c in self.evaluation.classes or () if not 0 <= c < self.images.num_classes]
-        if beyond:
-            raise ConfigError(f"evaluation.classes: {beyond} are not in 0..{self.images.num_classes - 1}")
+        for key, classes in (("synthesis", self.synthesis.classes), ("evaluation", self.evaluation.classes)):
+            if invalid := [c for c in classes or () if not 0 <= c < self.images.num_classes]:
+                raise ConfigError(f"{key}.classes: {invalid} are not in 0..{self.images.num_classes - 1}")
         if self.synthesis.inversion.terms.competition and self.synthesis.rounds == 1:
             raise ConfigError(
-                "synthesis.inversion.terms.competition: the rival is the student of the round before, so it needs "
-                "synthesis.rounds of at least 2 (or set it to 0)"
+                "synthesis.inversion.terms.competition: needs synthesis.rounds of at least 2, since it compares the "
+                "teacher with the student of the previous round (or set it to 0)"
             )
         if self.distill.steps < self.synthesis.rounds:
             raise ConfigError(
                 f"distill.steps: {self.distill.steps} is less than one for each of synthesis.rounds="
                 f"{self.synthesis.rounds}; raise it or lower synthesis.rounds"
             )
-        in_a_round = self.synthesis.num_images // self.synthesis.rounds
-        if self.distill.batch_size > in_a_round:
+        round_size = self.synthesis.num_images // self.synthesis.rounds
+        if self.distill.batch_size > round_size:
             raise ConfigError(
-                f"distill.batch_size: {self.distill.batch_size} is larger than the set of one round, {in_a_round} "
+                f"distill.batch_size: {self.distill.batch_size} is larger than the set of one round, {round_size} "
                 "images; lower it or raise synthesis.num_images"
             )
 
+    def has_live_student(self, round_index: int) -> bool:
+        """Whether the student of the previous round takes part in the synthesis of a round (Adaptive DeepInversion)."""
+        return round_index > 0 and self.synthesis.inversion.terms.competition > 0
+
     @property
     def checkpoints(self) -> Path:
-        """Folder of the run's networks, evaluations, report and metrics."""
+        """The folder of the networks, evaluations, report and metrics."""
         return Path(self.checkpoints_dir) / self.name
 
     @property
     def shards(self) -> Path:
-        """Folder of the run's synthetic images, one folder a round."""
+        """The folder of the synthetic images, with one folder for each round."""
         return Path(self.shards_dir) / self.name
 
     @property
     def trained_teacher_path(self) -> Path:
-        """Where the teacher stage writes its network."""
+        """The file of a teacher that the run trains."""
         return self.checkpoints / "teacher.safetensors"
 
     @property
     def teacher_model(self) -> ModelConfig:
-        """The teacher with weights: those it names, or those that the teacher stage made."""
+        """The teacher with weights: those that it names, or those that the teacher stage wrote."""
         return self.teacher if self.teacher.weights else replace(self.teacher, weights=str(self.trained_teacher_path))
 
     def round_folder(self, round_index: int) -> Path:
-        """Folder of the synthetic images of one round."""
+        """The folder of the synthetic images of one round."""
         return self.shards / str(round_index)
 
     def distill_steps(self, round_index: int) -> range:
-        """The steps of distillation that belong to a round."""
+        """The steps of distillation of a round."""
         return even_ranges(self.distill.steps, self.synthesis.rounds)[round_index]
 
     def student_path(self, round_index: int) -> Path:
-        """The student distilled on all rounds up to this one."""
+        """The file of the student that is distilled on all rounds up to this one."""
         return self.checkpoints / f"student-{round_index}.safetensors"
 
     def evaluation_path(self, round_index: int) -> Path:
-        """The evaluation of that student; its CSV line lies beside it."""
+        """The file of the evaluation of that student; beside it is a CSV file."""
         return self.checkpoints / f"eval-{round_index}.json"
 
     @property
     def estimate_path(self) -> Path:
-        """What the run was predicted to take."""
+        """The file of the estimate of time, memory and disk."""
         return self.checkpoints / "estimate.json"
 
     def metrics_path(self, rank: int = 0) -> Path:
-        """One JSON line for each logging step of one worker."""
+        """The file of one rank with a JSON line for each logging step."""
         return self.checkpoints / ("metrics.jsonl" if rank == 0 else f"metrics.{rank}.jsonl")
 
 
+# Old dotted names, accepted with a warning until the next release.
+RENAMED_KEYS = {
+    "synthesis.inversion.shift_px": "synthesis.inversion.jitter_px",
+    "synthesis.inversion.canvas": "synthesis.inversion.init_noise",
+    "synthesis.inversion.canvas.deviation": "synthesis.inversion.init_noise.std",
+    # For a file in which only `canvas` has its new name so far.
+    "synthesis.inversion.init_noise.deviation": "synthesis.inversion.init_noise.std",
+    "distill.augment.shift_px": "distill.augment.crop_padding_px",
+    "teacher_training.augment.shift_px": "teacher_training.augment.crop_padding_px",
+}
+
+
 def load_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration of `path` with overrides applied; raises ConfigError."""
-    mapping = load_yaml(path, overrides)
+    """The configuration of `path`, merged over its bases, with overrides applied; raises ConfigError."""
+    mapping = load_yaml(path, overrides, RENAMED_KEYS)
     mapping.setdefault("name", path.stem)
     config = parse(RunConfig, mapping)
     _warn_of_mirrors(config)
@@ -163,6 +197,27 @@ def _warn_of_mirrors(config: RunConfig) -> None:
             )
 
 
+def resolve(config: RunConfig, device: torch.device) -> RunConfig:
+    """The configuration as it runs on `device`, without `auto` (see `acceleration.resolved`)."""
+    image_pixels = config.images.height * config.images.width
+
+    def resolved_training(training: Training, key: str) -> Training:
+        return resolved(training, device, training.steps * training.batch_size * image_pixels, key)
+
+    original = config.synthesis.inversion
+    num_pixels = config.synthesis.num_images * original.num_steps * image_pixels
+    if original.cuda_graphs:
+        num_pixels = max(num_pixels, PIXELS_WORTH_COMPILING)  # graphs are made of compiled steps
+    inversion = resolved(replace(original, cuda_graphs=False), device, num_pixels, "synthesis.inversion")
+    inversion = replace(inversion, cuda_graphs=original.cuda_graphs and bool(inversion.compile))
+    return replace(
+        config,
+        synthesis=replace(config.synthesis, inversion=inversion),
+        distill=resolved_training(config.distill, "distill"),
+        teacher_training=config.teacher_training and resolved_training(config.teacher_training, "teacher_training"),
+    )
+
+
 def resolved_yaml(config: RunConfig) -> str:
-    """The complete configuration with every default, as YAML that can be run again."""
+    """The complete configuration with every default, as YAML that can be run."""
     return yaml.safe_dump(to_plain(config), sort_keys=False)

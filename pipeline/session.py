@@ -1,46 +1,42 @@
-"""What the stages of one process share, so that round follows round without loading or compiling anything twice."""
+"""`Session`: what the stages of one process share, so that rounds neither load nor compile anything twice."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property
-from typing import TypeVar
 
 import torch
 
 from pipeline.data.image_sets import ArrayImages, ImageSet, load_images
-from pipeline.data.loader import held_limit_bytes, hold_in_memory, num_bytes
+from pipeline.data.loader import cache_limit_bytes, num_bytes, preload
 from pipeline.data.shard_set import ShardSet
 from pipeline.data.shards import ShardError, check_sizes, read_manifest, verify
-from pipeline.distillation.config import TrainingConfig
-from pipeline.distillation.task import Task, distillation_objective
+from pipeline.distillation.task import Task, build_distillation_loss
+from pipeline.evaluation.scores import Scorers
 from pipeline.identity import require_student, synthesis_identity
 from pipeline.models.checkpoint import read_description, weights_identity
 from pipeline.models.classifier import Classifier, build_classifier, check_fit, load_frozen
-from pipeline.models.config import Normalisation
+from pipeline.models.config import Normalization, identity_normalization
 from pipeline.models.weights import load_weights
-from pipeline.run import RunConfig
-from pipeline.runtime.acceleration import PIXELS_WORTH_COMPILING, resolved
-from pipeline.runtime.distributed import World
-from pipeline.runtime.fingerprint import refuse_other
+from pipeline.run import RunConfig, resolve
+from pipeline.runtime.distributed import DistributedContext
+from pipeline.runtime.fingerprint import require_same_identity
 from pipeline.runtime.hardware import keep_freed_memory
 from pipeline.runtime.seeds import derive_seed
-from pipeline.synthesis.objective import Objective, open_objective, phase_size
+from pipeline.synthesis.objective import Networks, Objective, open_objective, phase_size
 from pipeline.synthesis.statistics import batch_norm_layers
-
-Training = TypeVar("Training", bound=TrainingConfig)
 
 
 class Session:
-    """The networks, compiled steps and images of one run on one worker; each is made when it is first asked for."""
+    """The networks, compiled steps and images of one run in one process; each is made when it is first needed."""
 
-    def __init__(self, config: RunConfig, world: World, resources: ExitStack) -> None:
-        self.config, self.world = config, world
+    def __init__(self, config: RunConfig, context: DistributedContext, resources: ExitStack) -> None:
+        self.config, self.context = config, context
         self._resources, self._is_student_used = resources, False
         self._shards, self._num_pooled, self._num_checked = ShardSet([]), 0, 0
-        self._held: ArrayImages | None = None
-        # Taken now, since what synthesis frees stays with the process.
-        self._held_limit_bytes = held_limit_bytes(config.distill.memory_gib, world.device, world.local_size)
+        self._cached: ArrayImages | None = None
+        # Measured now, since the process keeps the memory that synthesis frees.
+        self._cache_limit_bytes = cache_limit_bytes(config.distill.memory_gib, context.device, context.local_size)
 
     @cached_property
     def teacher(self) -> Classifier:
@@ -48,38 +44,39 @@ class Session:
         return self._load_teacher()
 
     @cached_property
-    def verifier(self) -> Classifier | None:
-        """The frozen verifier, if the run has one."""
+    def scorers(self) -> Scorers:
+        """The teacher, and the frozen verifier if the run has one."""
         config = self.config
-        return load_frozen(config.verifier, config.images, self.world.device) if config.verifier else None
+        verifier = load_frozen(config.verifier, config.images, self.context.device) if config.verifier else None
+        return Scorers(teacher=self.teacher, verifier=verifier)
 
     def objective(self, round_index: int) -> Objective:
-        """What the images of a round are optimised for; from round 1 on the student before can be the rival.
+        """The objective of the images of a round, with the student of the previous round if it takes part.
 
-        Raises ValueError when the teacher cannot be inverted in every phase, or when there is no student before.
+        Raises ValueError when the teacher cannot be inverted at the size of a phase, or when that student is missing.
         """
-        if not (round_index and self.config.synthesis.inversion.terms.competition):
-            return self.objective_without_rival
+        if not self.config.has_live_student(round_index):
+            return self.plain_objective
         require_student(self.config, round_index - 1)
-        rival = self.objective_with_rival.rival
-        assert rival is not None
-        self._load_student_before(round_index, rival)
-        return self.objective_with_rival
+        student = self.adaptive_objective.networks.student
+        assert student is not None
+        self._load_previous_student(round_index, student)
+        return self.adaptive_objective
 
     @cached_property
-    def objective_without_rival(self) -> Objective:
-        """What images are optimised for in round 0, or in all rounds where nothing competes."""
-        return self._open_objective(rival=None)
+    def plain_objective(self) -> Objective:
+        """The objective without a student: that of round 0, and of all rounds without the competition term."""
+        return self._open_objective(student=None)
 
     @cached_property
-    def objective_with_rival(self) -> Objective:
-        """What images are optimised for in later rounds; its rival has learnt nothing before `objective` loads it."""
-        return self._open_objective(rival=build_student(self.config, self.teacher.normalisation))
+    def adaptive_objective(self) -> Objective:
+        """The objective with a student, which has no trained weights until `objective` loads them."""
+        return self._open_objective(student=build_student(self.config, self.teacher.normalization))
 
     def student(self, round_index: int) -> Classifier:
-        """The student as a round begins: untrained, or the one of the round before; one module for all rounds."""
+        """The student at the start of a round: untrained, or that of the previous round; one module for all rounds."""
         if round_index:
-            self._load_student_before(round_index, self._student)
+            self._load_previous_student(round_index, self._student)
         elif self._is_student_used:
             self._student.network.load_state_dict(self._build_student().network.state_dict())
         self._is_student_used = True
@@ -88,132 +85,106 @@ class Session:
     @cached_property
     def distillation(self) -> Task:
         """The task of `student`."""
-        config = self.config
-        return Task(
-            self._student,
-            distillation_objective(self.teacher, config.distill),
-            config.distill,
-            num_classes=config.images.num_classes,
-            seed=config.seed,
-            purpose="distill",
-        )
+        loss_function = build_distillation_loss(self.teacher, self.config.distill)
+        return Task(self._student, loss_function, self.config.distill, self.config.seed, "distill")
 
     def check_shards(self, last_round: int) -> None:
         """Check, once in a session, that the rounds up to `last_round` are complete.
 
-        Raises ConfigError when one is of another configuration, ShardError when a shard is missing or of another size.
+        Raises ConfigError when one has another identity, ShardError when a shard is missing or differs in size.
         """
         for r in range(self._num_checked, last_round + 1):
             folder = self.config.round_folder(r)
             manifest = read_manifest(folder)
-            refuse_other(str(folder), manifest["identity"], synthesis_identity(self.config, r))
+            require_same_identity(str(folder), manifest["identity"], synthesis_identity(self.config, r))
             check_sizes(folder, manifest)
             self._num_checked = r + 1
 
     def pool(self, last_round: int) -> ImageSet:
-        """The images of all rounds up to `last_round`, in memory if they fit; a session reads each round once.
+        """The images of all rounds up to `last_round`, preloaded if they fit; a session reads each round once.
 
-        Raises ShardError when a shard is not as it was written.
+        Raises ShardError when a shard is damaged.
         """
         if last_round + 1 < self._num_pooled:
-            self._shards, self._num_pooled, self._held = ShardSet([]), 0, None
-        added = [self.config.round_folder(r) for r in range(self._num_pooled, last_round + 1)]
-        for folder in added:
+            self._shards, self._num_pooled, self._cached = ShardSet([]), 0, None
+        folders = [self.config.round_folder(r) for r in range(self._num_pooled, last_round + 1)]
+        for folder in folders:
             if problems := verify(folder):
                 raise ShardError(f"{'; '.join(problems)}; remove {folder} and run `make synthesize` again")
+        for folder in folders:
             self._shards.add(folder)
         self._num_pooled = last_round + 1
-        if num_bytes(self._shards) > self._held_limit_bytes:
-            self._held = None
+        if num_bytes(self._shards) > self._cache_limit_bytes:
+            self._cached = None
             return self._shards
-        missing = ShardSet(added) if self._held is not None else self._shards
-        if len(missing):
-            decoded = hold_in_memory(missing, self.world.device)
-            self._held = decoded if self._held is None else _joined(self._held, decoded)
-        assert self._held is not None and len(self._held.labels) == len(self._shards)
-        return self._held
+        new_shards = self._shards if self._cached is None else ShardSet(folders)
+        if len(new_shards):
+            images = preload(new_shards, self.context.device)
+            self._cached = images if self._cached is None else _concatenated(self._cached, images)
+        assert self._cached is not None and len(self._cached.labels) == len(self._shards)
+        return self._cached
 
     @cached_property
     def _student(self) -> Classifier:
-        return self._build_student().to(self.world.device)
+        return self._build_student().to(self.context.device)
 
     def _build_student(self) -> Classifier:
-        return build_student(self.config, self.teacher.normalisation)
+        return build_student(self.config, self.teacher.normalization)
 
-    def _load_student_before(self, round_index: int, into: Classifier) -> None:
-        load_weights(into.network, self.config.student_path(round_index - 1), self.config.student.source)
+    def _load_previous_student(self, round_index: int, student: Classifier) -> None:
+        load_weights(student.network, self.config.student_path(round_index - 1), self.config.student.source)
 
     def _load_teacher(self) -> Classifier:
-        return load_frozen(self.config.teacher_model, self.config.images, self.world.device)
+        return load_frozen(self.config.teacher_model, self.config.images, self.context.device)
 
-    def _open_objective(self, rival: Classifier | None) -> Objective:
-        config, device = self.config, self.world.device
-        teacher = self._load_teacher()  # one of its own: its hooks stay for as long as the session
+    def _open_objective(self, student: Classifier | None) -> Objective:
+        config, device = self.config, self.context.device
+        teacher = self._load_teacher()  # a copy of its own: its hooks stay as long as the session
         batch_norm_layers(teacher.network)
         ensemble = [load_frozen(model, config.images, device) for model in config.ensemble]
         for phase in config.synthesis.inversion.phases:
-            height, width = phase_size(phase.scale, config.images.height, config.images.width)
+            height, width = phase_size(phase.scale, config.images.size)
             for classifier, model in zip((teacher, *ensemble), (config.teacher, *config.ensemble), strict=True):
                 check_fit(classifier, model, replace(config.images, height=height, width=width))
-        frozen = None if rival is None else rival.freeze().to(device)
-        return self._resources.enter_context(open_objective(teacher, frozen, config.synthesis.inversion, ensemble))
+        networks = Networks(
+            teacher=teacher, student=None if student is None else student.freeze().to(device), ensemble=ensemble
+        )
+        return self._resources.enter_context(open_objective(networks, config.synthesis.inversion, config.images.size))
 
 
-def _joined(first: ArrayImages, second: ArrayImages) -> ArrayImages:
+def _concatenated(first: ArrayImages, second: ArrayImages) -> ArrayImages:
     return ArrayImages(torch.cat([first.pixels, second.pixels]), torch.cat([first.labels, second.labels]))
 
 
 @contextmanager
-def open_session(config: RunConfig, world: World) -> Iterator[Session]:
-    """A session of `config` as this machine runs it; its hooks are removed from networks when the block ends."""
-    keep_freed_memory(world.local_size)
+def open_session(config: RunConfig, context: DistributedContext) -> Iterator[Session]:
+    """A session of `config`, resolved for this machine; the hooks on its networks are removed when the block ends."""
+    keep_freed_memory(context.local_size)
     with ExitStack() as resources:
-        yield Session(resolve(config, world.device), world, resources)
-
-
-def resolve(config: RunConfig, device: torch.device) -> RunConfig:
-    """The configuration as it runs on `device`: what is `auto` in it is decided (see `acceleration.resolved`)."""
-    pixels_of_image = config.images.height * config.images.width
-
-    def trained(training: Training, key: str) -> Training:
-        return resolved(training, device, training.steps * training.batch_size * pixels_of_image, key)
-
-    asked = config.synthesis.inversion
-    num_pixels = config.synthesis.num_images * asked.num_steps * pixels_of_image
-    if asked.cuda_graphs:
-        num_pixels = max(num_pixels, PIXELS_WORTH_COMPILING)  # they are made of compiled steps
-    inversion = resolved(replace(asked, cuda_graphs=False), device, num_pixels, "synthesis.inversion")
-    inversion = replace(inversion, cuda_graphs=asked.cuda_graphs and bool(inversion.compile))
-    return replace(
-        config,
-        synthesis=replace(config.synthesis, inversion=inversion),
-        distill=trained(config.distill, "distill"),
-        teacher_training=config.teacher_training and trained(config.teacher_training, "teacher_training"),
-    )
+        yield Session(resolve(config, context.device), context, resources)
 
 
 def check_inputs(config: RunConfig) -> None:
-    """Raise ValueError for what would stop the run only after hours: the test images, the student, the verifier."""
+    """Raise ValueError for what would stop the run only after hours: test images, student, verifier, ensemble."""
     load_images(config.data, "test", config.images)
-    neutral = ((0.0,) * config.images.channels, (1.0,) * config.images.channels)
-    build_student(config, neutral)
+    build_student(config, identity_normalization(config.images.channels))
     if config.verifier is not None:
         weights_identity(config.verifier, "verifier.weights")
     for i, model in enumerate(config.ensemble):
         weights_identity(model, f"ensemble[{i}].weights")
 
 
-def build_student(config: RunConfig, normalisation: Normalisation) -> Classifier:
-    """A student that has learnt nothing yet, unless its config names weights.
+def build_student(config: RunConfig, normalization: Normalization) -> Classifier:
+    """An untrained student, unless its config names weights.
 
-    `normalisation`, the teacher's, is used where the config and published weights give none.
+    `normalization`, the teacher's, applies if neither the config nor published weights give one.
     """
     seed = derive_seed(config.seed, "student/weights")
-    return build_classifier(config.student, config.images, seed=seed, default_normalisation=normalisation)
+    return build_classifier(config.student, config.images, seed=seed, default_normalization=normalization)
 
 
 def load_student(config: RunConfig, round_index: int) -> Classifier:
-    """The finished student of a round, with the normalisation it was trained with."""
+    """The finished student of a round, with the normalization it was trained with."""
     path = config.student_path(round_index)
     description = read_description(path)
     mean, std = (tuple(description[name]) for name in ("mean", "std"))
@@ -221,6 +192,6 @@ def load_student(config: RunConfig, round_index: int) -> Classifier:
 
 
 def last_student(config: RunConfig) -> int:
-    """The last round with a student; the last round of all when there is none yet."""
+    """The last round with a student; the last round of all if there is none yet."""
     rounds = [r for r in range(config.synthesis.rounds) if config.student_path(r).exists()]
     return rounds[-1] if rounds else config.synthesis.rounds - 1

@@ -6,16 +6,16 @@ from stages.command import run_stage
 
 
 def main(session: Session, round_index: int | None = None) -> None:
-    """Run every stage; what is finished already is only checked. With `round_index`, stop after that round."""
-    config, world = session.config, session.world
+    """Run every stage; finished outputs are only checked. With `round_index`, stop after that round."""
+    config, context = session.config, session.context
     check_inputs(config)
     teacher.main(session)
-    world.barrier()
+    context.barrier()
     last = config.synthesis.rounds - 1 if round_index is None else round_index
     for r in range(last + 1):
         synthesize.main(session, r)
         distill.main(session, r)
-        world.barrier()
+        context.barrier()
     evaluate.main(session, last)
     report.main(session, last)
 

@@ -8,23 +8,23 @@ from stages.command import run_stage
 
 
 def main(session: Session, round_index: int | None = None) -> None:
-    """Remove both output folders of the run; with `round_index`, only what came of that round."""
+    """Remove both output folders of the run; with `round_index`, only the outputs of that round."""
     config = session.config
-    if not session.world.is_leader:
+    if not session.context.is_main_process:
         return
     if round_index is None:
-        doomed = [config.shards, config.checkpoints]
+        outputs = [config.shards, config.checkpoints]
     else:
         student = config.student_path(round_index)
         evaluation = config.evaluation_path(round_index)
-        doomed = [config.round_folder(round_index), student, state_path(student)]
-        doomed += [
+        outputs = [config.round_folder(round_index), student, state_path(student)]
+        outputs += [
             evaluation,
             evaluation.with_suffix(".csv"),
             config.checkpoints / "report.html",
             config.checkpoints / "grid.png",
         ]
-    for path in doomed:
+    for path in outputs:
         if path.is_dir():
             shutil.rmtree(path)
         elif path.exists():

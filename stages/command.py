@@ -1,4 +1,4 @@
-"""What every stage does on the command line: read the config, open the world, turn errors into one clear line."""
+"""The command line of every stage: reads the config, opens the context, and turns errors into one clear line."""
 
 import argparse
 import sys
@@ -12,9 +12,18 @@ from typing import NoReturn
 import torch
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-from pipeline.run import RunConfig, load_run
+from pipeline.preview import planned_outputs
+from pipeline.run import RunConfig, load_run, resolve, resolved_yaml
 from pipeline.runtime.config import to_plain
-from pipeline.runtime.distributed import World, is_device_named, is_launcher_telling, is_leading, leave, open_world
+from pipeline.runtime.distributed import (
+    DistributedContext,
+    choose_device,
+    exit_process,
+    is_device_named,
+    is_rank_zero,
+    launcher_reports_errors,
+    open_distributed,
+)
 from pipeline.runtime.files import exclusive_lock
 from pipeline.runtime.fingerprint import fingerprint
 from pipeline.runtime.hardware import device_name, unusable_driver
@@ -22,57 +31,65 @@ from pipeline.session import Session, open_session
 
 Stage = Callable[[Session, int | None], None]
 FAILED, INTERRUPTED = 2, 130
-# What a worker that lost another one waits, so that the other's reason is known first.
-LAST_WORDS_S = 5.0
+# A rank that lost another one waits, so that the launcher hears the reason of the other one first.
+WAIT_FOR_REASON_S = 5.0
 
 
 def run_stage(stage: Stage, description: str, *, exclusive: bool = True) -> None:
-    """Parse `--config`, `--set` and `--round`, run the stage, and exit: 0 done, 2 an error, 130 interrupted.
+    """Parse the command line, run the stage, and exit: 0 done, 2 an error, 130 interrupted.
 
-    Of the stages that are `exclusive`, only one at a time works on a run.
+    Only one of the `exclusive` stages at a time works on a run.
     """
     arguments = parse_arguments(description)
     warnings.showwarning = _show_warning
     try:
-        config = read_config(arguments)  # before the workers meet
+        config = read_config(arguments)  # before the ranks connect
+        if arguments.dry_run:
+            show_plan(config)
+            return
     except (ValueError, OSError) as error:
-        fail(error, _message(error), is_everyones=True)
+        fail(error, _message(error), is_common=True)
     try:
-        with open_world() as world, ExitStack() as resources:
-            if exclusive and world.is_leader:
-                for folder in {f.resolve(): f for f in (config.checkpoints, config.shards)}.values():  # may be one
+        with open_distributed() as context, ExitStack() as resources:
+            if exclusive and context.is_main_process:
+                for folder in {f.resolve(): f for f in (config.checkpoints, config.shards)}.values():  # may be equal
                     resources.enter_context(exclusive_lock(folder / ".lock"))
-            session = resources.enter_context(open_session(config, world))
-            same = fingerprint(to_plain(session.config))
-            world.require_same(same, "what auto is for precision or compile on its machine; name both in the config")
-            if world.is_leader:
-                print(_start_line(session.config, world), flush=True)
+            session = resources.enter_context(open_session(config, context))
+            context.require_same(
+                fingerprint(to_plain(session.config)),
+                "the value of auto for precision or compile on its machine; set both in the config",
+            )
+            if context.is_main_process:
+                print(_start_line(session.config, context), flush=True)
             stage(session, arguments.round)
     except torch.OutOfMemoryError as error:
-        fail(error, f"the device is out of memory; lower batch_size, or memory_gib of held images ({error})")
+        fail(error, f"the device is out of memory; lower batch_size, or memory_gib for cached images ({error})")
     except (ValueError, OSError, FloatingPointError) as error:
         fail(error, _message(error))
     except KeyboardInterrupt:
-        if not is_launcher_telling():
-            print("interrupted; the same command goes on from here", file=sys.stderr)
-        leave(INTERRUPTED)
+        if not launcher_reports_errors():
+            print("interrupted; run the same command again to continue", file=sys.stderr)
+        exit_process(INTERRUPTED)
 
 
 def parse_arguments(description: str, arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """What every stage is told, by default on this process's command line."""
+    """The arguments of a stage, by default those of this process."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--config", type=Path, default=Path("configs/digits.yaml"), help="the run's YAML file")
+    parser.add_argument("--config", type=Path, default=Path("configs/digits.yaml"), help="the YAML file of the run")
     parser.add_argument(
         "--set", nargs="*", action="extend", default=[], metavar="KEY=VALUE", help="override keys, e.g. seed=1"
     )
     parser.add_argument(
-        "--round", type=int, default=None, help="one round; by default the next one that has work to do"
+        "--round", type=int, default=None, help="the round; by default the next one that is not finished"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved config and the outputs of the run, and stop"
     )
     return parser.parse_args(arguments)
 
 
 def read_config(arguments: argparse.Namespace) -> RunConfig:
-    """The configuration that the arguments name; raises ConfigError, ValueError for a round that it has not."""
+    """The configuration of the arguments; raises ConfigError, and ValueError for a round that does not exist."""
     config, round_index = load_run(arguments.config, arguments.set), arguments.round
     num_rounds = config.synthesis.rounds
     if round_index is not None and not 0 <= round_index < num_rounds:
@@ -80,45 +97,54 @@ def read_config(arguments: argparse.Namespace) -> RunConfig:
     return config
 
 
-def fail(error: Exception, message: str, *, is_everyones: bool = False) -> NoReturn:
-    """Exit with one line about the error, told once: by the launcher, or by the leader where it `is_everyones`."""
+def show_plan(config: RunConfig) -> None:
+    """Print the configuration as it would run here, and the outputs of the run."""
+    resolved = resolve(config, choose_device(0, 1))
+    print(resolved_yaml(resolved), *planned_outputs(resolved), sep="\n")
+
+
+def fail(error: Exception, message: str, *, is_common: bool = False) -> NoReturn:
+    """Exit with one line about the error, which the launcher reports, or rank 0 if the error `is_common` to all."""
     if isinstance(error, ConnectionError):
-        time.sleep(LAST_WORDS_S)
-    if is_launcher_telling():
+        time.sleep(WAIT_FOR_REASON_S)
+    if launcher_reports_errors():
         get_error_handler().record_exception(RuntimeError(message))
-    elif is_leading() or not is_everyones:
+    elif is_rank_zero() or not is_common:
         print(f"error: {message}", file=sys.stderr)
-    leave(FAILED)
+    exit_process(FAILED)
 
 
-def _start_line(config: RunConfig, world: World) -> str:
-    """What the stage runs on, and how: nobody should learn from the clock that a GPU was not used."""
-    threads, each = torch.get_num_threads(), " each" if world.size > 1 else ""
-    work = {
+def _start_line(config: RunConfig, context: DistributedContext) -> str:
+    """The hardware and the way in which the stage uses it, so that nobody wonders whether a GPU is in use."""
+    threads, each = torch.get_num_threads(), " each" if context.size > 1 else ""
+    sections = {
         "teacher": config.teacher_training,
         "synthesis": config.synthesis.inversion,
         "distillation": config.distill,
     }
-    ways = [f"{name} in {c.precision}, {'' if c.compile else 'un'}compiled" for name, c in work.items() if c]
-    driver = unusable_driver() if world.device.type == "cpu" and not is_device_named() else None
+    ways = [f"{name} in {c.precision}, {'' if c.compile else 'un'}compiled" for name, c in sections.items() if c]
+    driver = unusable_driver() if context.device.type == "cpu" and not is_device_named() else None
     return (
-        f"on {device_name(world.device)}: {_counted(world.size, 'worker')} with {_counted(threads, 'thread')}{each}; "
+        f"on {device_name(context.device)}: {counted(context.size, 'process')} with "
+        f"{counted(threads, 'thread')}{each}; "
         + "; ".join(ways)
         + (f"\nthe NVIDIA driver of this machine is not used: {driver}" if driver else "")
     )
 
 
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+def counted(count: int, noun: str) -> str:
+    """The count and the noun in its number: `1 process`, `2 processes`."""
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{count} {noun if count == 1 else plural}"
 
 
 def _message(error: Exception) -> str:
-    """The error's text, without the number that Python puts before our own words for an OSError."""
+    """The text of the error, without the number that Python puts before our own text of an OSError."""
     if isinstance(error, OSError) and error.strerror and error.filename is None:
         return error.strerror
     return str(error)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: object, **more: object) -> None:
-    if is_leading():
+    if is_rank_zero():
         print(f"warning: {message}", file=sys.stderr)

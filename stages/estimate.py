@@ -1,4 +1,4 @@
-"""Predict what a run takes on this machine: hours, memory, disk and files, from a few steps of everything."""
+"""Estimate the time, memory and disk of a run on this machine from a few steps of each phase."""
 
 from dataclasses import asdict
 
@@ -6,20 +6,21 @@ from pipeline.estimate import estimate
 from pipeline.runtime.files import write_json
 from pipeline.session import Session, check_inputs
 from stages import teacher
-from stages.command import run_stage
+from stages.command import counted, run_stage
 
 
 def main(session: Session, round_index: int | None = None) -> None:
-    """Print the prediction and keep it as `estimate.json`, which the report compares with what the run took."""
-    config, world = session.config, session.world
+    """Print the estimate and write it to `estimate.json`; the report compares it with the run."""
+    config, context = session.config, session.context
     check_inputs(config)
     teacher.main(session)
-    world.barrier()
-    found = estimate(session)
-    world.barrier()
-    if world.is_leader:
-        write_json(config.estimate_path, asdict(found))
-        print(f"estimate: {config.name}, {world.size} worker(s) on {world.device}", *found.lines(), sep="\n  ")
+    context.barrier()
+    result = estimate(session)
+    context.barrier()
+    if context.is_main_process:
+        write_json(config.estimate_path, asdict(result))
+        processes = counted(context.size, "process")
+        print(f"estimate: {config.name}, {processes} on {context.device}", *result.lines(), sep="\n  ")
 
 
 if __name__ == "__main__":

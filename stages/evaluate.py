@@ -9,43 +9,33 @@ from pipeline.evaluation.evaluate import EvalReport, evaluate
 from pipeline.identity import evaluation_identity, require_student
 from pipeline.runtime.files import read_json, write_json, write_text
 from pipeline.runtime.fingerprint import fingerprint
-from pipeline.runtime.recorder import open_recorder
+from pipeline.runtime.recorder import Progress, open_recorder
 from pipeline.session import Session, last_student, load_student
 from stages.command import run_stage
 
 
 def main(session: Session, round_index: int | None = None) -> None:
-    """Write `eval-R.json` and `eval-R.csv` of the student of round R, by default of the last one there is."""
+    """Write `eval-R.json` and `eval-R.csv` of the student of round R, by default of the last round with a student."""
     config = session.config
-    if not session.world.is_leader:
+    if not session.context.is_main_process:
         return
     if round_index is None:
         round_index = last_student(config)
     require_student(config, round_index)
     identity = evaluation_identity(config, round_index)
-    path, own = config.evaluation_path(round_index), fingerprint(identity)
-    if path.exists() and (done := read_json(path)).get("fingerprint") == own:
-        print(f"evaluate: {path} is up to date; {done['line']}")
+    path = config.evaluation_path(round_index)
+    if path.exists() and (existing := read_json(path)).get("fingerprint") == fingerprint(identity):
+        print(f"evaluate: {path} is up to date; {existing['line']}")
         return
     images = load_images(config.data, "test", config.images)
-    student = load_student(config, round_index).freeze().to(session.world.device)
-    with open_recorder(
-        config.metrics_path(), "evaluate", total=len(images.labels), unit="images", round_index=round_index
-    ) as recorder:
-        report = evaluate(
-            student,
-            session.teacher,
-            images,
-            config.images.num_classes,
-            config.evaluation,
-            session.world.device,
-            recorder.advance,
-        )
+    student = load_student(config, round_index).freeze().to(session.context.device)
+    progress = Progress(stage="evaluate", total=len(images.labels), unit="images", round_index=round_index)
+    with open_recorder(config.metrics_path(), progress) as recorder:
+        report = evaluate(student, session.teacher, images, config.evaluation, recorder.advance)
         recorder.log(report.num_compared - 1, report.row())
     write_text(path.with_suffix(".csv"), _csv(config.name, round_index, report))
-    write_json(
-        path, {"round": round_index, "fingerprint": own, "identity": identity, **asdict(report), "line": report.line()}
-    )
+    head = {"round": round_index, "fingerprint": fingerprint(identity), "identity": identity}
+    write_json(path, {**head, **asdict(report), "line": report.line()})
     print(f"evaluate: {report.line()}")
 
 

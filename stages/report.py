@@ -1,4 +1,4 @@
-"""Write one self-contained HTML page about a run, and its grid of images as a picture."""
+"""Write one self-contained HTML page about a run, and a grid of its images."""
 
 import torch
 from torch import Tensor
@@ -6,7 +6,7 @@ from torch import Tensor
 from pipeline.data.codec import encode_image
 from pipeline.data.shard_set import ShardSet
 from pipeline.data.shards import read_manifest
-from pipeline.evaluation.report import grid, render
+from pipeline.evaluation.report import RunRecord, grid, render
 from pipeline.identity import require_student, student_identity
 from pipeline.run import resolved_yaml
 from pipeline.runtime.files import atomic_file, read_json, write_text
@@ -21,7 +21,7 @@ GRID_CLASSES, GRID_IMAGES = 10, 16
 def main(session: Session, round_index: int | None = None) -> None:
     """Write `report.html` of the student of a round, by default of the last one that was evaluated, and `grid.png`."""
     config = session.config
-    if not session.world.is_leader:
+    if not session.context.is_main_process:
         return
     if round_index is None:
         round_index = last_student(config)
@@ -33,24 +33,24 @@ def main(session: Session, round_index: int | None = None) -> None:
     folders = [config.round_folder(r) for r in range(round_index + 1)]
     metrics_files = [config.metrics_path(), *sorted(config.checkpoints.glob("metrics.*.jsonl"))]
     tiles = _tiles(ShardSet(folders[-1:]))
-    page = render(
+    record = RunRecord(
         name=config.name,
         manifests=[read_manifest(folder) for folder in folders],
         metrics=[line for path in metrics_files for line in read_metrics(path) if line.get("round", 0) <= round_index],
         evaluation=evaluation,
         tiles=tiles,
-        estimated=read_json(config.estimate_path) if config.estimate_path.exists() else None,
+        estimate=read_json(config.estimate_path) if config.estimate_path.exists() else None,
         config_yaml=resolved_yaml(config),
     )
     path = config.checkpoints / "report.html"
-    write_text(path, page)
+    write_text(path, render(record))
     with atomic_file(path.with_name("grid.png")) as file:
         file.write(encode_image(grid(tiles), "png"))
     print(f"report: {path}")
 
 
 def _tiles(images: ShardSet) -> Tensor:
-    """uint8 (classes, images, C, H, W) from evenly spaced classes, as many images as the scarcest of them has."""
+    """uint8 (classes, images, C, H, W) of evenly spaced classes, with as many images as each of them has."""
     labels = torch.unique(images.labels)
     chosen = labels[torch.linspace(0, len(labels) - 1, min(GRID_CLASSES, len(labels))).long()]
     rows = [(images.labels == label).nonzero()[:, 0].tolist() for label in chosen]

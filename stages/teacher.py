@@ -1,28 +1,28 @@
-"""Train a teacher on real images where there is no pretrained one."""
+"""Train a teacher on real images if the config names no pretrained one."""
 
 from pipeline.data.image_sets import load_images
-from pipeline.data.loader import held_limit_bytes, hold_in_memory, num_bytes
+from pipeline.data.loader import cache_limit_bytes, num_bytes, preload
 from pipeline.distillation.state import TrainState
-from pipeline.distillation.task import Task, label_objective
+from pipeline.distillation.task import Task, build_label_loss
 from pipeline.distillation.train import train
 from pipeline.evaluation.evaluate import EvaluationConfig, evaluate
 from pipeline.identity import is_finished, state_path, teacher_identity
 from pipeline.models.checkpoint import save_classifier
 from pipeline.models.classifier import build_classifier
-from pipeline.runtime.distributed import World
+from pipeline.runtime.distributed import DistributedContext
 from pipeline.runtime.files import write_json
-from pipeline.runtime.recorder import open_recorder
+from pipeline.runtime.recorder import Progress, open_recorder
 from pipeline.runtime.seeds import derive_seed
 from pipeline.session import Session
 from stages.command import run_stage
 
 
 def main(session: Session, round_index: int | None = None) -> None:
-    """Write `teacher.safetensors` and, beside it, its accuracy on the test images."""
+    """Write `teacher.safetensors` and, beside it, the teacher's accuracy on the test images."""
     config = session.config
-    if not session.world.is_leader:
+    if not session.context.is_main_process:
         return
-    training, device = config.teacher_training, session.world.device
+    training, device = config.teacher_training, session.context.device
     if training is None:
         print(f"teacher: {config.teacher.source} with weights {config.teacher.weights}, nothing to train")
         return
@@ -31,27 +31,19 @@ def main(session: Session, round_index: int | None = None) -> None:
         print(f"teacher: {path} is up to date")
         return
     images = load_images(config.data, "train", config.images)
-    if num_bytes(images) <= held_limit_bytes(training.memory_gib, device):
-        images = hold_in_memory(images, device)
+    if num_bytes(images) <= cache_limit_bytes(training.memory_gib, device):
+        images = preload(images, device)
     teacher = build_classifier(config.teacher, config.images, seed=derive_seed(config.seed, "teacher/weights"))
     state = TrainState.open(teacher.to(device), training, state_path(path), identity)
     if state.step:
         print(f"teacher: resumed at step {state.step:,}", flush=True)
-    task = Task(
-        teacher,
-        label_objective(training),
-        training,
-        num_classes=config.images.num_classes,
-        seed=config.seed,
-        purpose="teacher",
-    )
-    with open_recorder(
-        config.metrics_path(), "teacher", total=training.steps, done=state.step, unit="steps"
-    ) as recorder:
-        train(state, task, images, training, World(device=device), on_step=recorder.log)
+    task = Task(teacher, build_label_loss(training), training, config.seed, "teacher")
+    progress = Progress(stage="teacher", total=training.steps, unit="steps", done=state.step)
+    with open_recorder(config.metrics_path(), progress) as recorder:
+        train(state, task, images, DistributedContext(device=device), recorder.log)
     test = load_images(config.data, "test", config.images)
-    judged = EvaluationConfig(batch_size=config.evaluation.batch_size)  # a teacher answers for all its classes
-    report = evaluate(teacher, teacher, test, config.images.num_classes, judged, device)
+    all_classes = EvaluationConfig(batch_size=config.evaluation.batch_size)
+    report = evaluate(teacher, teacher, test, all_classes)
     write_json(path.with_suffix(".json"), {"test": config.data.test, "num_images": report.num_images, **report.teacher})
     save_classifier(path, teacher, config.teacher, identity)
     state_path(path).unlink(missing_ok=True)

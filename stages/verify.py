@@ -1,4 +1,4 @@
-"""Re-hash the shards of every finished round against their manifests."""
+"""Hash the shards of every finished round and compare them with the manifests."""
 
 from pipeline.data.shards import MANIFEST, ShardError, read_manifest, verify
 from pipeline.session import Session
@@ -14,10 +14,11 @@ def main(session: Session, round_index: int | None = None) -> None:
         raise ShardError(f"{config.round_folder(rounds[0])} holds no complete dataset; run `make synthesize` first")
     problems = [problem for folder in folders for problem in verify(folder)]
     if problems:
-        raise ShardError("\n  ".join(["shards are not as written:", *problems]))
+        raise ShardError("\n  ".join(["shards differ from their manifest:", *problems]))
     for folder in folders:
         manifest = read_manifest(folder)
-        print(f"verify: {folder}, {len(manifest['shards'])} shards with {manifest['num_images']:,} images as written")
+        num_shards, num_images = len(manifest["shards"]), manifest["num_images"]
+        print(f"verify: {folder}, {num_shards} shards with {num_images:,} images match the manifest")
 
 
 if __name__ == "__main__":

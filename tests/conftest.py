@@ -65,7 +65,7 @@ def make_classifier(device: torch.device) -> Callable[..., Classifier]:
     ) -> Classifier:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            classifier = Classifier(TinyClassifier(len(mean), num_classes), mean, std).to(device)
+            classifier = Classifier(TinyClassifier(len(mean), num_classes), (mean, std), num_classes).to(device)
             with torch.no_grad():
                 classifier.network.fc.weight.mul_(5)  # answers that differ between images, as a trained network's do
                 for _ in range(20):

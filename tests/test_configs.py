@@ -1,19 +1,23 @@
 """Every file of configs/ names what exists and runs from end to end, cut down to a few steps on made-up images."""
 
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import safetensors.torch
+import yaml
 from tiny_run import run_in_process
 
 from pipeline.models.classifier import build_classifier
 from pipeline.models.config import ModelConfig
 from pipeline.run import RunConfig, load_run
+from pipeline.runtime.config_files import BASE, load_yaml
 from stages import chain
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
-NORMALISED = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+NORMALIZED = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 FEW_STEPS = (
     "synthesis.num_images=6",
     "synthesis.batch_size=3",
@@ -21,7 +25,7 @@ FEW_STEPS = (
     "distill.steps=2",
     "distill.batch_size=3",
     "distill.compile=false",
-    "distill.lr=1e-3",  # networks that have learnt nothing would diverge
+    "distill.lr=1e-3",  # networks that have learned nothing would diverge
 )
 # In place of networks in a user's own files.
 OWN_NETWORK = "cifar10:resnet8"
@@ -31,9 +35,9 @@ def local_weights(config: RunConfig, key: str, folder: Path) -> list[str]:
     """Overrides that give the network at `key` random weights of its own, instead of what would be downloaded."""
     model = getattr(config, key)
     path = folder / f"{key}.safetensors"
-    network = build_classifier(ModelConfig(source=model.source, options=model.options, **NORMALISED), config.images)
+    network = build_classifier(ModelConfig(source=model.source, options=model.options, **NORMALIZED), config.images)
     safetensors.torch.save_file(network.network.state_dict(), path)
-    return [f"{key}.weights={path}", *(f"{key}.{name}={list(value)}" for name, value in NORMALISED.items())]
+    return [f"{key}.weights={path}", *(f"{key}.{name}={list(value)}" for name, value in NORMALIZED.items())]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])
@@ -70,6 +74,31 @@ def test_every_config_states_its_command_and_what_was_measured_or_what_it_aims_a
     assert f"CONFIG=configs/{path.name}" in header or path.stem == "digits"
     assert "# hardware " in header
     assert ("# time " in header and "# result " in header) or "nothing of it has been measured" in header
+
+
+def restated(own: dict[str, Any], inherited: dict[str, Any], prefix: str = "") -> list[str]:
+    """The dotted keys of `own` that have the inherited value."""
+    keys = []
+    for key, value in own.items():
+        if isinstance(value, dict) and isinstance(inherited.get(key), dict):
+            keys += restated(value, inherited[key], f"{prefix}{key}.")
+        elif key in inherited and value == inherited[key]:
+            keys.append(f"{prefix}{key}")
+    return keys
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])
+def test_a_derived_config_states_only_what_differs_from_its_base(path):
+    own = yaml.safe_load(path.read_text())
+    base = own.pop(BASE, None)
+    assert restated(own, load_yaml(path.with_name(base)) if base else {}) == []
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])
+def test_configs_use_no_renamed_key(path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_run(path)
 
 
 def test_the_gallery_has_the_published_weights_of_terms_that_are_means_over_images():

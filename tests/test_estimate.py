@@ -29,7 +29,7 @@ def test_files_and_bytes_are_those_of_the_run(finished, tmp_path, capsys):
     files = [path for path in config.round_folder(0).rglob("*") if path.is_file()]
     assert found["num_files"] == len(files)
     images = sum(path.stat().st_size for path in files if path.suffix == ".tar")
-    assert 0 < found["shard_bytes"] < images  # a tar adds headers, labels and evidence
+    assert 0 < found["shard_bytes"] < images  # a tar adds headers, labels and metadata
     assert all(found[key] > 0 for key in found if key != "compile_s")
     assert "synthesis " in capsys.readouterr().out
 
@@ -74,7 +74,7 @@ def test_images_that_do_not_fit_the_memory_are_timed_with_their_decoding(finishe
 
 def test_the_time_of_the_judges_counts(finished, tmp_path, monkeypatch):
     config = load_run(copy_run(finished, tmp_path))
-    monkeypatch.setattr("pipeline.estimate.judge", lambda *arguments: time.sleep(0.4))  # for a batch of 20
+    monkeypatch.setattr("pipeline.estimate.score", lambda *arguments: time.sleep(0.4))  # for a batch of 20
     run_in_process(estimate.main, config)
     assert json.loads(config.estimate_path.read_text())["synthesize_s"] > 3 * 0.4
 
@@ -91,8 +91,8 @@ def test_a_batch_too_large_for_the_device_is_answered_with_one_that_fits(finishe
     images = []
 
     def out_of_memory(objective, labels, *arguments):
-        canvas = torch.zeros(len(labels), 1, 8, 8)
-        images.append(weakref.ref(canvas))
+        inputs = torch.zeros(len(labels), 1, 8, 8)
+        images.append(weakref.ref(inputs))
         raise torch.OutOfMemoryError
 
     def peak_bytes(config, objective, device, batch_size):
@@ -112,5 +112,5 @@ def test_a_batch_too_large_for_the_device_is_answered_with_one_that_fits(finishe
 
 def test_several_workers_estimate_together(tmp_path):
     path = write_config(tmp_path)
-    assert finish(start(stage_command("estimate", path, num_workers=2))) == 0
+    assert finish(start(stage_command("estimate", path, num_processes=2))) == 0
     assert tiny_config(tmp_path).estimate_path.exists()

@@ -19,7 +19,7 @@ import yaml
 from pipeline.data.codec import encode_image
 from pipeline.data.shards import Sample
 from pipeline.run import RunConfig, load_run
-from pipeline.runtime.distributed import World
+from pipeline.runtime.distributed import DistributedContext
 from pipeline.runtime.seeds import make_generator
 from pipeline.session import open_session
 from stages.command import Stage, run_stage
@@ -30,7 +30,7 @@ RUN_NAME = "tiny"
 PLAIN = {"precision": "float32", "compile": False}
 
 
-class FreeCoresWorld(World):
+class FreeCoresContext(DistributedContext):
     """A worker on the CPU that acts as if its device left the cores free, as a GPU does."""
 
     leaves_cores_free = True
@@ -49,7 +49,7 @@ def plain_config(folder: Path) -> dict[str, Any]:
             "batch_size": 20,
             "inversion": {
                 "phases": [{"steps": 4}],
-                "shift_px": 1,
+                "jitter_px": 1,
                 "terms": {"classification": 1.0, "feature_divergence": 5.0},
                 **PLAIN,
             },
@@ -84,8 +84,8 @@ def tiny_config(folder: Path, **overrides: Any) -> RunConfig:
 
 def run_in_process(stage: Callable[..., None], config: RunConfig, round_index: int | None = None) -> None:
     """One stage as a single worker on `DREAMDISTILL_DEVICE`, by default the CPU."""
-    world = World(device=torch.device(os.environ.get("DREAMDISTILL_DEVICE", "cpu")))
-    with open_session(config, world) as session:
+    context = DistributedContext(device=torch.device(os.environ.get("DREAMDISTILL_DEVICE", "cpu")))
+    with open_session(config, context) as session:
         stage(session, round_index)
 
 
@@ -101,9 +101,9 @@ def run_command(monkeypatch: Any, stage: Stage, path: Path, *arguments: str) -> 
     return 0
 
 
-def stage_command(stage: str, path: Path, *, num_workers: int = 1, arguments: Sequence[str] = ()) -> list[str]:
+def stage_command(stage: str, path: Path, *, num_processes: int = 1, arguments: Sequence[str] = ()) -> list[str]:
     """The command line of a stage, as make has it."""
-    module = ["stages.workers", str(num_workers), stage] if num_workers > 1 else [f"stages.{stage}"]
+    module = ["stages.launch", str(num_processes), stage] if num_processes > 1 else [f"stages.{stage}"]
     return [sys.executable, "-m", *module, "--config", str(path), *arguments]
 
 
@@ -171,7 +171,7 @@ def make_samples(
             number=first_image + i,
             label=label,
             image=encode_image(image, image_format, 95),
-            evidence={"batch": 0, "label": label, "teacher_probability": 0.5, "teacher_top1": i % 2 == 0},
+            metadata={"batch": 0, "label": label, "teacher_probability": 0.5, "teacher_top1": i % 2 == 0},
         )
         for i, (label, image) in enumerate(zip(labels, pixels, strict=True))
     ]

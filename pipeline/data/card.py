@@ -1,4 +1,4 @@
-"""The dataset card and the index that other readers of a synthesised dataset look for."""
+"""The dataset card and the index of a synthetic dataset, for people and for other readers."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,13 +18,13 @@ by inverting a trained classifier. No real image was used.
 
 - Teacher: `{teacher}`
 - Fingerprint of everything the images depend on: `{fingerprint}`
-- Round {round} of the run; `config.yaml` here is the resolved configuration, `manifest.json` lists every shard with its
+- Round {round} of the run. `config.yaml` is the resolved configuration; `manifest.json` lists every shard with its
   SHA-256.
-{verdict}
+{scores}
 ## Reading it
 
-Members are `CLASS/NUMBER.{extension}`, `.cls` (the label) and `.json` (batch, seed, what the teacher and the verifier
-say of the stored pixels). One tar holds one class, so mix the shards: a shuffle buffer over class-pure shards does not.
+Members are `CLASS/NUMBER.{extension}`, `.cls` (the label) and `.json` (batch, seed, and the scores of the
+teacher and the verifier). One tar holds one class, so draw from all tars at once: a shuffle buffer does not mix them.
 
 ```python
 webdataset.WebDataset([...]).decode("pil").to_tuple("{extension}", "cls")
@@ -33,12 +33,12 @@ timm.data.create_dataset("wds/", root=folder, split="train")
 torchvision.datasets.ImageFolder(unpacked)    # after: for f in train/*.tar; do tar xf $f -C unpacked; done
 ```
 
-`ImageFolder` numbers the class folders that are there: where a run made only some classes, take the label from `.cls`.
+`ImageFolder` numbers the existing class folders. If a run made only some classes, take the label from `.cls`.
 
 ## Caveats
 
-The images show what the teacher responds to, not what the world looks like. They can hold traces of the teacher's
-training data; treat them with the care that data asked for.
+The images show what the teacher responds to, not real objects. They can hold traces of the teacher's training data;
+treat them with the care that those data require.
 """
 
 
@@ -51,12 +51,12 @@ def write_card(folder: Path, manifest: Mapping[str, Any]) -> None:
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "train/*.tar"}]}],
     }
     extension = manifest["image_format"].replace("jpeg", "jpg")
-    verdict = "".join(f"- {name.replace('_', ' ')}: {value:.4f}\n" for name, value in manifest["verdict"].items())
+    scores = "".join(f"- {name.replace('_', ' ')}: {value:.4f}\n" for name, value in manifest["scores"].items())
     text = CARD.format(
         header=yaml.safe_dump(header, sort_keys=False),
         title=f"Synthetic images of round {manifest['round']}",
         extension=extension,
-        **{**manifest, "verdict": verdict, "num_classes": len({entry["class"] for entry in shards})},
+        **{**manifest, "scores": scores, "num_classes": len({entry["class"] for entry in shards})},
     )
     write_text(folder / "README.md", text)
     split = {

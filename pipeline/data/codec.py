@@ -11,7 +11,7 @@ from torch import Tensor
 ImageFormat = Literal["png", "webp", "jpeg"]
 
 
-# The member name's extension; readers choose their decoder by it.
+# Extensions of file names; readers choose their decoder by them.
 EXTENSIONS: dict[str, str] = {"png": "png", "webp": "webp", "jpeg": "jpg"}
 
 
@@ -19,22 +19,22 @@ PILLOW_MODES = {1: "L", 3: "RGB"}
 
 
 def to_unit(pixels: Tensor) -> Tensor:
-    """uint8 pixels (N, C, H, W) as float32 in [0, 1], in the one memory format that networks get, contiguous.
+    """uint8 pixels (N, C, H, W) as float32 in [0, 1], contiguous, which is the memory format that all networks get.
 
-    Decoders lay the channels of a pixel side by side. An uncompiled network on the CPU would go on in that format, in
-    which convolutions of narrow networks write past their buffers on processors without AVX-512 (oneDNN, PyTorch 2.13
-    included), and in which last bits differ.
+    Decoders return channels-last images. An uncompiled network on the CPU would keep that format, in which convolutions
+    of narrow networks write past their buffers on processors without AVX-512 (oneDNN, up to PyTorch 2.13 at least), and
+    in which last bits differ.
     """
     return pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
 
 
 def to_uint8(pixels: Tensor) -> Tensor:
-    """Pixels in [0, 1], clipped, rounded to uint8."""
+    """Pixels in [0, 1] as uint8, clipped and rounded."""
     return (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def encode_image(image: Tensor, image_format: ImageFormat, jpeg_quality: int = 95) -> bytes:
-    """File bytes of uint8 (C, H, W). PNG and WebP are lossless; JPEG keeps full colour resolution."""
+    """File bytes of uint8 (C, H, W). PNG and WebP are lossless; JPEG keeps full color resolution."""
     assert image.dtype == torch.uint8 and image.shape[0] in PILLOW_MODES
     array = image.permute(1, 2, 0).contiguous().numpy()
     picture = Image.fromarray(array[:, :, 0] if image.shape[0] == 1 else array)
@@ -49,15 +49,14 @@ def encode_image(image: Tensor, image_format: ImageFormat, jpeg_quality: int = 9
 
 
 def decode_image(data: bytes, channels: int, name: str) -> Tensor:
-    """uint8 (channels, H, W) of a file as `encode_image` writes them; raises ValueError with `name` for others.
+    """uint8 (channels, H, W) of a file that `encode_image` wrote; raises ValueError with `name` for other files.
 
-    The values of a pixel lie side by side, as decoders write them. torchvision takes three quarters of the time that
-    Pillow's way through NumPy takes; it knows fewer formats.
+    The result is channels-last. torchvision reads fewer formats than Pillow, in three quarters of its time.
     """
     from torchvision.io import ImageReadMode
     from torchvision.io import decode_image as decode
 
-    mode = ImageReadMode.RGB if channels == 3 else ImageReadMode.UNCHANGED  # a grey WebP comes as three equal channels
+    mode = ImageReadMode.RGB if channels == 3 else ImageReadMode.UNCHANGED  # a gray WebP has three equal channels
     try:
         pixels: Tensor = decode(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode)
     except (RuntimeError, ValueError) as error:
@@ -65,8 +64,8 @@ def decode_image(data: bytes, channels: int, name: str) -> Tensor:
     return pixels[:channels]
 
 
-def decode_photo(data: bytes, channels: int, name: str) -> Tensor:
-    """uint8 (channels, H, W) of any file that Pillow reads; raises ValueError with `name` when it cannot."""
+def decode_with_pillow(data: bytes, channels: int, name: str) -> Tensor:
+    """uint8 (channels, H, W) of any file that Pillow reads; raises ValueError with `name` for other files."""
     try:
         with Image.open(io.BytesIO(data)) as picture:
             array = np.array(picture.convert(PILLOW_MODES[channels]))

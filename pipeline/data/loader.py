@@ -1,4 +1,4 @@
-"""Reading images: all at once into memory, or batch by batch ahead of what needs them."""
+"""Loading of images: preloaded into memory, or read ahead batch by batch; and the order of training."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,36 +16,39 @@ from pipeline.runtime.ranges import batch_ranges
 from pipeline.runtime.seeds import make_generator
 from pipeline.runtime.threads import background_threads
 
-# Images that are read into memory at a time, and that one thread decodes at a time.
+# Images per read while preloading, and images that a thread decodes at a time.
 READ_BATCH, READ_PIECE = 256, 32
 
 
-# Decoded images that wait for the device, at most; at least one batch is always read ahead.
+# The most bytes of decoded images that wait for the device; one batch at least is always read ahead.
 READ_AHEAD_BYTES = 256 * 2**20
 
 
-# Share of the free memory that decoded images may take where no limit is given: a network has to train beside them, and
-# the images of a new round lie there twice for a moment.
-HELD_SHARE = 0.4
+# Share of the free memory for cached images, unless the user sets a limit: a network trains beside them, and the images
+# of a new round are there twice for a moment.
+CACHE_SHARE = 0.4
 
 
 def num_bytes(images: ImageSet) -> int:
-    """Bytes of all images decoded to uint8."""
+    """The bytes of all images, decoded to uint8."""
     return len(images.labels) * images.batch([0]).numel()
 
 
-def held_limit_bytes(memory_gib: float | None, device: torch.device, num_sharing: int = 1) -> float:
-    """What decoded images may take on `device`: `memory_gib`, or a share of what is free there.
+def cache_limit_bytes(memory_gib: float | None, device: torch.device, num_sharing: int = 1) -> float:
+    """The bytes that cached images may take on `device`: `memory_gib`, or a share of its free memory.
 
-    The workers of a machine, `num_sharing`, share the memory of the CPU.
+    On the CPU, `num_sharing` processes share the memory.
     """
     if memory_gib is not None:
         return memory_gib * 2**30
-    return HELD_SHARE * free_memory_bytes(device) / (num_sharing if device.type == "cpu" else 1)
+    return CACHE_SHARE * free_memory_bytes(device) / (num_sharing if device.type == "cpu" else 1)
 
 
-def hold_in_memory(images: ImageSet, device: torch.device) -> ArrayImages:
-    """All images decoded once, by several threads, into one uint8 tensor on `device`, which has to hold it."""
+def preload(images: ImageSet, device: torch.device) -> ArrayImages:
+    """All images, decoded once by several threads into one uint8 tensor on `device`.
+
+    Raises ValueError when the device has too little memory.
+    """
     ranges = batch_ranges(len(images.labels), READ_BATCH)
     try:
         pixels = torch.empty(len(images.labels), *images.batch([0]).shape[1:], dtype=torch.uint8, device=device)
@@ -54,16 +57,16 @@ def hold_in_memory(images: ImageSet, device: torch.device) -> ArrayImages:
     except torch.OutOfMemoryError as error:
         raise ValueError(
             f"memory_gib: {len(images.labels):,} decoded images need {num_bytes(images) / 2**30:.2f} GiB, more than "
-            f"{device} has free; set it lower than that, and they are read again and again"
+            f"{device} has free; set a lower value, and they are read from disk in every epoch"
         ) from error
     return ArrayImages(pixels, images.labels.to(device))
 
 
 def read_batches(images: ImageSet, batches: Iterable[Sequence[int]]) -> Iterator[Tensor]:
-    """uint8 (len(batch), C, H, W) for each batch of indices, in order, read ahead by as many threads as PyTorch has.
+    """uint8 (len(batch), C, H, W) for each batch of indices, in order, read ahead by as many threads as PyTorch uses.
 
-    Threads are enough, since the decoders do not hold the interpreter's lock. Each takes a piece of a batch at a time,
-    so that a large batch keeps all of them busy.
+    Threads suffice, since the decoders do not hold the interpreter's lock. Each takes a piece of a batch at a time, so
+    that a large batch keeps all of them busy.
     """
     num_threads, image_bytes = torch.get_num_threads(), images.batch([0]).numel()
     max_ahead = max(1, min(READ_AHEAD_BYTES // image_bytes, 2 * num_threads * READ_PIECE))
@@ -78,7 +81,7 @@ def read_batches(images: ImageSet, batches: Iterable[Sequence[int]]) -> Iterator
             while waiting:
                 yield _joined(waiting.popleft()[1])
         finally:
-            for _, futures in waiting:  # of a reader that failed, or is not listened to any more
+            for _, futures in waiting:  # the reader failed, or its caller stopped
                 for future in futures:
                     future.cancel()
 
@@ -90,12 +93,12 @@ def _joined(pieces: Sequence[Future[Tensor]]) -> Tensor:
 def load_batches(images: ImageSet, batches: Iterable[Tensor], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """uint8 (N, C, H, W) and labels (N,) on `device` for each batch of indices (N,), given on the CPU.
 
-    Images held in memory are on `device` already; others are read ahead.
+    Preloaded images are on `device` already; others are read ahead.
     """
     if isinstance(images, ArrayImages):
         for indices in batches:
-            there = to_device(indices, device)
-            yield images.pixels[there], images.labels[there]
+            on_device = to_device(indices, device)
+            yield images.pixels[on_device], images.labels[on_device]
         return
     drawn, read = tee(batches)
     for indices, pixels in zip(drawn, read_batches(images, (batch.tolist() for batch in read)), strict=True):
@@ -103,9 +106,9 @@ def load_batches(images: ImageSet, batches: Iterable[Tensor], device: torch.devi
 
 
 def draw_batch(num_images: int, batch_size: int, seed: int, purpose: str, step: int) -> Tensor:
-    """Indices (batch_size,) of one training step.
+    """The indices (batch_size,) of one training step.
 
-    The steps cut an endless stream of epochs into equal batches; an epoch is every index once, in an order of its own.
+    Steps cut an endless stream of epochs into equal batches. An epoch has every index once, in an order of its own.
     """
     epoch, start = divmod(step * batch_size, num_images)
     drawn = [_epoch_order(num_images, seed, purpose, epoch)[start : start + batch_size]]
@@ -115,6 +118,6 @@ def draw_batch(num_images: int, batch_size: int, seed: int, purpose: str, step: 
     return torch.cat(drawn)
 
 
-@lru_cache(maxsize=2)  # consecutive steps are of the same epoch or of two neighbours
+@lru_cache(maxsize=2)  # consecutive steps belong to one epoch or to two neighboring ones
 def _epoch_order(num_images: int, seed: int, purpose: str, epoch: int) -> Tensor:
     return torch.randperm(num_images, generator=make_generator(seed, purpose, epoch))

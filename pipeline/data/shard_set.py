@@ -12,16 +12,16 @@ from pipeline.runtime.files import read_range
 
 
 class ShardSet:
-    """A map-style view of the shards of one or more rounds: every image by its offset, no scan of the tars.
+    """A map-style data set of the shards of one or more rounds; it reads images by offset and does not scan the tars.
 
-    `keys` are `CLASS/NUMBER`, `labels` int64 (N,). Raises ShardError when a manifest or a shard is missing, or a
-    shard has not the size that the manifest says.
+    `keys` are `CLASS/NUMBER`, `labels` int64 (N,). Raises ShardError when a manifest or a shard is missing, or when a
+    shard differs in size from the manifest.
     """
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self.keys: list[str] = []
         self.labels = torch.empty(0, dtype=torch.int64)
-        self._places: list[tuple[Path, int, int]] = []
+        self._locations: list[tuple[Path, int, int]] = []
         for folder in folders:
             self.add(folder)
 
@@ -34,7 +34,7 @@ class ShardSet:
         for entry in manifest["shards"]:
             path = folder / entry["file"]
             self.keys += entry["keys"]
-            self._places += [(path, o, s) for o, s in zip(entry["offsets"], entry["sizes"], strict=True)]
+            self._locations += [(path, o, s) for o, s in zip(entry["offsets"], entry["sizes"], strict=True)]
             labels += [entry["class"]] * entry["count"]
         self.labels = torch.cat([self.labels, torch.tensor(labels, dtype=torch.int64)])
 
@@ -46,7 +46,7 @@ class ShardSet:
         return self._read(index), int(self.labels[index])
 
     def batch(self, indices: Sequence[int]) -> Tensor:
-        """uint8 (len(indices), C, H, W) of these images, in channels-last format: nothing has to be transposed."""
+        """uint8 (len(indices), C, H, W) of these images, channels-last, as the decoder returns them."""
         channels, height, width = self.shape
         pixels = torch.empty(len(indices), height, width, channels, dtype=torch.uint8).permute(0, 3, 1, 2)
         for image, index in zip(pixels, indices, strict=True):
@@ -54,9 +54,9 @@ class ShardSet:
         return pixels
 
     def _read(self, index: int) -> Tensor:
-        path, offset, size = self._places[index]
+        path, offset, size = self._locations[index]
         name = f"{self.keys[index]} in {path} (see `make verify`)"
         image = decode_image(read_range(path, offset, size), self.shape[0], name)
         if image.shape != self.shape:
-            raise ValueError(f"{name} is an image of (C, H, W) = {tuple(image.shape)}, the manifest says {self.shape}")
+            raise ValueError(f"{name} has (C, H, W) = {tuple(image.shape)}, but the manifest states {self.shape}")
         return image

@@ -1,7 +1,7 @@
-"""Class-organised tar shards: one atomic part file for each batch, then a deterministic pack with a manifest.
+"""Class-organized tar shards: one atomic part file for each batch, then a deterministic pack with a manifest.
 
-Layout of a round's folder: `parts/000012.tar` while it is being made; `train/0003-00001.tar`, `manifest.json`,
-`_info.json`, `README.md` when it is complete. The manifest is written last, so a folder that has one is complete.
+The folder of a round has `parts/000012.tar` while it is made, and `train/0003-00001.tar`, `manifest.json`, `_info.json`
+and `README.md` when it is complete. The manifest is written last, so a folder with a manifest is complete.
 """
 
 import json
@@ -29,32 +29,32 @@ SPLIT = "train"
 MANIFEST = "manifest.json"
 
 
-# One shard holds one class, so the tar's name and its members' folder are the class, padded to keep label order.
+# One shard holds one class. The name of the tar and the folder of its members are the class, padded to sort by label.
 CLASS_DIGITS = 4
 
 
 class ShardError(ValueError):
-    """A shard, part or manifest that cannot be used; the message names the file and the fix."""
+    """A shard, part or manifest that is missing or damaged; the message names the file and the fix."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One synthetic image: its number in the run, its class, its file bytes, and what is known about it."""
+    """One synthetic image: its number in the run, its class, its file bytes, and its metadata with the scores."""
 
     number: int
     label: int
     image: bytes
-    evidence: dict[str, Any]
+    metadata: dict[str, Any]
 
     @property
     def key(self) -> str:
-        """`0003/000042`: class folder and image number; no dots, as WebDataset splits names there."""
+        """`0003/000042`: class folder and image number; without dots, at which WebDataset splits names."""
         return f"{self.label:0{CLASS_DIGITS}d}/{self.number:06d}"
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where one sample's members lie: tar file, and (offset, size) for each extension."""
+    """The position of one sample: its tar file, and (offset, size) of the member of each extension."""
 
     file: Path
     members: dict[str, tuple[int, int]]
@@ -74,13 +74,13 @@ def write_part(folder: Path, batch_index: int, samples: Iterable[Sample], image_
                     "__key__": sample.key,
                     EXTENSIONS[image_format]: sample.image,
                     "cls": str(sample.label).encode(),
-                    "json": json.dumps(sample.evidence, sort_keys=True, allow_nan=False).encode(),
+                    "json": json.dumps(sample.metadata, sort_keys=True, allow_nan=False).encode(),
                 }
             )
 
 
 def read_members(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
-    """Sample key to extension to (offset, size) of one tar, in file order; ShardError when it is damaged."""
+    """(offset, size) by sample key and extension of one tar, in file order; raises ShardError when it is damaged."""
     members: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
     try:
         with tarfile.open(path, "r:") as tar:
@@ -94,7 +94,7 @@ def read_members(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
 
 
 def _check_end(path: Path, members: Mapping[str, Mapping[str, tuple[int, int]]]) -> None:
-    """Raise tarfile.ReadError when the end marker is missing: tarfile takes a cut between members for the end."""
+    """Raise tarfile.ReadError when the end marker is missing: tarfile does not notice a cut between two members."""
     ends = [offset + size for extensions in members.values() for offset, size in extensions.values()]
     with open(path, "rb") as file:
         file.seek(-(-max(ends, default=0) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
@@ -103,19 +103,19 @@ def _check_end(path: Path, members: Mapping[str, Mapping[str, tuple[int, int]]])
 
 
 def pack(folder: Path, batch_indices: Iterable[int], identity: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Sort all parts into class shards and write the manifest; running it again writes the same bytes.
+    """Sort all parts into class shards and write the manifest; a second call writes the same bytes.
 
-    `identity` is what the images depend on; `facts` (num_classes, shape, image_format, images_per_shard, versions)
-    go into the manifest. Raises ShardError when a part is missing or damaged.
+    `identity` is what the images depend on. `facts` go into the manifest (see `synthesis.store.manifest_facts`). Raises
+    ShardError when a part is missing or damaged.
     """
     by_class: dict[int, list[tuple[str, _Place]]] = defaultdict(list)
-    verdicts = []
+    metadata = []
     for index in batch_indices:
         path = part_path(folder, index)
         for key, members in read_members(path).items():
             place = _Place(path, members)
             by_class[int(key.partition("/")[0])].append((key, place))
-            verdicts.append(json.loads(_read(place, "json")))
+            metadata.append(json.loads(_read(place, "json")))
     entries = []
     for label, samples in sorted(by_class.items()):
         samples.sort(key=lambda sample: sample[0])
@@ -128,8 +128,8 @@ def pack(folder: Path, batch_indices: Iterable[int], identity: Mapping[str, Any]
         "fingerprint": fingerprint(identity),
         "identity": to_plain(identity),
         **facts,
-        "num_images": len(verdicts),
-        "verdict": summarise(verdicts),
+        "num_images": len(metadata),
+        "scores": mean_scores(metadata),
         "shards": entries,
     }
     write_card(folder, manifest)
@@ -157,14 +157,14 @@ def _read(place: _Place, extension: str) -> bytes:
     return read_range(place.file, *place.members[extension])
 
 
-def summarise(verdicts: list[dict[str, Any]]) -> dict[str, float]:
-    """Mean of every number that all verdicts hold as true/false or probability, under its name."""
-    names = [name for name, value in verdicts[0].items() if isinstance(value, bool) or name.endswith("probability")]
-    return {name: sum(float(v[name]) for v in verdicts) / len(verdicts) for name in sorted(names)}
+def mean_scores(metadata: list[dict[str, Any]]) -> dict[str, float]:
+    """The mean of every score that is a probability or true/false, by its name."""
+    names = [name for name, value in metadata[0].items() if isinstance(value, bool) or name.endswith("probability")]
+    return {name: sum(float(sample[name]) for sample in metadata) / len(metadata) for name in sorted(names)}
 
 
 def remove_parts(folder: Path) -> None:
-    """Delete the parts of a round whose manifest is there."""
+    """Delete the parts of a packed round."""
     assert (folder / MANIFEST).exists()
     parts = folder / "parts"
     if parts.exists():
@@ -185,7 +185,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def check_sizes(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Raise ShardError when a shard is missing or has not the size that the manifest says: a check without reading."""
+    """Raise ShardError when a shard is missing or differs in size from the manifest; reads no shard."""
     for entry in manifest["shards"]:
         if problem := _size_problem(folder / entry["file"], entry["bytes"]):
             raise ShardError(f"{problem}; remove {folder} and run `make synthesize` again")
@@ -194,14 +194,12 @@ def check_sizes(folder: Path, manifest: Mapping[str, Any]) -> None:
 def _size_problem(path: Path, expected: int) -> str | None:
     if not path.is_file():
         return f"{path} is missing"
-    found = path.stat().st_size
-    return (
-        None if found == expected else f"{path} has {found} bytes instead of {expected}: it was truncated or replaced"
-    )
+    size = path.stat().st_size
+    return None if size == expected else f"{path} has {size} bytes instead of {expected}: it was truncated or replaced"
 
 
 def verify(folder: Path) -> list[str]:
-    """Re-hash every shard against the manifest; one line for each that is missing, truncated or altered."""
+    """Hash every shard and compare with the manifest; returns one line for each missing, truncated or altered shard."""
     problems = []
     manifest = read_manifest(folder)
     for entry in manifest["shards"]:
@@ -211,6 +209,6 @@ def verify(folder: Path) -> list[str]:
         elif sha256_of(path) != entry["sha256"]:
             problems.append(f"{path} was altered: its SHA-256 is not the manifest's")
     listed = {entry["file"] for entry in manifest["shards"]}
-    found = {f"{SPLIT}/{path.name}" for path in (folder / SPLIT).glob("*.tar")}
-    problems += [f"{folder / name} is not in the manifest" for name in sorted(found - listed)]
+    existing = {f"{SPLIT}/{path.name}" for path in (folder / SPLIT).glob("*.tar")}
+    problems += [f"{folder / name} is not in the manifest" for name in sorted(existing - listed)]
     return problems

@@ -1,4 +1,4 @@
-"""Random views of images: what the networks see instead of the images themselves.
+"""Random views of images, which the networks see in place of the images.
 
 Every draw comes from a CPU generator, so the same seed gives the same views on every device.
 """
@@ -14,38 +14,48 @@ from torch import Tensor
 from pipeline.runtime.config import ConfigError
 from pipeline.runtime.device import to_device
 
-# Width to height of a box of `crop_area`, or its inverse, at most.
+# The largest aspect ratio of a random resized crop; the smallest is its inverse.
 MAX_ASPECT = 4 / 3
 
 
-def roll_and_flip(canvas: Tensor, shift_px: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """The whole batch (N, C, H, W) rolled (it wraps) by up to `shift_px` both ways, mirrored half of the time."""
-    if shift_px:
-        down, right = torch.randint(-shift_px, shift_px + 1, (2,), generator=generator).tolist()
-        canvas = torch.roll(canvas, (down, right), dims=(2, 3))
+def roll_and_flip(inputs: Tensor, jitter_px: int, flip: bool, generator: torch.Generator) -> Tensor:
+    """The batch (N, C, H, W) rolled by up to `jitter_px` in both directions, and mirrored with probability 1/2."""
+    if jitter_px:
+        down, right = torch.randint(-jitter_px, jitter_px + 1, (2,), generator=generator).tolist()
+        inputs = torch.roll(inputs, (down, right), dims=(2, 3))
     if flip and torch.rand((), generator=generator).item() < 0.5:
-        canvas = canvas.flip(3)
-    return canvas
+        inputs = inputs.flip(3)
+    return inputs
 
 
 def check_crop_area(area: tuple[float, float]) -> None:
-    """Raise ConfigError for what is no range of shares."""
+    """Raise ConfigError unless `area` is a range of shares."""
     if not 0 < area[0] <= area[1] <= 1:
         raise ConfigError(f"crop_area: {list(area)} must be a range within (0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Training views. Mixing methods are drawn once a batch, each with its probability; the rest for each image.
+    """Random views of the training images. mixup and CutMix are drawn per batch, all other transforms per image.
 
-    `crop_area` cuts out a box with a share of the area drawn from that range and an aspect ratio of 3/4 to 4/3, and
-    scales it up again; `shift_px` pads with zeros and crops; `flip` mirrors half of the images; `brightness`,
-    `contrast` and `saturation` multiply by a factor drawn from 1 +- the value; mixup and CutMix draw their ratio from
-    Beta(alpha, alpha).
+    Attributes:
+        crop_area: Range, within (0, 1], from which the area of a random box is drawn, as a fraction of the image's
+            area; its aspect ratio is between 3/4 and 4/3. The box is scaled up to the full size (random resized crop,
+            Szegedy et al., 2015, arXiv 1409.4842). [1.0, 1.0]: no crop.
+        crop_padding_px: Zero padding in pixels on each side, before a random crop of the original size.
+        flip: Whether half of the images are mirrored horizontally.
+        brightness: Strength b in [0, 1]: pixels are multiplied by a factor from [1 - b, 1 + b].
+        contrast: Strength c in [0, 1]: differences from the mean gray are multiplied by a factor from [1 - c, 1 + c].
+        saturation: Strength s in [0, 1]: differences from gray are multiplied by a factor from [1 - s, 1 + s].
+        mixup_probability: Probability of mixup for a batch, in [0, 1] (Zhang et al., 2018, arXiv 1710.09412). Together
+            with `cutmix_probability` at most 1.
+        mixup_alpha: The mixing ratio is drawn from Beta(alpha, alpha); positive.
+        cutmix_probability: Probability of CutMix for a batch, in [0, 1] (Yun et al., 2019, arXiv 1905.04899).
+        cutmix_alpha: The ratio of the areas is drawn from Beta(alpha, alpha); positive.
     """
 
     crop_area: tuple[float, float] = (1.0, 1.0)
-    shift_px: int = 0
+    crop_padding_px: int = 0
     flip: bool = False
     brightness: float = 0.0
     contrast: float = 0.0
@@ -57,8 +67,8 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         check_crop_area(self.crop_area)
-        if self.shift_px < 0:
-            raise ConfigError(f"shift_px: {self.shift_px} must be at least 0")
+        if self.crop_padding_px < 0:
+            raise ConfigError(f"crop_padding_px: {self.crop_padding_px} must be at least 0")
         for name in ("brightness", "contrast", "saturation"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} must be in [0, 1]")
@@ -74,12 +84,12 @@ class AugmentConfig:
 def augment(
     pixels: Tensor, targets: Tensor, config: AugmentConfig, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """One view of pixels (N, C, H, W) and the matching targets, class probabilities of shape (N, num_classes)."""
+    """A view of pixels (N, C, H, W) in [0, 1], and its targets: class probabilities of shape (N, num_classes)."""
     count = len(pixels)
     if config.crop_area[0] < 1:
-        pixels = zoom(pixels, config.crop_area, generator)
-    if config.shift_px:
-        pixels = _shift(pixels, config.shift_px, generator)
+        pixels = random_resized_crop(pixels, config.crop_area, generator)
+    if config.crop_padding_px:
+        pixels = _random_crop(pixels, config.crop_padding_px, generator)
     if config.flip:
         mirrored = torch.rand(count, generator=generator) < 0.5
         pixels = torch.where(to_device(mirrored, pixels.device)[:, None, None, None], pixels.flip(3), pixels)
@@ -93,18 +103,18 @@ def augment(
     return pixels, targets
 
 
-def zoom(pixels: Tensor, area: tuple[float, float], generator: torch.Generator) -> Tensor:
-    """A box of each image of (N, C, H, W), scaled up to the whole (Szegedy et al., 2015, arXiv 1409.4842).
+def random_resized_crop(pixels: Tensor, area: tuple[float, float], generator: torch.Generator) -> Tensor:
+    """A box of each image of (N, C, H, W), scaled up to the size of the image (Szegedy et al., 2015, arXiv 1409.4842).
 
-    Its share of the area is drawn from that range, its aspect ratio from 3/4 to 4/3.
+    The share of the box in the area is drawn from the range `area`, its aspect ratio from 3/4 to 4/3.
     """
     draws = torch.rand(4, len(pixels), generator=generator)
     share = area[0] + (area[1] - area[0]) * draws[0]
     aspect = torch.exp((2 * draws[1] - 1) * math.log(MAX_ASPECT))
     sides = torch.stack([(share * aspect).sqrt(), (share / aspect).sqrt()]).clamp_max(1)  # width, height
-    centres = (2 * draws[2:] - 1) * (1 - sides)
+    centers = (2 * draws[2:] - 1) * (1 - sides)
     boxes = torch.zeros(len(pixels), 2, 3)
-    boxes[:, 0, 0], boxes[:, 1, 1], boxes[:, :, 2] = sides[0], sides[1], centres.T
+    boxes[:, 0, 0], boxes[:, 1, 1], boxes[:, :, 2] = sides[0], sides[1], centers.T
     grid = F.affine_grid(to_device(boxes, pixels.device), list(pixels.shape), align_corners=False)
     return F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
 
@@ -116,20 +126,21 @@ def _jitter(pixels: Tensor, config: AugmentConfig, generator: torch.Generator) -
         for strength, draw in zip((config.brightness, config.contrast, config.saturation), draws, strict=True)
     )
     pixels = pixels * brightness
-    grey = pixels.mean(1, keepdim=True)
-    pixels = torch.lerp(grey, pixels, saturation)
-    return torch.lerp(grey.mean((2, 3), keepdim=True), pixels, contrast).clamp(0, 1)
+    gray = pixels.mean(1, keepdim=True)
+    pixels = torch.lerp(gray, pixels, saturation)
+    return torch.lerp(gray.mean((2, 3), keepdim=True), pixels, contrast).clamp(0, 1)
 
 
-def _shift(pixels: Tensor, shift_px: int, generator: torch.Generator) -> Tensor:
+def _random_crop(pixels: Tensor, padding_px: int, generator: torch.Generator) -> Tensor:
+    """Each image padded with zeros and cropped to its size at a random place."""
     count, _, height, width = pixels.shape
-    offsets = torch.randint(0, 2 * shift_px + 1, (2, count, 1), generator=generator)
+    offsets = torch.randint(0, 2 * padding_px + 1, (2, count, 1), generator=generator)
     rows = to_device(offsets[0] + torch.arange(height), pixels.device)
     columns = to_device(offsets[1] + torch.arange(width), pixels.device)
-    padded = F.pad(pixels, (shift_px,) * 4)
+    padded = F.pad(pixels, (padding_px,) * 4)
     batch = torch.arange(count, device=pixels.device)[:, None, None]
     cropped = padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]]
-    # `contiguous()` would keep the strides of a single channel, which say channels-last (see `to_unit`).
+    # `contiguous()` would keep the strides of a single channel, which are those of channels-last (see `to_unit`).
     return cropped.permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
 
 
@@ -153,9 +164,9 @@ def _cutmix(pixels: Tensor, targets: Tensor, alpha: float, generator: torch.Gene
     height, width = pixels.shape[2:]
     ratio, partner = _beta(alpha, generator), _partner(pixels, generator)
     side = (1 - ratio) ** 0.5
-    centre_y, centre_x = torch.rand(2, generator=generator).tolist()
-    top, bottom = (round((centre_y + s * side / 2) * height) for s in (-1, 1))
-    left, right = (round((centre_x + s * side / 2) * width) for s in (-1, 1))
+    center_y, center_x = torch.rand(2, generator=generator).tolist()
+    top, bottom = (round((center_y + s * side / 2) * height) for s in (-1, 1))
+    left, right = (round((center_x + s * side / 2) * width) for s in (-1, 1))
     top, left, bottom, right = max(top, 0), max(left, 0), min(bottom, height), min(right, width)
     mixed = pixels.clone()
     mixed[:, :, top:bottom, left:right] = pixels[partner][:, :, top:bottom, left:right]

@@ -11,10 +11,25 @@ from pipeline.runtime.schedules import Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How a classifier is trained: `steps` updates in all. Progress is saved every `save_every_s` seconds.
+    """How a classifier is trained.
 
-    `momentum` is SGD's, 0.9 unless it is given. Images that take less than `memory_gib`, by default a share of what
-    the device has free, are decoded once and kept there; more are read again and again.
+    Attributes:
+        steps: Number of updates, at least 1.
+        batch_size: Images per update over all processes, at least 2 per process and a multiple of their number.
+        lr: Peak learning rate, positive.
+        optimizer: `sgd` with Nesterov momentum, or `adamw`.
+        momentum: Momentum of SGD, in [0, 1). null: 0.9; AdamW has none.
+        weight_decay: Weight decay, at least 0; biases and BatchNorm have none.
+        schedule: Learning rate after the warm-up: `cosine` falls to 0, `constant` stays at `lr`.
+        warmup_fraction: Fraction of the steps, in [0, 1), in which the learning rate rises linearly to `lr`.
+        augment: Random views of the images.
+        label_smoothing: Label smoothing of the cross-entropy, in [0, 1).
+        precision: Arithmetic of the networks. `auto`: bfloat16 where the hardware multiplies it, else float32.
+        compile: Whether the step is compiled (torch.compile). `auto`: where compiling works and saves time.
+        log_every: Steps between two log lines and checks for values that are not finite.
+        save_every_s: Least number of seconds between two saved states, from which a stopped training goes on.
+        memory_gib: Memory for decoded images on the device, in GiB. Images that fit are decoded once; otherwise they
+            are read from disk again in every epoch. null: 40 % of the free memory.
     """
 
     steps: int
@@ -54,7 +69,15 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(TrainingConfig):
-    """Training on a teacher's logits at `temperature`, plus `label_weight` times cross-entropy on the label."""
+    """How the student is trained on the teacher's logits: `teacher_training`'s keys, and two more.
+
+    The loss is T^2 KL(teacher || student) at temperature T (Hinton et al., 2015, arXiv 1503.02531), plus
+    `label_weight` times the cross-entropy with the labels.
+
+    Attributes:
+        temperature: Temperature T of the softmax of both networks, positive.
+        label_weight: Weight of the cross-entropy with the labels, at least 0.
+    """
 
     temperature: float = 4.0
     label_weight: float = 0.0

@@ -1,4 +1,4 @@
-"""Losses of training: per example first, mean over the batch last."""
+"""Losses of training: computed per example, then averaged over the batch."""
 
 import torch.nn.functional as F
 from torch import Tensor

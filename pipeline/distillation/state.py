@@ -1,4 +1,4 @@
-"""The state of a training, all that a resume needs."""
+"""`TrainState`: everything that a training needs to resume, and the file that keeps it."""
 
 import io
 import json
@@ -16,33 +16,46 @@ from pipeline.distillation.config import TrainingConfig
 from pipeline.models.classifier import Classifier
 from pipeline.models.weights import load_tensors
 from pipeline.runtime.config import to_plain
-from pipeline.runtime.device import synchronise
+from pipeline.runtime.device import synchronize
 from pipeline.runtime.files import atomic_file
-from pipeline.runtime.fingerprint import refuse_other
+from pipeline.runtime.fingerprint import require_same_identity
 
-# What is usual for SGD with Nesterov momentum; AdamW has none.
+# The usual momentum of SGD with Nesterov's method; AdamW has none.
 SGD_MOMENTUM = 0.9
 
 
 @dataclass
 class TrainState:
-    """All that a resume needs: the network, its optimiser, the number of steps done; and the file that keeps it."""
+    """The network, its optimizer, the number of steps done, and the file that keeps all of it.
+
+    Training ends at step `end`, by default after all steps of the config.
+    """
 
     classifier: Classifier
-    optimizer: torch.optim.Optimizer
+    config: TrainingConfig
     path: Path
     identity: Mapping[str, Any]
-    step: int = 0
+    optimizer: torch.optim.Optimizer
+    step: int
+    end: int
 
     @classmethod
     def open(
-        cls, classifier: Classifier, config: TrainingConfig, path: Path, identity: Mapping[str, Any], step: int = 0
+        cls,
+        classifier: Classifier,
+        config: TrainingConfig,
+        path: Path,
+        identity: Mapping[str, Any],
+        steps: range | None = None,
     ) -> Self:
-        """The state kept in `path`, or, where there is none, a fresh one before `step`.
+        """The state that `path` keeps or, if there is no such file, a new one at the first of `steps`.
 
-        Raises ValueError when the file is damaged, ConfigError when it is of another identity.
+        `steps` are those to do, by default all of the config. Raises ValueError when the file is damaged, ConfigError
+        when it has another identity.
         """
-        state = cls(classifier, build_optimizer(classifier.network, config), path, identity, step)
+        steps = range(config.steps) if steps is None else steps
+        optimizer = build_optimizer(classifier.network, config)
+        state = cls(classifier, config, path, identity, optimizer, steps.start, steps.stop)
         if path.exists():
             state._restore()
         return state
@@ -52,7 +65,7 @@ class TrainState:
         write_state(self.path, self.on_host())
 
     def on_host(self) -> dict[str, Any]:
-        """What a resume needs, copied to the host: training may go on while it is written."""
+        """What the file keeps, copied to the host's memory, so that training can continue while it is written."""
         content = {
             "identity": json.dumps(to_plain(self.identity), default=str),
             "step": self.step,
@@ -60,7 +73,7 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
         }
         copied: dict[str, Any] = tree_map_only(Tensor, _host_copy, content)
-        synchronise(self.classifier.mean.device)
+        synchronize(self.classifier.device)
         return copied
 
     def _restore(self) -> None:
@@ -68,19 +81,19 @@ class TrainState:
             content: dict[str, Any] = load_tensors(self.path)
         except (ValueError, pickle.UnpicklingError) as error:
             raise ValueError(f"{self.path} is damaged ({error}); remove it to train from the start") from error
-        refuse_other(str(self.path), json.loads(content["identity"]), self.identity)
+        require_same_identity(str(self.path), json.loads(content["identity"]), self.identity)
         self.classifier.network.load_state_dict(content["network"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.step = content["step"]
 
 
 def _host_copy(tensor: Tensor) -> Tensor:
-    """A copy in the host's memory, complete when the device is synchronised."""
+    """A copy in the host's memory, complete once the device is synchronized."""
     return tensor.detach().to("cpu", copy=True, non_blocking=True)
 
 
 def write_state(path: Path, content: Mapping[str, Any]) -> None:
-    """Write what `TrainState.on_host` gave, atomically."""
+    """Write the content that `TrainState.on_host` returned, atomically."""
     buffer = io.BytesIO()  # on a full disk, writing bytes raises OSError, torch.save into a file RuntimeError
     torch.save(content, buffer)
     with atomic_file(path) as file:
@@ -88,7 +101,7 @@ def write_state(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def build_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, or AdamW; no weight decay on biases and BatchNorm."""
+    """SGD with Nesterov momentum, or AdamW; biases and BatchNorm have no weight decay."""
     decayed = [p for p in network.parameters() if p.dim() > 1]
     others = [p for p in network.parameters() if p.dim() <= 1]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]

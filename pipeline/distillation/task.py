@@ -1,57 +1,73 @@
-"""What is trained: a network on a loss, as one module."""
+"""`Task`: a classifier, its loss, and the batches and views that it is trained on."""
 
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.data.codec import to_unit
+from pipeline.data.loader import draw_batch
+from pipeline.data.views import augment
 from pipeline.distillation.config import DistillConfig, TrainingConfig
 from pipeline.distillation.losses import distillation_loss, label_loss
 from pipeline.models.classifier import Classifier
-from pipeline.runtime.compiler import compiled
+from pipeline.runtime.compiler import maybe_compile
+from pipeline.runtime.distributed import DistributedContext
+from pipeline.runtime.seeds import derive_seed, make_generator
 
-# Loss of (logits (N, K), the view the student saw (N, C, H, W), its class probabilities (N, K)).
-Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
+# Loss of (logits (N, K), the view the network saw (N, C, H, W), its class probabilities (N, K)).
+LossFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Task(nn.Module):
-    """What is learnt: `classifier` on an objective, as one module, so that DistributedDataParallel sees every pass.
+    """The training of `classifier` on a loss, as one module, so that DistributedDataParallel sees every pass.
 
-    Batches and views are drawn for (seed, purpose, step). What is compiled lives as long as the task.
+    Batches and views are drawn for (seed, purpose, step). The compiled step lives as long as the task.
     """
 
     def __init__(
-        self,
-        classifier: Classifier,
-        objective: Objective,
-        config: TrainingConfig,
-        *,
-        num_classes: int,
-        seed: int,
-        purpose: str,
+        self, classifier: Classifier, loss_function: LossFunction, config: TrainingConfig, seed: int, purpose: str
     ) -> None:
         super().__init__()
-        assert "auto" not in (config.precision, config.compile), "decided by `acceleration.resolved`"
-        self.classifier, self.num_classes, self.seed, self.purpose = classifier, num_classes, seed, purpose
-        self._objective, self._precision = objective, config.precision
-        self._loss = compiled(self._eager_loss, classifier.mean.device) if config.compile else self._eager_loss
+        assert "auto" not in (config.precision, config.compile), "`acceleration.resolved` comes first"
+        self.classifier, self.config, self.seed, self.purpose = classifier, config, seed, purpose
+        self._loss_function = loss_function
+        self._loss = maybe_compile(self._eager_loss, classifier.device, enabled=bool(config.compile))
 
     def forward(self, view: Tensor, targets: Tensor) -> Tensor:
         """The loss of views (N, C, H, W) with class probabilities (N, K)."""
         return self._loss(view, targets)
 
     def _eager_loss(self, view: Tensor, targets: Tensor) -> Tensor:
-        with torch.autocast(view.device.type, torch.bfloat16, enabled=self._precision == "bfloat16"):
-            return self._objective(self.classifier(view), view, targets)
+        with torch.autocast(view.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            return self._loss_function(self.classifier(view), view, targets)
+
+    def share(self, num_images: int, step: int, context: DistributedContext) -> Tensor:
+        """Indices of this rank's share of the batch of a step."""
+        batch = draw_batch(num_images, self.config.batch_size, self.seed, f"{self.purpose}/order", step)
+        return batch[context.rank :: context.size]
+
+    def view(self, pixels: Tensor, labels: Tensor, step: int, rank: int) -> tuple[Tensor, Tensor]:
+        """An augmented view of uint8 pixels (N, C, H, W), and class probabilities (N, K) for labels (N,).
+
+        It also seeds the layers of the step, such as dropout, which take no generator.
+        """
+        purpose = f"{self.purpose}/{rank}"
+        targets = F.one_hot(labels, self.classifier.num_classes).float()
+        generator = make_generator(self.seed, purpose, step)
+        augmented = augment(to_unit(pixels), targets, self.config.augment, generator)
+        torch.manual_seed(derive_seed(self.seed, f"{purpose}/layers", step))
+        return augmented
 
 
-def label_objective(config: TrainingConfig) -> Objective:
-    """Cross-entropy with the labels: how a teacher is trained."""
+def build_label_loss(config: TrainingConfig) -> LossFunction:
+    """Cross-entropy with the labels, for a teacher."""
     return lambda logits, view, targets: label_loss(logits, targets, config.label_smoothing)
 
 
-def distillation_objective(teacher: Classifier, config: DistillConfig) -> Objective:
-    """The frozen teacher's logits of the same view that the student saw, and optionally the labels."""
+def build_distillation_loss(teacher: Classifier, config: DistillConfig) -> LossFunction:
+    """The divergence from the frozen teacher's logits of the same view, plus `label_weight` times the label loss."""
 
     def loss(logits: Tensor, view: Tensor, targets: Tensor) -> Tensor:
         with torch.no_grad():

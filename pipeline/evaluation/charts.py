@@ -10,10 +10,10 @@ WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 12, 36
 
 
-COLOURS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d", "#4b5563")
+COLORS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d", "#4b5563")
 
 
-# From this ratio of largest to smallest value on, a linear axis would hide the smaller curves.
+# Above this ratio of the largest to the smallest value, a linear axis would hide the smaller curves.
 LOG_RATIO = 30.0
 
 
@@ -21,7 +21,7 @@ Points = Sequence[tuple[float, float]]
 
 
 def line_chart(series: Mapping[str, Points], x_label: str) -> str:
-    """SVG of named curves of (x, y) points; the y axis is logarithmic where positive values span more than 30-fold."""
+    """SVG of named curves of (x, y) points; the y axis is logarithmic if positive values span more than LOG_RATIO."""
     xs = [x for points in series.values() for x, _ in points]
     ys = [y for points in series.values() for _, y in points]
     if not xs:
@@ -47,20 +47,20 @@ def line_chart(series: Mapping[str, Points], x_label: str) -> str:
         if tick <= x_low + x_span:
             parts.append(f'<text x="{place_x(tick):.1f}" y="{HEIGHT - 18}" text-anchor="middle">{tick:g}</text>')
     parts.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 3}" text-anchor="middle">{html.escape(x_label)}</text>')
-    for points, colour in zip(series.values(), _colours(len(series)), strict=True):
+    for points, color in zip(series.values(), _colors(len(series)), strict=True):
         path = " ".join(f"{place_x(x):.1f},{place_y(y):.1f}" for x, y in points)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.8"/>')
     return "".join([*parts, "</svg>", _legend(series)])
 
 
-def _colours(count: int) -> list[str]:
-    return [COLOURS[i % len(COLOURS)] for i in range(count)]
+def _colors(count: int) -> list[str]:
+    return [COLORS[i % len(COLORS)] for i in range(count)]
 
 
 def _legend(series: Mapping[str, Points]) -> str:
     items = (
-        f'<span><i style="background:{colour}"></i>{html.escape(name)}</span>'
-        for name, colour in zip(series, _colours(len(series)), strict=True)
+        f'<span><i style="background:{color}"></i>{html.escape(name)}</span>'
+        for name, color in zip(series, _colors(len(series)), strict=True)
     )
     return f'<p class="legend">{"".join(items)}</p>'
 

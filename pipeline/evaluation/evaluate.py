@@ -1,32 +1,35 @@
-"""Evaluation of a student beside its teacher on real images, every image once."""
+"""Evaluation of a student beside its teacher on real images, each image once."""
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pipeline.data.codec import to_unit
 from pipeline.data.image_sets import ImageSet
 from pipeline.data.loader import read_batches
-from pipeline.evaluation.metrics import Likeness, Tally
+from pipeline.evaluation.metrics import Agreement, ClassificationMetrics
 from pipeline.models.classifier import Classifier
 from pipeline.runtime.config import ConfigError
-from pipeline.runtime.device import synchronise
+from pipeline.runtime.device import synchronize
 from pipeline.runtime.ranges import batch_ranges
 
-# Repetitions of the timed forward pass, of which the median is reported, and images that it takes at most.
+# Repetitions of the timed forward pass, whose median is reported, and the most images in it.
 TIMED_PASSES, TIMED_IMAGES = 11, 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """How to judge. With `classes`, answers are among these alone, for a student that has learnt no others.
+    """How the student is scored beside its teacher.
 
-    Accuracy then counts the images of these classes; agreement counts all images. `batch_size` changes memory and
-    time, not the figures.
+    Attributes:
+        batch_size: Images per forward pass, at least 1. It changes memory and time, not the scores.
+        classes: The labels that answers are chosen from, for a student that has learned no others; at least two.
+            Accuracy counts the test images of these classes, agreement counts all images. null: all classes.
     """
 
     batch_size: int = 500
@@ -41,10 +44,10 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalReport:
-    """The figures: `student` and `teacher` as `Tally.summary` gives them, and what compares the two.
+    """The metrics of `student` and `teacher`, as `ClassificationMetrics.summary` returns them, and of the two together.
 
-    Accuracies are of `num_images`, `agreement` and `kl` of `num_compared`. `recovered` is the student's top-1 over the
-    teacher's; `forward_ms` times one batch of `timed_batch` images.
+    Accuracies are of `num_images`; `agreement` and `kl` are of `num_compared`. `accuracy_retention` is the student's
+    top-1 divided by the teacher's. `forward_ms` is the time of one batch of `timed_batch` images.
     """
 
     num_images: int
@@ -54,23 +57,23 @@ class EvalReport:
     teacher: dict[str, Any]
     agreement: float
     kl: float
-    recovered: float
+    accuracy_retention: float
     timed_batch: int
 
     def row(self) -> dict[str, float]:
-        """The scalar figures under flat names, for a CSV line."""
+        """The scalar metrics under flat names, for a CSV line."""
         flat: dict[str, float] = {"num_images": self.num_images}
         for name in ("student", "teacher"):
-            figures = getattr(self, name)
-            flat |= {f"{name}_{k}": v for k, v in figures.items() if isinstance(v, int | float)}
-        return flat | {"agreement": self.agreement, "kl": self.kl, "recovered": self.recovered}
+            metrics = getattr(self, name)
+            flat |= {f"{name}_{k}": v for k, v in metrics.items() if isinstance(v, int | float)}
+        return flat | {"agreement": self.agreement, "kl": self.kl, "accuracy_retention": self.accuracy_retention}
 
     def line(self) -> str:
         """One line for a person."""
         student, teacher = self.student, self.teacher
         return (
             f"student top-1 {student['top1']:.2%}, teacher {teacher['top1']:.2%} on {self.num_images} real images; "
-            f"recovered {self.recovered:.1%}, agreement {self.agreement:.2%}, "
+            f"accuracy retention {self.accuracy_retention:.1%}, agreement {self.agreement:.2%}, "
             f"{student['parameters']:,} of {teacher['parameters']:,} parameters"
         )
 
@@ -80,60 +83,63 @@ def evaluate(
     student: Classifier,
     teacher: Classifier,
     images: ImageSet,
-    num_classes: int,
     config: EvaluationConfig,
-    device: torch.device,
     on_batch: Callable[[int], None] | None = None,
 ) -> EvalReport:
-    """Judge both networks (in evaluation mode, on `device`) on every image; `on_batch` gets the images done so far."""
-    student.eval()
-    teacher.eval()
-    chosen = torch.arange(num_classes) if config.classes is None else torch.tensor(config.classes)
-    place = torch.full((num_classes,), -1).index_put_((chosen,), torch.arange(len(chosen))).to(device)
-    num_judged = int(torch.isin(images.labels.cpu(), chosen).sum())
-    if not num_judged:
-        raise ValueError(f"evaluation.classes: there is no test image of the classes {chosen.tolist()}")
-    chosen = chosen.to(device)
-    tallies = [Tally(len(chosen), device) for _ in range(2)]
-    likeness = Likeness()
+    """The metrics of both networks, on one device, over all images; `on_batch` gets the number of images done.
+
+    Raises ValueError when no image is of the evaluated classes, FloatingPointError when a logit is not finite.
+    """
+    networks, device = {"student": student.eval(), "teacher": teacher.eval()}, teacher.device
+    classes = torch.arange(teacher.num_classes) if config.classes is None else torch.tensor(config.classes)
+    num_images = int(torch.isin(images.labels.cpu(), classes).sum())
+    if not num_images:
+        raise ValueError(f"evaluation.classes: there is no test image of the classes {classes.tolist()}")
+    position = torch.full((teacher.num_classes,), -1).index_put_((classes,), torch.arange(len(classes))).to(device)
+    metrics = {name: ClassificationMetrics(len(classes), device) for name in networks}
+    agreement = Agreement()
     ranges = batch_ranges(len(images.labels), config.batch_size)
-    for indices, read in zip(ranges, read_batches(images, ranges), strict=True):
-        pixels = to_unit(read.to(device))
-        labels = place[images.labels[indices.start : indices.stop].to(device)]
-        logits = [network(pixels)[:, chosen] for network in (student, teacher)]
-        for tally, answer, name in zip(tallies, logits, ("student", "teacher"), strict=True):
-            if not torch.isfinite(answer).all():
-                raise FloatingPointError(f"evaluation: the {name}'s logits are not finite on {indices}")
-            tally.add(answer[labels >= 0], labels[labels >= 0])
-        likeness.add(*logits)
+    for indices, batch in zip(ranges, read_batches(images, ranges), strict=True):
+        pixels = to_unit(batch.to(device))
+        labels = position[images.labels[indices.start : indices.stop].to(device)]
+        logits = {name: network(pixels)[:, classes] for name, network in networks.items()}
+        for name in networks:
+            if not torch.isfinite(logits[name]).all():
+                raise FloatingPointError(f"evaluation: the {name}'s logits are not finite on images {indices}")
+            metrics[name].add(logits[name][labels >= 0], labels[labels >= 0])
+        agreement.add(logits["student"], logits["teacher"])
         if on_batch:
             on_batch(indices.stop)
-    timed = pixels[:TIMED_IMAGES]
-    times_ms = _forward_ms(student, teacher, timed)
-    figures = [
-        {**tally.summary(), "parameters": network.num_parameters, "forward_ms": ms}
-        for tally, network, ms in zip(tallies, (student, teacher), times_ms, strict=True)
-    ]
+    timed_pixels = pixels[:TIMED_IMAGES]
+    times_ms = _forward_ms(list(networks.values()), timed_pixels)
+    summaries = {
+        name: {**metrics[name].summary(), "parameters": network.num_parameters, "forward_ms": forward_ms}
+        for (name, network), forward_ms in zip(networks.items(), times_ms, strict=True)
+    }
     return EvalReport(
-        num_images=num_judged,
+        num_images=num_images,
         num_compared=len(images.labels),
-        classes=chosen.tolist(),
-        student=figures[0],
-        teacher=figures[1],
-        **likeness.summary(),
-        recovered=figures[0]["top1"] / figures[1]["top1"] if figures[1]["top1"] else 0.0,
-        timed_batch=len(timed),
+        classes=classes.tolist(),
+        student=summaries["student"],
+        teacher=summaries["teacher"],
+        **agreement.summary(),
+        accuracy_retention=_ratio(summaries["student"]["top1"], summaries["teacher"]["top1"]),
+        timed_batch=len(timed_pixels),
     )
 
 
-def _forward_ms(student: Classifier, teacher: Classifier, pixels: torch.Tensor) -> list[float]:
-    """Median milliseconds of one forward pass of each, measured in turn so that drift hits both."""
-    times: list[list[float]] = [[], []]
+def _ratio(numerator: float, denominator: float) -> float:
+    return numerator / denominator if denominator else 0.0
+
+
+def _forward_ms(networks: Sequence[Classifier], pixels: Tensor) -> list[float]:
+    """Median milliseconds of one forward pass of each network, measured in turn, so that drift affects all."""
+    times_ms: list[list[float]] = [[] for _ in networks]
     for _ in range(TIMED_PASSES + 1):
-        for network, taken in zip((student, teacher), times, strict=True):
-            synchronise(pixels.device)
+        for network, network_times_ms in zip(networks, times_ms, strict=True):
+            synchronize(pixels.device)
             start = time.perf_counter()
             network(pixels)
-            synchronise(pixels.device)
-            taken.append((time.perf_counter() - start) * 1e3)
-    return [statistics.median(taken[1:]) for taken in times]  # the first pass warms up
+            synchronize(pixels.device)
+            network_times_ms.append((time.perf_counter() - start) * 1e3)
+    return [statistics.median(values[1:]) for values in times_ms]  # the first pass warms up

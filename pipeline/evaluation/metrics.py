@@ -1,4 +1,4 @@
-"""Sums over test images that turn into metrics once, at the end."""
+"""Metrics of test images: batches add to sums, which are divided once, at the end."""
 
 import math
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ def top5_hits(logits: Tensor, labels: Tensor) -> Tensor:
     return (best == labels[:, None]).any(1)
 
 
-class Tally:
-    """Sums for one network: confusion counts (K, K) by (label, prediction), top-5 hits, NLL, calibration bins."""
+class ClassificationMetrics:
+    """Sums of one network: confusion counts (K, K) by (label, prediction), top-5 hits, NLL, calibration bins."""
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
         def zeros(*shape: int) -> Tensor:
@@ -41,7 +41,7 @@ class Tally:
         self.bins.index_add_(0, index, torch.stack([ones, confidence.double(), hits.double()], dim=1))
 
     def summary(self) -> dict[str, Any]:
-        """The metrics of all images so far; a class without images has `None` as its top-1."""
+        """The metrics of all images so far; the top-1 of a class without images is None."""
         confusion = self.confusion.cpu()
         count = confusion.sum()
         per_class = (confusion.diagonal() / confusion.sum(1)).tolist()
@@ -57,20 +57,20 @@ class Tally:
 
 
 @dataclass
-class Likeness:
-    """How alike two networks answer: images, equal predictions, and KL from the teacher to the student, summed."""
+class Agreement:
+    """Sums of a student beside its teacher: images, equal predictions, and KL(teacher || student) in nats."""
 
     count: int = 0
-    agreed: float = 0.0
+    num_equal: float = 0.0
     kl: float = 0.0
 
     def add(self, student_logits: Tensor, teacher_logits: Tensor) -> None:
         """Add a batch of logits (N, K) of both."""
         student, teacher = (logits.float().log_softmax(1) for logits in (student_logits, teacher_logits))
         self.count += len(student)
-        self.agreed += (student_logits.argmax(1) == teacher_logits.argmax(1)).sum().item()
+        self.num_equal += (student_logits.argmax(1) == teacher_logits.argmax(1)).sum().item()
         self.kl += F.kl_div(student, teacher, log_target=True, reduction="sum").item()
 
     def summary(self) -> dict[str, float]:
-        """Share of equal predictions, and mean KL(teacher || student)."""
-        return {"agreement": self.agreed / self.count, "kl": self.kl / self.count}
+        """The share of equal predictions, and the mean KL(teacher || student) in nats."""
+        return {"agreement": self.num_equal / self.count, "kl": self.kl / self.count}

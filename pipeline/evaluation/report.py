@@ -4,6 +4,7 @@ import base64
 import html
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from pipeline.data.codec import encode_image
 from pipeline.evaluation.charts import Points, line_chart
 from pipeline.runtime.recorder import seconds_of_stages
 
-# Matrices up to this many classes are shown as numbers, larger ones as a picture.
+# Matrices of up to this many classes are shown as numbers, larger ones as a picture.
 MAX_TABLE_CLASSES = 20
 
 
@@ -44,28 +45,36 @@ pre { background: #f9fafb; padding: 1rem; overflow: auto; font-size: 13px; }
 """
 
 
-def render(
-    *,
-    name: str,
-    manifests: Sequence[Mapping[str, Any]],
-    metrics: Sequence[Mapping[str, Any]],
-    evaluation: Mapping[str, Any],
-    tiles: Tensor,
-    config_yaml: str,
-    estimated: Mapping[str, Any] | None = None,
-) -> str:
-    """The page. `tiles` is uint8 (classes, images, C, H, W): some synthetic images of some classes, a class a row."""
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What a run left: the manifests of its rounds, its metric lines, the evaluation, and the estimate if there is one.
+
+    `tiles` is uint8 (classes, images, C, H, W): some synthetic images of some classes.
+    """
+
+    name: str
+    manifests: Sequence[Mapping[str, Any]]
+    metrics: Sequence[Mapping[str, Any]]
+    evaluation: Mapping[str, Any]
+    tiles: Tensor
+    config_yaml: str
+    estimate: Mapping[str, Any] | None = None
+
+
+def render(run: RunRecord) -> str:
+    """The HTML page of a run."""
+    evaluation, tiles = run.evaluation, run.tiles
     sections = {
-        "Figures": _figures(evaluation) + _rounds(manifests) + _times(metrics, manifests, estimated),
+        "Metrics": _metrics(evaluation) + _rounds(run.manifests) + _times(run.metrics, run.manifests, run.estimate),
         "Synthetic images, one class a row": _image("grid of synthetic images", grid(tiles), tiles.shape[1] * TILE_PX),
-        "Curves": _curves(metrics),
+        "Curves": _curves(run.metrics),
         "Confusion matrix of the student: rows are labels, columns predictions": _confusion(
             evaluation["student"]["confusion"], evaluation["classes"]
         ),
-        "Configuration": f"<pre>{html.escape(config_yaml)}</pre>",
+        "Configuration": f"<pre>{html.escape(run.config_yaml)}</pre>",
     }
     body = "".join(f"<h2>{html.escape(title)}</h2>{content}" for title, content in sections.items())
-    title = html.escape(f"dreamdistill: {name}")
+    title = html.escape(f"dreamdistill: {run.name}")
     head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
     return (
         f'<!doctype html><html lang="en"><head>{head}</head>'
@@ -79,7 +88,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]], style: str = ""
     return f'<table class="{style}"><tr>{head}</tr>{body}</table>'
 
 
-def _figures(evaluation: Mapping[str, Any]) -> str:
+def _metrics(evaluation: Mapping[str, Any]) -> str:
     shown = {
         "top-1": ("top1", "{:.2%}"),
         "top-5": ("top5", "{:.2%}"),
@@ -95,7 +104,7 @@ def _figures(evaluation: Mapping[str, Any]) -> str:
     between = _table(
         ("between the two", ""),
         [
-            ("share of the teacher's accuracy recovered", f"{evaluation['recovered']:.2%}"),
+            ("accuracy retention: top-1 of the student / teacher", f"{evaluation['accuracy_retention']:.2%}"),
             ("agreement", f"{evaluation['agreement']:.2%}"),
             ("KL(teacher || student), nats", f"{evaluation['kl']:.4f}"),
         ],
@@ -104,9 +113,9 @@ def _figures(evaluation: Mapping[str, Any]) -> str:
 
 
 def _rounds(manifests: Sequence[Mapping[str, Any]]) -> str:
-    names = list(manifests[0]["verdict"])
+    names = list(manifests[0]["scores"])
     rows = [
-        [str(m["round"]), f"{m['num_images']:,}", *(f"{m['verdict'][n]:.2%}" for n in names), m["fingerprint"]]
+        [str(m["round"]), f"{m['num_images']:,}", *(f"{m['scores'][n]:.2%}" for n in names), m["fingerprint"]]
         for m in manifests
     ]
     return "<p></p>" + _table(("round", "images", *(n.replace("_", " ") for n in names), "fingerprint"), rows)
@@ -115,21 +124,21 @@ def _rounds(manifests: Sequence[Mapping[str, Any]]) -> str:
 def _times(
     metrics: Sequence[Mapping[str, Any]],
     manifests: Sequence[Mapping[str, Any]],
-    estimated: Mapping[str, Any] | None,
+    estimate: Mapping[str, Any] | None,
 ) -> str:
     seconds = seconds_of_stages(metrics)
     rows = [(stage, f"{seconds[stage]:.1f}") for stage in STAGES if stage in seconds]
-    table = "<p></p>" + _table(("stage", "seconds of work, all workers"), rows)
-    if estimated is None:
+    table = "<p></p>" + _table(("stage", "seconds of work, all processes"), rows)
+    if estimate is None:
         return table
     stored = sum(size for m in manifests for shard in m["shards"] for size in shard["sizes"])
     compared = [
-        (f"{stage}, seconds", f"{estimated[f'{stage}_s']:.1f}", f"{seconds[stage]:.1f}")
+        (f"{stage}, seconds", f"{estimate[f'{stage}_s']:.1f}", f"{seconds[stage]:.1f}")
         for stage in ("synthesize", "distill")
         if stage in seconds
     ]
-    compared.append(("images, MiB", f"{estimated['shard_bytes'] / 2**20:.1f}", f"{stored / 2**20:.1f}"))
-    return table + "<p></p>" + _table(("", "estimated", "taken"), compared)
+    compared.append(("images, MiB", f"{estimate['shard_bytes'] / 2**20:.1f}", f"{stored / 2**20:.1f}"))
+    return table + "<p></p>" + _table(("", "estimated", "measured"), compared)
 
 
 def _curves(metrics: Sequence[Mapping[str, Any]]) -> str:
@@ -146,7 +155,7 @@ def _curves(metrics: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _series(lines: Sequence[Mapping[str, Any]]) -> dict[str, Points]:
-    """Each figure's mean over lines of the same round and step, as points over steps."""
+    """The mean of each figure over lines of the same round and step, as points over steps."""
     values: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     several = len({line.get("round") for line in lines}) > 1
     for line in lines:
@@ -154,20 +163,20 @@ def _series(lines: Sequence[Mapping[str, Any]]) -> dict[str, Points]:
             curve = f"{name}, round {line['round']}" if several else name
             values[curve][line["step"]].append(line[name])
     return {
-        curve: [(step, sum(found) / len(found)) for step, found in sorted(by_step.items())]
+        curve: [(step, sum(figures) / len(figures)) for step, figures in sorted(by_step.items())]
         for curve, by_step in sorted(values.items())
     }
 
 
 def grid(tiles: Tensor) -> Tensor:
-    """uint8 (classes, images, C, H, W) as one picture (C, H, W), a class a row, with a gap of one pixel between."""
+    """uint8 (classes, images, C, H, W) as one picture (C, H, W), one class a row, with gaps of one pixel."""
     padded = torch.nn.functional.pad(tiles, (0, 1, 0, 1), value=255)
     classes, images, channels, height, width = padded.shape
     return padded.permute(2, 0, 3, 1, 4).reshape(channels, classes * height, images * width)
 
 
 def _image(title: str, picture: Tensor, width_px: int) -> str:
-    """An <img> of uint8 (C, H, W), `width_px` wide where the page has room for it; enlarged, its pixels keep edges."""
+    """An <img> of uint8 (C, H, W), `width_px` wide if the page has room; an enlarged one keeps the edges of pixels."""
     data = base64.b64encode(encode_image(picture, "png")).decode()
     style = f"width:{width_px}px;image-rendering:{'pixelated' if picture.shape[2] < width_px else 'auto'}"
     return f'<img alt="{title}" src="data:image/png;base64,{data}" style="{style}">'

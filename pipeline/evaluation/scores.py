@@ -1,5 +1,6 @@
-"""What the networks say of the pixels that are stored: judged after encoding and decoding, not before."""
+"""Scores of synthetic images: what the teacher and the verifier predict for the pixels that are stored."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,17 +11,26 @@ from pipeline.evaluation.metrics import top5_hits
 from pipeline.models.classifier import Classifier
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scorers:
+    """The frozen networks that score images, on one device."""
+
+    teacher: Classifier
+    verifier: Classifier | None = None
+
+
 @torch.no_grad()
-def judge(images: Tensor, labels: Tensor, teacher: Classifier, verifier: Classifier | None) -> list[dict[str, Any]]:
-    """The evidence of each image of uint8 (N, C, H, W) with labels (N,), both on the networks' device."""
-    pixels = to_unit(images)
-    columns = _opinion("teacher", teacher, pixels, labels)
-    if verifier is not None:
-        columns |= _opinion("verifier", verifier, pixels, labels)
+def score(images: Tensor, labels: Tensor, scorers: Scorers) -> list[dict[str, Any]]:
+    """The scores of each image of uint8 (N, C, H, W) with labels (N,): logit, probability and hits of each network."""
+    device = scorers.teacher.device
+    pixels, labels = to_unit(images.to(device)), labels.to(device)
+    columns = _columns("teacher", scorers.teacher, pixels, labels)
+    if scorers.verifier is not None:
+        columns |= _columns("verifier", scorers.verifier, pixels, labels)
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def _opinion(name: str, network: Classifier, pixels: Tensor, labels: Tensor) -> dict[str, list[Any]]:
+def _columns(name: str, network: Classifier, pixels: Tensor, labels: Tensor) -> dict[str, list[Any]]:
     logits = network(pixels).float()
     own = labels[:, None]
     return {

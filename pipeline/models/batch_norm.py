@@ -6,36 +6,45 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-# Layers of other classes may do more than normalise, so they stay what they are.
+# Layers of other classes may do more than normalize, so they stay as they are.
 PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def along_channels(values: Tensor, features: Tensor) -> Tensor:
-    """Values (C,) in the shape that meets the channels of features (N, C, ...)."""
+    """Values (C,) in the shape that broadcasts over the channels of features (N, C, ...)."""
     return values.view(1, -1, *[1] * (features.dim() - 2))
 
 
 class FrozenBatchNorm(_BatchNorm):
-    """A layer that, compiled and in evaluation mode, multiplies by a factor that is computed once for each channel.
+    """`layer` with a factor weight / sqrt(running_var + eps) that is computed once for each channel.
 
-    Compilers fuse the normalisation with what surrounds it, so that they would take the root and the quotient again
-    for every value. Uncompiled it is an ordinary layer. Its state dict is that of the layer that it was.
+    It shares the tensors of `layer`, and its state dict has the same keys. Only compiled and in evaluation mode it
+    multiplies by the factor: a compiler fuses the normalization with its neighbors, and would compute the root and the
+    quotient again for every value. Otherwise it is an ordinary layer.
     """
 
     factor: Tensor
 
+    def __init__(self, layer: _BatchNorm) -> None:
+        super().__init__(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
+        self.weight, self.bias = layer.weight, layer.bias
+        self.running_mean, self.running_var = layer.running_mean, layer.running_var
+        self.num_batches_tracked = layer.num_batches_tracked
+        self.register_buffer("factor", _factor(layer), persistent=False)
+        self.train(layer.training)
+
     def forward(self, x: Tensor) -> Tensor:
-        """Features (N, C, ...), normalised, in their own type."""
+        """Features (N, C, ...), normalized, in their own type."""
         if self.training or not torch.compiler.is_compiling():
             return super().forward(x)
         assert self.running_mean is not None
-        normalised = (x - along_channels(self.running_mean, x)) * along_channels(self.factor, x)
+        normalized = (x - along_channels(self.running_mean, x)) * along_channels(self.factor, x)
         if self.bias is not None:
-            normalised = normalised + along_channels(self.bias, x)
-        return normalised.to(x.dtype)
+            normalized = normalized + along_channels(self.bias, x)
+        return normalized.to(x.dtype)
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Whatever the layer that it was accepted."""
+        """Accept any number of dimensions, for layers of 1, 2 and 3 dimensions."""
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
         super()._load_from_state_dict(*arguments)
@@ -49,9 +58,24 @@ def _factor(layer: _BatchNorm) -> Tensor:
     return inverse if layer.weight is None else inverse * layer.weight
 
 
-def freeze_batch_norms(network: nn.Module) -> None:
-    """Turn the plain BatchNorm layers with running statistics into frozen ones, in place."""
-    for layer in network.modules():
-        if isinstance(layer, _BatchNorm) and type(layer) in PLAIN and layer.running_var is not None:
-            layer.__class__ = FrozenBatchNorm
-            layer.register_buffer("factor", _factor(layer), persistent=False)
+def freeze_batch_norms(network: nn.Module) -> nn.Module:
+    """`network` with its plain BatchNorm layers replaced by frozen ones, in place but for a network that is one layer.
+
+    Layers without running statistics stay as they are, and so do layers with hooks, which a replacement would lose.
+    """
+    frozen: dict[nn.Module, nn.Module] = {}  # a layer can have several places in a network
+
+    def convert(module: nn.Module) -> nn.Module:
+        if module not in frozen:
+            frozen[module] = FrozenBatchNorm(module) if isinstance(module, _BatchNorm) and _is_plain(module) else module
+            for name, child in module._modules.items():  # `named_children` would leave out a layer's second place
+                if child is not None:
+                    setattr(module, name, convert(child))
+        return frozen[module]
+
+    return convert(network)
+
+
+def _is_plain(layer: _BatchNorm) -> bool:
+    has_hooks = layer._forward_hooks or layer._forward_pre_hooks
+    return type(layer) in PLAIN and layer.running_var is not None and not has_hooks

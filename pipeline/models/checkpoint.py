@@ -1,4 +1,4 @@
-"""Networks in files of our own: tensors as safetensors, with what made them."""
+"""Network files that a run writes: tensors as safetensors, with their model and identity; and identities of models."""
 
 import json
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import torch
 
 from pipeline.models.classifier import Classifier
 from pipeline.models.config import ModelConfig
-from pipeline.models.sources import _is_published_name, _published_name
+from pipeline.models.sources import is_published_name, published_name
 from pipeline.runtime.config import to_plain
 from pipeline.runtime.files import atomic_file, sha256_of
 from pipeline.runtime.fingerprint import fingerprint
@@ -20,12 +20,12 @@ METADATA_KEY = "dreamdistill"
 
 
 def save_classifier(path: Path, classifier: Classifier, config: ModelConfig, identity: Mapping[str, Any]) -> None:
-    """Write the network's tensors as safetensors; model, normalisation and origin go into the metadata."""
-    tensors = {  # clones, since safetensors refuses tensors that share memory, as tied weights do
+    """Write the network's tensors as safetensors; the metadata has model, normalization and identity."""
+    tensors = {  # clones: safetensors refuses tensors that share memory, as tied weights do
         k: v.detach().cpu().clone(memory_format=torch.contiguous_format)
         for k, v in classifier.network.state_dict().items()
     }
-    mean, std = classifier.normalisation
+    mean, std = classifier.normalization
     description = {
         "source": config.source,
         "options": config.options,
@@ -40,12 +40,14 @@ def save_classifier(path: Path, classifier: Classifier, config: ModelConfig, ide
 
 
 def read_description(path: Path) -> dict[str, Any]:
-    """What `save_classifier` wrote beside the tensors; raises ValueError for files of other origin."""
+    """The metadata that `save_classifier` wrote; raises ValueError for files that it did not write."""
     try:
         with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is truncated or no safetensors file ({error}); remove it to make it anew") from error
+        raise ValueError(
+            f"{path} is truncated or not a safetensors file ({error}); remove it to make it again"
+        ) from error
     if METADATA_KEY not in metadata:
         raise ValueError(f"{path} was not written by a run; move it away, or name it as a model's `weights`")
     description: dict[str, Any] = json.loads(metadata[METADATA_KEY])
@@ -53,19 +55,19 @@ def read_description(path: Path) -> dict[str, Any]:
 
 
 def weights_identity(config: ModelConfig, key: str) -> dict[str, Any]:
-    """What a network is: its configuration, and the SHA-256 of its weight file and of its `python:FILE.py` code.
+    """What a network depends on: its configuration, and the SHA-256 of its weight file and its `python:FILE.py` code.
 
-    Raises ValueError, naming `key`, when there is no such file.
+    Raises ValueError, naming `key`, when the weight file does not exist.
     """
     identity: dict[str, Any] = to_plain(config)
-    if config.weights and not _is_published_name(config):
+    if config.weights and not is_published_name(config):
         path = Path(config.weights)
         if not path.is_file():
             raise ValueError(f"{key}: there is no file {path}; correct the path")
-        del identity["weights"]  # the content counts, not where it lies
+        del identity["weights"]  # the content counts, not the path
         identity["sha256"] = sha256_of(path)
     elif config.weights:
-        identity["weights"] = _published_name(config)
+        identity["weights"] = published_name(config)
     kind, _, name = config.source.partition(":")
     code = Path(name.rpartition(":")[0])
     if kind == "python" and code.is_file():

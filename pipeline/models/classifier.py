@@ -1,4 +1,4 @@
-"""`Classifier`: a network together with its normalisation, built from a named source, with weights loaded safely."""
+"""`Classifier`: a network with its normalization, built from a named source."""
 
 from pathlib import Path
 from typing import Self
@@ -7,48 +7,54 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.models.batch_norm import freeze_batch_norms
-from pipeline.models.config import ImageConfig, ModelConfig, Normalisation
-from pipeline.models.sources import _build_network, _is_published_name
+from pipeline.models.config import ImageConfig, ModelConfig, Normalization, identity_normalization
+from pipeline.models.sources import build_network, is_published_name
 from pipeline.models.weights import load_weights
 
 
 class Classifier(nn.Module):
-    """A network and its normalisation: pixels in [0, 1] of shape (N, C, H, W) to logits of shape (N, num_classes)."""
+    """A network and its normalization: pixels in [0, 1] of shape (N, C, H, W) to logits of shape (N, num_classes)."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(self, network: nn.Module, normalization: Normalization, num_classes: int) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.num_classes = network, num_classes
+        mean, std = normalization
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits of pixels in [0, 1]."""
-        logits: Tensor = self.network(self.normalise(pixels))
+        logits: Tensor = self.network(self.normalize(pixels))
         return logits
 
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """Pixels in [0, 1] in the space the network was trained in."""
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """Pixels in [0, 1], normalized as the network was trained."""
         return (pixels - self.mean) / self.std
 
     def freeze(self) -> Self:
-        """Evaluation mode, and no weight asks for a gradient (else a third of the backward pass is wasted).
+        """Set evaluation mode, and turn off the gradients of weights, which are a third of the backward pass.
 
-        Weights can be loaded after it, but not trained.
+        Weights can be loaded afterwards, but not trained.
         """
-        freeze_batch_norms(self.network)
+        self.network = freeze_batch_norms(self.network)
         return self.eval().requires_grad_(False)
 
     @property
-    def normalisation(self) -> Normalisation:
+    def normalization(self) -> Normalization:
         """(mean, std)."""
         return tuple(self.mean.flatten().tolist()), tuple(self.std.flatten().tolist())
 
     @property
+    def device(self) -> torch.device:
+        """The device of the tensors."""
+        return self.mean.device
+
+    @property
     def num_parameters(self) -> int:
-        """Trainable and frozen parameters, without buffers."""
+        """The number of trainable and frozen parameters, without buffers."""
         return sum(p.numel() for p in self.parameters())
 
 
@@ -57,27 +63,29 @@ def build_classifier(
     images: ImageConfig,
     *,
     seed: int = 0,
-    default_normalisation: Normalisation | None = None,
+    default_normalization: Normalization | None = None,
 ) -> Classifier:
     """Build the network of `config`, load its weights if it names any, and check that it fits `images`.
 
-    Initial weights are drawn with `seed`. Raises ValueError when the source or the weights cannot be had, the weights
-    belong to another network, or channels or classes do not fit.
+    Initial weights are drawn with `seed`. `default_normalization` applies if neither the config nor published weights
+    give one. Raises ValueError when the source or the weights are not available, when the weights belong to another
+    network, or when channels or classes do not fit.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch's initialisers read only the global generator
-        network, published = _build_network(config, images)
+        torch.default_generator.manual_seed(seed)  # torch's initializers read only the global generator
+        network, published = build_network(config, images)
     if config.mean is not None and config.std is not None:
-        mean, std = config.mean, config.std
+        normalization = config.mean, config.std
     else:
-        mean, std = published or default_normalisation or ((0.0,) * images.channels, (1.0,) * images.channels)
+        normalization = published or default_normalization or identity_normalization(images.channels)
+    mean, std = normalization
     if len(mean) != images.channels or len(std) != images.channels:
         raise ValueError(
             f"{config.source}: mean {mean} and std {std} need one value for each of images.channels={images.channels}"
         )
-    if config.weights and not _is_published_name(config):
+    if config.weights and not is_published_name(config):
         load_weights(network, Path(config.weights), config.source)
-    classifier = Classifier(network, mean, std)
+    classifier = Classifier(network, normalization, images.num_classes)
     check_fit(classifier, config, images)
     return classifier
 
@@ -88,18 +96,18 @@ def load_frozen(config: ModelConfig, images: ImageConfig, device: torch.device) 
 
 
 def check_fit(classifier: Classifier, config: ModelConfig, images: ImageConfig) -> None:
-    """Raise ValueError unless the classifier turns images of that shape into `num_classes` logits."""
+    """Raise ValueError unless the classifier maps images of that shape to `num_classes` logits."""
     was_training = classifier.training
     try:
         with torch.no_grad():
-            logits = classifier.eval()(torch.zeros(1, *images.shape, device=classifier.mean.device))
+            logits = classifier.eval()(torch.zeros(1, *images.shape, device=classifier.device))
     except (RuntimeError, ValueError, AssertionError) as error:
         raise ValueError(f"{config.source} cannot read images of (C, H, W) = {images.shape}: {error}") from error
     finally:
         classifier.train(was_training)
     if not isinstance(logits, Tensor) or logits.shape != (1, images.num_classes):
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        output = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(
-            f"{config.source} answers one image with {found}, images.num_classes={images.num_classes} "
+            f"{config.source} returns {output} for one image, images.num_classes={images.num_classes} "
             f"needs (1, {images.num_classes}); set images.num_classes or the network's options"
         )

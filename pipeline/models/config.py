@@ -9,12 +9,24 @@ SOURCES = ("cifar10", "torchvision", "timm", "python")
 
 
 # (mean, std), one value a channel.
-Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+Normalization = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+def identity_normalization(num_channels: int) -> Normalization:
+    """Mean 0 and standard deviation 1: pixels stay as they are."""
+    return (0.0,) * num_channels, (1.0,) * num_channels
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageConfig:
-    """What every network of a run sees and says: (channels, height, width) pixels in, `num_classes` logits out."""
+    """Shape and classes of the images: every network of a run maps (channels, height, width) to `num_classes` logits.
+
+    Attributes:
+        channels: Color channels, 1 (gray) or 3 (RGB).
+        height: Height in pixels, at least 1.
+        width: Width in pixels, at least 1.
+        num_classes: Number of classes, 2 to 10,000. Labels are 0 to `num_classes` - 1.
+    """
 
     channels: int
     height: int
@@ -29,6 +41,11 @@ class ImageConfig:
             raise ConfigError(f"num_classes: {self.num_classes} must be at least 2")
 
     @property
+    def size(self) -> tuple[int, int]:
+        """(H, W)."""
+        return self.height, self.width
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
         return self.channels, self.height, self.width
@@ -36,11 +53,18 @@ class ImageConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Where a network comes from: `cifar10:resnet20`, `torchvision:resnet50`, `timm:NAME`, `python:module:function`.
+    """A network: its architecture, its weights, and the normalization of its input.
 
-    `options` go to its constructor. `weights` is a safetensors or torch file, or (torchvision, timm) the name of
-    published weights such as `DEFAULT`. `mean` and `std` normalise pixels in [0, 1], one value a channel; without
-    them the published weights' own are used, or mean 0 and deviation 1.
+    Attributes:
+        source: Where the architecture comes from, as KIND:NAME: `cifar10:resnet20`, `torchvision:resnet50`,
+            `timm:resnet50.a1_in1k`, `python:package.module:function` or `python:path/to/file.py:function`.
+        options: Keyword arguments of the network's constructor, such as `{width: 8}`.
+        weights: A safetensors or torch file, or the name of published weights (torchvision: such as `IMAGENET1K_V1` or
+            `DEFAULT`; timm: `DEFAULT`). null: random initial weights.
+        mean: Per-channel mean that is subtracted from pixels in [0, 1]; give it together with `std`. null: that of the
+            published weights, else 0 (for the student, the teacher's).
+        std: Per-channel standard deviation that pixels are divided by after `mean` is subtracted; positive. null: that
+            of the published weights, else 1 (for the student, the teacher's).
     """
 
     source: str

@@ -10,10 +10,11 @@ from typing import Any
 
 from torch import nn
 
-from pipeline.models.config import ImageConfig, ModelConfig, Normalisation
+from pipeline.models.config import ImageConfig, ModelConfig, Normalization
 
 
-def _is_published_name(config: ModelConfig) -> bool:
+def is_published_name(config: ModelConfig) -> bool:
+    """Whether `weights` names published weights of torchvision or timm, and not a file."""
     if config.weights is None:
         return False
     if config.source.startswith("timm:"):
@@ -21,8 +22,8 @@ def _is_published_name(config: ModelConfig) -> bool:
     return config.source.startswith("torchvision:") and Path(config.weights).suffix == "" and "/" not in config.weights
 
 
-def _published_name(config: ModelConfig) -> str:
-    """The name of published weights behind the alias DEFAULT, which another version of the library gives another."""
+def published_name(config: ModelConfig) -> str:
+    """The name of the published weights; DEFAULT is an alias that depends on the version of the library."""
     kind, _, name = config.source.partition(":")
     assert config.weights is not None
     if kind == "torchvision":
@@ -33,8 +34,11 @@ def _published_name(config: ModelConfig) -> str:
     return f"{preset.architecture}.{preset.tag}" if preset else config.weights
 
 
-def _build_network(config: ModelConfig, images: ImageConfig) -> tuple[nn.Module, Normalisation | None]:
-    """The network, and the (mean, std) that its published weights were trained with, or None."""
+def build_network(config: ModelConfig, images: ImageConfig) -> tuple[nn.Module, Normalization | None]:
+    """The network, and the (mean, std) that its published weights were trained with, or None.
+
+    Raises ValueError when the source, its options or its published weights are not available.
+    """
     kind, _, name = config.source.partition(":")
     build = {"cifar10": _cifar10, "torchvision": _torchvision, "timm": _timm, "python": _python}[kind]
     try:
@@ -52,16 +56,18 @@ def _build_network(config: ModelConfig, images: ImageConfig) -> tuple[nn.Module,
 
 
 def _cifar10(name: str, config: ModelConfig, images: ImageConfig) -> tuple[nn.Module, None]:
-    from cifar10.networks import build_network
+    from cifar10 import networks
 
-    return build_network(name, in_channels=images.channels, num_classes=images.num_classes, **config.options), None
+    return networks.build_network(
+        name, in_channels=images.channels, num_classes=images.num_classes, **config.options
+    ), None
 
 
-def _torchvision(name: str, config: ModelConfig, images: ImageConfig) -> tuple[nn.Module, Normalisation | None]:
+def _torchvision(name: str, config: ModelConfig, images: ImageConfig) -> tuple[nn.Module, Normalization | None]:
     import torchvision.models
 
     members = _torchvision_weights(name)
-    if config.weights is None or not _is_published_name(config):
+    if config.weights is None or not is_published_name(config):
         return torchvision.models.get_model(name, num_classes=images.num_classes, **config.options), None
     if config.weights not in members:
         raise ValueError(f"torchvision:{name} has no weights {config.weights!r}; it has {', '.join(members)}")
@@ -72,7 +78,7 @@ def _torchvision(name: str, config: ModelConfig, images: ImageConfig) -> tuple[n
 
 
 def _torchvision_weights(name: str) -> Mapping[str, Any]:
-    """The published weights of a network by name, aliases among them."""
+    """The published weights of a network by name, including aliases."""
     import torchvision.models
 
     if name not in torchvision.models.list_models(torchvision.models):
@@ -81,19 +87,19 @@ def _torchvision_weights(name: str) -> Mapping[str, Any]:
     return members
 
 
-def _timm(name: str, config: ModelConfig, images: ImageConfig) -> tuple[nn.Module, Normalisation | None]:
+def _timm(name: str, config: ModelConfig, images: ImageConfig) -> tuple[nn.Module, Normalization | None]:
     timm = _import_timm(name)
     if not timm.is_model(name):
         raise ValueError(f"timm has no model {name!r}; timm.list_models() lists them")
     network = timm.create_model(
         name,
-        pretrained=_is_published_name(config),
+        pretrained=is_published_name(config),
         num_classes=images.num_classes,
         in_chans=images.channels,
         **config.options,
     )
     preset: dict[str, Any] = network.pretrained_cfg
-    return network, (tuple(preset["mean"]), tuple(preset["std"])) if _is_published_name(config) else None
+    return network, (tuple(preset["mean"]), tuple(preset["std"])) if is_published_name(config) else None
 
 
 def _import_timm(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Tensors from the weight files that people have, read without running any code in them."""
+"""Weight files: tensors are read from them, and no code in them is run."""
 
 import pickle
 from collections.abc import Mapping
@@ -12,31 +12,31 @@ from torch import Tensor, nn
 
 from pipeline.runtime.fingerprint import KEYS_SHOWN
 
-# The names under which public training scripts wrap a state dict, and the prefixes that wrappers of a network add.
+# Keys under which public training scripts store a state dict, and prefixes that wrappers of a network add.
 WRAPPINGS = ("state_dict", "model_state_dict", "model", "net", "network")
 
 
 PREFIXES = ("module.", "_orig_mod.")
 
 
-# Other names that public checkpoints of the same networks use for a part of a key.
+# (part of a key in public checkpoints, its name in our networks).
 ALIASES = (("linear.", "fc."), ("classifier.", "fc."), (".shortcut.", ".downsample."))
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors or torch file; torch files are read without running any code in them."""
+    """The tensors of a safetensors or torch file. Raises ValueError when it is damaged or holds more than tensors."""
     if not path.is_file():
         raise ValueError(f"weights: there is no file {path}")
     if path.suffix == ".safetensors":
         try:
             return safetensors.torch.load_file(path)
         except safetensors.SafetensorError as error:
-            raise ValueError(f"weights: {path} is truncated or no safetensors file ({error})") from error
+            raise ValueError(f"weights: {path} is truncated or not a safetensors file ({error})") from error
     try:
         content = load_tensors(path)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"weights: {path} holds more than tensors, loading it could run code in it, so it is refused; "
+            f"weights: {path} holds more than tensors, and loading it could run code; "
             "save the network's state_dict() alone"
         ) from error
     except ValueError as error:
@@ -45,7 +45,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_tensors(path: Path) -> Any:
-    """The content of a torch file on the CPU, without running any code in it.
+    """The content of a torch file on the CPU; no code in it is run.
 
     Raises pickle.UnpicklingError when it holds more than plain data and tensors, ValueError when it is damaged.
     """
@@ -54,7 +54,7 @@ def load_tensors(path: Path) -> Any:
     except pickle.UnpicklingError:
         raise
     except Exception as error:  # what the unpickler raises on damaged bytes is not specified
-        raise ValueError(f"{path} is truncated or no torch file ({error})") from error
+        raise ValueError(f"{path} is truncated or not a torch file ({error})") from error
 
 
 def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
@@ -66,7 +66,7 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def load_weights(network: nn.Module, path: Path, source: str) -> None:
-    """Load the tensors of `path` into `network`; raises ValueError that lists the keys that do not fit."""
+    """Load the tensors of `path` into `network`; raises ValueError with the keys that do not fit."""
     tensors = read_weights(path)
     while prefix := next((p for p in PREFIXES if tensors and all(key.startswith(p) for key in tensors)), None):
         tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
@@ -87,7 +87,7 @@ def load_weights(network: nn.Module, path: Path, source: str) -> None:
 
 
 def _rename(key: str, expected: Mapping[str, Tensor]) -> str:
-    """The name that `key` goes by in this network, if an alias leads to one; else `key` itself."""
+    """The name of `key` in this network, if an alias gives one; else `key` itself."""
     renamed = (key.replace(theirs, ours) for theirs, ours in ALIASES)
     return next((name for name in renamed if name in expected), key)
 

@@ -1,4 +1,4 @@
-"""`precision` and `compile`: what a config asks for, and what `auto` comes to on this machine."""
+"""The settings `precision` and `compile`, and how `auto` is resolved on this machine."""
 
 import warnings
 from dataclasses import replace
@@ -16,8 +16,8 @@ Precision = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", True, False]
 
 
-# Pixels that a stage's steps see, all images and steps together, from which on compiling pays. It takes 10 to 60 s: as
-# long as it saves on the digits (4e7 pixels of synthesis), a tenth of what it saves on CIFAR-10 (1e9).
+# Compilation pays when the steps of a stage process at least so many pixels, over all images and steps. It takes 10 to
+# 60 s. That is what it saves on the digits (4e7 pixels of synthesis), and a tenth of what it saves on CIFAR-10 (1e9).
 PIXELS_WORTH_COMPILING = 100_000_000
 
 
@@ -35,18 +35,19 @@ Config = TypeVar("Config", bound=_Accelerated)
 
 
 def resolved(config: Config, device: torch.device, num_pixels: int, key: str) -> Config:
-    """`config`, named `key`, with both settings decided for steps that see `num_pixels` pixels in all on `device`.
+    """`config` (the section `key`) with both settings resolved, for steps that process `num_pixels` pixels on `device`.
 
-    `auto` is bfloat16 where the hardware multiplies it, and compiled where that pays and works, else with a warning.
-    Warns of bfloat16 without hardware for it; raises ConfigError for `compile: true` where nothing can be compiled.
+    `precision: auto` is bfloat16 if the hardware multiplies it, else float32. `compile: auto` is true if compilation
+    pays and works; if it pays but does not work, it is false and a warning says why. Warns of bfloat16 without hardware
+    support. Raises ConfigError for `compile: true` on a machine that cannot compile.
     """
     precision, compile = config.precision, config.compile
     if precision == "auto":
         precision = "bfloat16" if multiplies_bfloat16(device) else "float32"
     elif precision == "bfloat16" and not multiplies_bfloat16(device):
         warnings.warn(
-            f"{key}.precision: bfloat16, but {device_name(device)} does not multiply it itself: {SLOWDOWN} slower than "
-            "float32; set it to auto or float32",
+            f"{key}.precision: bfloat16, but {device_name(device)} has no hardware for it, which makes it {SLOWDOWN} "
+            "slower than float32; set it to auto or float32",
             stacklevel=2,
         )
     if compile == "auto":
@@ -58,6 +59,6 @@ def resolved(config: Config, device: torch.device, num_pixels: int, key: str) ->
 
 def _compiles(device: torch.device) -> bool:
     missing = why_not_compiled(device)
-    if missing:  # the same text for every key, so that it is told once
-        warnings.warn(f"compile: auto runs uncompiled, about half as fast: {missing}", stacklevel=2)
+    if missing:  # the text is the same for every key, so that it is shown once
+        warnings.warn(f"compile: auto is false here, which is about half as fast: {missing}", stacklevel=2)
     return missing is None

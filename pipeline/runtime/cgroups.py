@@ -1,4 +1,4 @@
-"""What the control groups around this process, such as a container's or a batch system's, let it have (Linux)."""
+"""Limits of the control groups around this process, such as those of a container or a batch system (Linux)."""
 
 import math
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ MEMBERSHIP, ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def core_limit() -> float:
-    """Cores that the tightest quota is worth; infinite without one."""
+    """The number of cores of the tightest CPU quota; infinite without one."""
     limits = [math.inf]
     for folder in _folders("cpu"):
         words = _words(folder / "cpu.max")
@@ -20,7 +20,7 @@ def core_limit() -> float:
 
 
 def free_memory_bytes() -> float:
-    """What the fullest group has left, files that can be dropped from memory not counted; infinite without a limit."""
+    """Free bytes of the group with the least left; cached files do not count as used. Infinite without a limit."""
     free = [math.inf]
     for folder in _folders("memory"):
         limit = _words(folder / "memory.max") or _words(folder / "memory.limit_in_bytes")
@@ -33,7 +33,7 @@ def free_memory_bytes() -> float:
 
 
 def _folders(controller: str) -> Iterator[Path]:
-    """The group of this process and those around it; in a container the path may not exist, but the root does."""
+    """The group of this process and its ancestors. In a container the path may not exist, but the root does."""
     for line in _text(MEMBERSHIP).splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):

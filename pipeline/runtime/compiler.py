@@ -1,4 +1,4 @@
-"""Compiling what runs thousands of times, where this machine has what a compiler needs."""
+"""Compilation of steps that run thousands of times, on machines that have what the compiler needs."""
 
 import hashlib
 import shutil
@@ -19,11 +19,11 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 
-# Of the vectors that PyTorch uses on x86 processors; the compiler knows others by itself.
+# Width of the vectors that PyTorch uses on x86 processors; the compiler knows the others by itself.
 VECTOR_BITS = {"AVX2": 256, "AVX512": 512}
 
 
-# What an error of a compiler says, and what is missing then; Inductor makes C++ for the CPU, Triton needs C for CUDA.
+# (text in the error of a compiler, what is missing). Inductor generates C++ for the CPU; Triton needs C for CUDA.
 MISSING_PARTS = (
     ("InvalidCxxCompiler", "there is no C++ compiler; install g++ or clang++"),
     ("Failed to find C compiler", "there is no C compiler; install gcc or clang"),
@@ -34,26 +34,29 @@ MISSING_PARTS = (
 )
 
 
-def compiled(
-    function: Callable[Parameters, Result], device: torch.device, *, cuda_graphs: bool = False
+def maybe_compile(
+    function: Callable[Parameters, Result], device: torch.device, *, enabled: bool = True, cuda_graphs: bool = False
 ) -> Callable[Parameters, Result]:
-    """`function` compiled for each shape it meets; the first call raises ValueError when it cannot be compiled.
+    """`function`, compiled for each shape of its arguments if `enabled`.
 
-    PyTorch makes C++ for the CPU and Triton kernels for CUDA; there, `cuda_graphs` has them launched as one, and each
-    call overwrites the results of the one before.
+    PyTorch generates C++ for the CPU and Triton kernels for CUDA. With `cuda_graphs` the kernels are launched as one,
+    and each call overwrites the results of the call before. The first call raises ValueError when the function cannot
+    be compiled.
     """
+    if not enabled:
+        return function
     import torch._dynamo.config as dynamo_config
     import torch._inductor.config as inductor_config
 
-    # In DistributedDataParallel a step would be cut at the buckets of gradients, so that they travel while the rest is
-    # computed: a tenth slower on two cores than one graph, and compiled anew at each start.
+    # DistributedDataParallel would cut a step at the buckets of gradients, to send them while the rest is computed. On
+    # two cores that is a tenth slower than one graph, and it is compiled again at each start.
     dynamo_config.optimize_ddp = False
-    # Every compiler builds the vector instructions that the processor has; to try them takes seconds at each start. As
-    # an option this would not reach what is loaded from the compiler's cache.
+    # Every compiler supports the vector instructions of the processor; the test for it takes seconds at each start. As
+    # an option, this setting would not reach code that is loaded from the compiler's cache.
     inductor_config.cpp.vec_isa_ok = True
-    # Code for the CPU has the number of threads and the width of vectors in it; as options they are part of the key
-    # of the compiler's cache. Without the width, code for AVX2 is taken from a cache on a processor with AVX-512, built
-    # anew for its vectors of twice the width, and writes past its buffers (PyTorch 2.11).
+    # Code for the CPU depends on the number of threads and the width of vectors; options are part of the key of the
+    # compiler's cache. Without the width in the key, a processor with AVX-512 takes code for AVX2 from the cache,
+    # builds it for vectors of twice the width, and writes past its buffers (PyTorch 2.11).
     options: dict[str, Any] = {
         "cpp.threads": torch.get_num_threads(),
         "cpp.simdlen": VECTOR_BITS.get(torch.backends.cpu.get_cpu_capability()),
@@ -72,33 +75,33 @@ def compiled(
 
 @lru_cache
 def why_not_compiled(device: torch.device) -> str | None:
-    """What a compiler for `device` lacks on this machine, found by compiling two lines; None when it works.
+    """What the compiler for `device` lacks on this machine; None when it can compile two lines.
 
-    That it worked is remembered in the user's cache, since a try takes seconds even where nothing will be compiled.
+    The test takes seconds. When it succeeds, an empty file in the user's cache records that.
     """
-    mark = _works_mark(device)
+    mark = _success_mark(device)
     if mark.exists():
         return None
     try:
-        compiled(lambda x: torch.sin(x) + 1, device)(torch.zeros(8, device=device))
+        maybe_compile(lambda x: torch.sin(x) + 1, device)(torch.zeros(8, device=device))
     except ValueError as error:
         return _reason(error.__cause__ or error)
-    with suppress(OSError):  # it can be found out again
+    with suppress(OSError):  # the next process tests again
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
     return None
 
 
-def _works_mark(device: torch.device) -> Path:
-    """A file that is there when the compiler found now, for this device, has compiled for this PyTorch and Python."""
+def _success_mark(device: torch.device) -> Path:
+    """The file that exists when this compiler has compiled for this device, PyTorch and Python."""
     tools = [shutil.which(name) for name in (compiler_name(), "g++", "clang++", "gcc", "clang")]
     facts = [device.type, torch.__version__, sys.version, sys.prefix, *tools]
     return cache_folder() / f"compiles-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}"
 
 
 def _reason(error: BaseException) -> str:
-    """What is missing, or the first line of the error that tells something."""
+    """The missing part, if the error is a known one, else the first informative line of the error."""
     text = str(error)
-    known = [advice for mark, advice in MISSING_PARTS if mark in text]
+    known_parts = [advice for mark, advice in MISSING_PARTS if mark in text]
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("backend=")]
-    return known[0] if known else lines[0] if lines else type(error).__name__
+    return known_parts[0] if known_parts else lines[0] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Moving tensors to a device and waiting for it."""
+"""Transfers to a device, and synchronization with it."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has nothing left to do."""
+def synchronize(device: torch.device) -> None:
+    """Wait until the device is idle."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

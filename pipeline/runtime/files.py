@@ -1,4 +1,4 @@
-"""Files that are complete or absent: written under a temporary name, synced, then renamed."""
+"""Atomic files: written under a temporary name, synced, then renamed; so a file is complete or absent."""
 
 import errno
 import fcntl
@@ -21,8 +21,8 @@ _CHUNK_BYTES = 1 << 20
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """Open `path` for writing; the name appears only when the block ends without an exception.
 
-    The temporary name is derived from `path`, so what a killed process left behind is overwritten by the next try.
-    Raises OSError with the path and the fix when the folder cannot be written or the disk is full.
+    The temporary name is derived from `path`, so the next attempt overwrites what a killed process left. Raises OSError
+    with the path and the fix when the folder cannot be written or the disk is full.
     """
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     with explained_errors(path):
@@ -40,14 +40,14 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def make_folder(folder: Path) -> None:
-    """Make `folder` and its parents where they are not there yet; raises OSError with the fix."""
+    """Make `folder` and its parents if they do not exist; raises OSError with the fix."""
     with explained_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
 def explained_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError while `path` is written into one that names it and the fix; those of other files pass."""
+    """Turn an OSError about `path` into one that names the path and the fix; errors about other files pass."""
     try:
         yield
     except OSError as error:
@@ -64,14 +64,14 @@ def _fix(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return "the disk or quota is full: free space and run the same command again; finished parts are kept"
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
-        return "a file is in the place of a folder: remove it, or set shards_dir / checkpoints_dir"
+        return "a file has the name of a folder: remove it, or set shards_dir / checkpoints_dir"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "check the permissions of the folder, or set shards_dir / checkpoints_dir"
     return error.strerror or str(error)
 
 
 def _remove_quietly(path: Path) -> None:
-    with suppress(OSError):  # the error that led here is the one to report
+    with suppress(OSError):  # the error to report is the one that led here
         path.unlink()
 
 
@@ -85,11 +85,11 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def exclusive_lock(path: Path) -> Iterator[None]:
-    """Hold `path` as a lock; raises ValueError when another process holds it. A killed process lets go of it."""
+    """Hold `path` as a lock; raises ValueError when another process holds it. A killed process releases its lock."""
     make_folder(path.parent)
     with explained_errors(path):
         path.touch()
-    with open(path, "a") as file:  # network file systems lock only what is open for writing
+    with open(path, "a") as file:  # network file systems lock only files that are open for writing
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -120,14 +120,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_range(path: Path, offset: int, size: int) -> bytes:
-    """`size` bytes of a file from `offset` on, fewer where it ends before."""
+    """`size` bytes of a file from `offset` on, fewer if it ends before."""
     with open(path, "rb", buffering=0) as file:
         file.seek(offset)
         return file.read(size)
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal; remembered while size and time stamp stay the same."""
+    """The SHA-256 of a file's bytes, in hexadecimal; cached while size and time stamp stay the same."""
     state = path.stat()
     return _sha256(path, state.st_size, state.st_mtime_ns)
 

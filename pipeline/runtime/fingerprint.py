@@ -1,4 +1,4 @@
-"""Identities of outputs: their fingerprint, and how two of them differ."""
+"""Fingerprints of identities, and the comparison of two identities."""
 
 import hashlib
 import importlib.metadata
@@ -19,21 +19,21 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """The keys in which two identities differ, as `key: there -> here`, for an error message."""
-    before, after = dict(_flatten(to_plain(there))), dict(_flatten(to_plain(here)))
+def differences(existing: Mapping[str, Any], current: Mapping[str, Any]) -> str:
+    """The keys in which the identity of an existing output differs from the current one, for an error message."""
+    before, after = dict(_flatten(to_plain(existing))), dict(_flatten(to_plain(current)))
     pairs = {k: (before.get(k, "absent"), after.get(k, "absent")) for k in sorted(before.keys() | after.keys())}
-    changed = [f"{k}: {old} there, {new} here" for k, (old, new) in pairs.items() if old != new]
+    changed = [f"{k}: {old} before, {new} now" for k, (old, new) in pairs.items() if old != new]
     more = [f"and {len(changed) - KEYS_SHOWN} more"] if len(changed) > KEYS_SHOWN else []
     return "; ".join(changed[:KEYS_SHOWN] + more)
 
 
-def refuse_other(what: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Raise ConfigError when an existing output was made under another identity."""
-    if fingerprint(there) != fingerprint(here):
+def require_same_identity(output: str, existing: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Raise ConfigError when an existing output was made under another identity than the current one."""
+    if fingerprint(existing) != fingerprint(current):
         raise ConfigError(
-            f"{what} was made with another configuration ({differences(there, here)}); nothing was changed. Set "
-            "another `name`, or remove it (`make clean` removes all of the run)"
+            f"{output} was made with another configuration ({differences(existing, current)}); nothing was changed. "
+            "Set another `name`, or remove it (`make clean` removes all outputs of the run)"
         )
 
 
@@ -46,6 +46,6 @@ def _flatten(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def versions() -> dict[str, str]:
-    """What computed an output: interpreter and libraries whose versions can change its bytes."""
+    """The versions of the interpreter and of the libraries that can change the bytes of an output."""
     names = ("torch", "torchvision", "numpy", "Pillow", "webdataset")
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}

@@ -1,4 +1,4 @@
-"""What this machine has and does fast: cores, memory, bfloat16 units; asked for, never assumed."""
+"""The hardware of this machine: cores, memory, bfloat16 units, drivers. Nothing is assumed, everything is queried."""
 
 import ctypes
 import math
@@ -16,18 +16,18 @@ import torch
 
 from pipeline.runtime import cgroups
 
-# What the kernel says of the processor and the driver, where it is Linux.
+# Files in which Linux describes the processor, the memory and the driver.
 CPU_INFO, MEMORY_INFO = Path("/proc/cpuinfo"), Path("/proc/meminfo")
 
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
-# The first CUDA architecture whose tensor cores multiply bfloat16; older ones emulate it.
+# The first CUDA architecture with tensor cores for bfloat16; older ones emulate it.
 BFLOAT16_CAPABILITY = (8, 0)
 
 
-# How much slower bfloat16 is than float32 on processors that do not multiply it (docs/performance.md).
+# Slowdown of bfloat16 relative to float32 on processors without hardware for it (docs/performance.md).
 SLOWDOWN = "8 to 18 times"
 
 
@@ -35,24 +35,24 @@ SLOWDOWN = "8 to 18 times"
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
-# Share of the free memory that the heap may reach in large pages; beyond, it grows in small ones.
+# Share of the free memory up to which the heap uses large pages; above, it uses small ones.
 HEAP_SHARE = 0.5
 
 
 def num_usable_cores() -> int:
-    """Cores that this process may use: its affinity and its container's quota count, not the machine's size."""
+    """The number of cores that this process may use: the least of the machine's, its affinity and its CPU quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return math.ceil(min(cores, cgroups.core_limit()))
 
 
 def free_memory_bytes(device: torch.device) -> int:
-    """Memory that can still be had: of a CUDA device, else of the machine and the container around the process."""
+    """Free memory in bytes: of a CUDA device, else of the machine and its container limits."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     fields = {line.partition(":")[0]: line.split()[1] for line in _lines(MEMORY_INFO)}
     if "MemAvailable" in fields:
         free = int(fields["MemAvailable"]) * 1024
-    else:  # macOS tells only how much there is
+    else:  # macOS reports only the total
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     return int(min(free, cgroups.free_memory_bytes()))
 
@@ -62,7 +62,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory that was in use so far: of a CUDA device, else of this process."""
+    """Peak memory so far in bytes: of a CUDA device, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -71,10 +71,10 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 @cache
 def keep_freed_memory(num_sharing: int = 1) -> None:
-    """Have glibc keep what is freed for the next allocation, in large pages; other allocators stay as they are.
+    """Make glibc keep freed memory for the next allocation, in large pages; other allocators stay as they are.
 
-    Every step frees its feature maps and asks for them again, and getting them from the system takes up to a quarter
-    of inversion on the CPU. The machine's memory is shared by `num_sharing` processes.
+    Every step frees its feature maps and allocates them again. Without this, the system calls take up to a quarter of
+    the time of inversion on the CPU. `num_sharing` processes share the memory of the machine.
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -87,7 +87,7 @@ def keep_freed_memory(num_sharing: int = 1) -> None:
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     libc.mallopt(M_MMAP_MAX, 0)
     libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
-    # Addresses, no memory: the heap grows by them at once, so that all of it can be marked for large pages.
+    # This reserves addresses, not memory: the heap grows at once, so that all of it can be marked for large pages.
     num_bytes = int(HEAP_SHARE * free_memory_bytes(torch.device("cpu")) / num_sharing)
     start = libc.malloc(num_bytes)
     if start:
@@ -97,35 +97,35 @@ def keep_freed_memory(num_sharing: int = 1) -> None:
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16 itself; without it, that is slower than float32 (see SLOWDOWN)."""
+    """Whether the hardware multiplies bfloat16; without such hardware it is slower than float32 (see SLOWDOWN)."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= BFLOAT16_CAPABILITY
     units = torch.cpu.get_capabilities()
     has_units = bool(units.get("amx_bf16") or units.get("avx512_bf16"))
-    # The variable ATEN_CPU_CAPABILITY makes PyTorch take a processor for a smaller one.
+    # The variable ATEN_CPU_CAPABILITY makes PyTorch use fewer instructions than the processor has.
     return has_units and torch.backends.cpu.get_cpu_capability().startswith(("AVX512", "AMX"))
 
 
 def device_name(device: torch.device) -> str:
-    """The device with the model of its processor, for a person: `cuda:0 (NVIDIA H100)`, `cpu (AMD EPYC)`."""
+    """The device and its model, for a message: `cuda:0 (NVIDIA H100)`, `cpu (AMD EPYC)`."""
     return f"{device} ({torch.cuda.get_device_name(device) if device.type == 'cuda' else processor_name()})"
 
 
 def processor_name() -> str:
-    """The model of the processor, so far as the system tells it."""
+    """The model of the processor, as far as the system reports it."""
     names = [line.partition(":")[2].strip() for line in _lines(CPU_INFO) if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
 
 def is_cuda_usable() -> bool:
-    """Whether PyTorch can compute on CUDA devices; those that the system counts may have a driver that is too old."""
+    """Whether PyTorch can compute on CUDA devices; a driver that is too old makes this false."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.cuda.is_available()
 
 
 def unusable_driver() -> str | None:
-    """Why PyTorch cannot use the NVIDIA driver of this machine; None where it can, or where there is no driver."""
+    """Why PyTorch cannot use the NVIDIA driver of this machine; None if it can, or if there is no driver."""
     if not (NVIDIA_DRIVER.exists() or shutil.which("nvidia-smi")) or is_cuda_usable():
         return None
     if torch.version.cuda is None:

@@ -1,4 +1,4 @@
-"""Cutting `range(total)` into parts."""
+"""Ranges of indices, split evenly."""
 
 
 def even_ranges(total: int, parts: int) -> list[range]:
@@ -7,5 +7,5 @@ def even_ranges(total: int, parts: int) -> list[range]:
 
 
 def batch_ranges(total: int, batch_size: int) -> list[range]:
-    """`range(total)` in as few batches of at most `batch_size` as possible, all of about the same size."""
+    """`range(total)` in the fewest batches of at most `batch_size`; their lengths differ by at most one."""
     return even_ranges(total, -(-total // batch_size))

@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,57 +14,65 @@ from tqdm import tqdm
 
 from pipeline.runtime.files import explained_errors, make_folder
 
-# What a loop calls on a logging step: the step, and its figures.
+# A loop calls this on a logging step, with the step and its figures.
 OnStep = Callable[[int, dict[str, float]], None]
 
 
-class Recorder:
-    """Appends to `metrics.jsonl` and moves one progress bar."""
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """What a stage has to do: `total` and `done` count `unit`s, such as steps. `round_index` is None without rounds."""
 
-    def __init__(self, file: IO[bytes], bar: "tqdm[Any]", place: dict[str, Any]) -> None:
-        self._file, self._bar, self._place = file, bar, place
+    stage: str
+    total: int
+    unit: str
+    done: int = 0
+    round_index: int | None = None
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """The keys that every line of the stage has."""
+        return {"stage": self.stage} | ({} if self.round_index is None else {"round": self.round_index})
+
+
+class Recorder:
+    """Appends to `metrics.jsonl` and moves one progress bar; made by `open_recorder`."""
+
+    def __init__(self, file: IO[bytes], bar: "tqdm[Any]", progress: Progress) -> None:
+        self.progress = progress
+        self._file, self._bar = file, bar
         self._logged_at = time.perf_counter()
 
     def advance(self, done: int) -> None:
         """Move the bar to `done` units."""
         self._bar.update(done - self._bar.n)
 
-    def log(self, step: int, figures: dict[str, float], *, done: int | None = None, **place: int) -> None:
+    def log(self, step: int, figures: dict[str, float], *, steps_before: int = 0, **place: int) -> None:
         """Write one line (stage, round, `place`, step, seconds since the line before, figures) and move the bar.
 
-        The bar goes to `done` units, by default to `step` + 1.
+        The bar goes to `steps_before` + `step` + 1 units.
         """
         now = time.perf_counter()
-        line = {**self._place, **place, "step": step, "elapsed_s": round(now - self._logged_at, 4), **figures}
+        elapsed_s = round(now - self._logged_at, 4)
+        line = {**self.progress.place, **place, "step": step, "elapsed_s": elapsed_s, **figures}
         self._logged_at = now
         with explained_errors(Path(self._file.name)):
             self._file.write((json.dumps(line) + "\n").encode())
-        self.advance(step + 1 if done is None else done)
+        self.advance(steps_before + step + 1)
 
 
 @contextmanager
-def open_recorder(
-    path: Path,
-    stage: str,
-    *,
-    total: int,
-    unit: str,
-    done: int = 0,
-    visible: bool = True,
-    round_index: int | None = None,
-) -> Iterator[Recorder]:
-    """A recorder for one stage; `total` and `done` count `unit`s. The bar shows on a terminal, if `visible`."""
+def open_recorder(path: Path, progress: Progress, *, visible: bool = True) -> Iterator[Recorder]:
+    """A recorder that appends to `path`. The bar shows on a terminal, if it is `visible`."""
     make_folder(path.parent)
     _end_last_line(path)
-    place = {"stage": stage} if round_index is None else {"stage": stage, "round": round_index}
-    title = " ".join(map(str, place.values()))
+    title = " ".join(map(str, progress.place.values()))
     hidden = None if visible else True  # None: hidden unless the output is a terminal
     # Unbuffered, so that a line is either in the file or its failure is reported where it is written.
     with (
         open(path, "ab", buffering=0) as file,
-        tqdm(total=total, initial=done, unit=f" {unit}", desc=title, disable=hidden) as bar,
+        tqdm(total=progress.total, initial=progress.done, unit=f" {progress.unit}", desc=title, disable=hidden) as bar,
     ):
-        yield Recorder(file, bar, place)
+        yield Recorder(file, bar, progress)
 
 
 def _end_last_line(path: Path) -> None:
@@ -76,7 +85,7 @@ def _end_last_line(path: Path) -> None:
 
 
 def seconds_of_stages(lines: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Seconds of work of each stage in metric lines, summed over workers and restarts."""
+    """Seconds of work of each stage in metric lines, summed over processes and restarts."""
     seconds: dict[str, float] = defaultdict(float)
     for line in lines:
         seconds[line["stage"]] += line["elapsed_s"]

@@ -12,5 +12,5 @@ def derive_seed(seed: int, purpose: str, index: int = 0) -> int:
 
 
 def make_generator(seed: int, purpose: str, index: int = 0) -> torch.Generator:
-    """A CPU generator for (run seed, purpose, index): the same draws on every device."""
+    """A CPU generator for (run seed, purpose, index): it draws the same numbers on every device."""
     return torch.Generator().manual_seed(derive_seed(seed, purpose, index))

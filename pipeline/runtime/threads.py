@@ -9,21 +9,21 @@ import torch
 from pipeline.runtime.hardware import num_usable_cores
 
 
-def threads_of_a_worker(local_size: int) -> int:
-    """How many threads each of `local_size` workers of this machine has for PyTorch, for reading and for encoding."""
+def threads_per_process(local_size: int) -> int:
+    """The threads of each of the `local_size` ranks of this machine, for PyTorch, for reading and for encoding."""
     return max(1, min(torch.get_num_threads(), num_usable_cores()) // local_size)
 
 
 def background_threads(num_threads: int | None = None) -> ThreadPoolExecutor:
-    """Threads to work beside the main one, by default as many as PyTorch has in it.
+    """A pool of threads beside the main one, by default as many as PyTorch uses in the main one.
 
-    PyTorch has one core in each. It would start further threads for each, and once a process has more of its threads
-    than the machine has cores, libgomp puts them to sleep after every operation: a step of small ones then takes nearly
-    twice as long.
+    PyTorch uses one core in each of them. By default it would start a team of threads for each. As soon as a process
+    has more of PyTorch's threads than the machine has cores, libgomp puts them to sleep after every operation, and a
+    step of small operations takes nearly twice as long.
     """
-    # A thread takes its number of cores at its first operation, and what another one has set by then is its default.
-    in_main = torch.get_num_threads()
-    return ThreadPoolExecutor(num_threads or in_main, initializer=torch.set_num_threads, initargs=(1,))
+    # A thread fixes its number of cores at its first operation; the default is what another thread has set by then.
+    num_main_threads = torch.get_num_threads()
+    return ThreadPoolExecutor(num_threads or num_main_threads, initializer=torch.set_num_threads, initargs=(1,))
 
 
 class Overlap:
@@ -39,7 +39,7 @@ class Overlap:
         return self._running is not None and not self._running.done()
 
     def start(self, task: Callable[[], None]) -> None:
-        """Start a task when the one before has ended; raises the error of that one."""
+        """Start a task after the one before has ended; raises the error of that one."""
         self.wait()
         if self._thread is None:
             task()
@@ -55,9 +55,9 @@ class Overlap:
 
 @contextmanager
 def overlapped(enabled: bool = True) -> Iterator[Overlap]:
-    """What runs a task while the caller goes on; if not `enabled`, the caller waits.
+    """An `Overlap` that runs a task while its caller continues; if not `enabled`, the caller waits for each task.
 
-    An error of a task is raised by the next one, or when the block ends, unless the block has one of its own.
+    The error of a task is raised when the next one starts or when the block ends, unless the block raises one itself.
     """
     if not enabled:
         yield Overlap(None)

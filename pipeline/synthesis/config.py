@@ -7,13 +7,18 @@ from pipeline.data.views import check_crop_area
 from pipeline.runtime.acceleration import Compile, Precision
 from pipeline.runtime.config import ConfigError
 from pipeline.runtime.schedules import Schedule
-from pipeline.synthesis.inputs import CanvasConfig
+from pipeline.synthesis.inputs import InitNoiseConfig
 from pipeline.synthesis.terms import TermConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseConfig:
-    """Optimise at `scale` times the image size for `steps` steps."""
+    """One resolution of the inversion.
+
+    Attributes:
+        scale: Image size in this phase as a fraction of the full size, in (0, 1]; the last phase has scale 1.
+        steps: Optimization steps of this phase, at least 1.
+    """
 
     scale: float = 1.0
     steps: int
@@ -27,20 +32,37 @@ class PhaseConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class InversionConfig:
-    """How one batch is optimised. The last phase has scale 1; `shift_px` is given there and scaled with the phase.
+    """How one batch of images is optimized with Adam (DeepInversion, Yin et al., 2020, arXiv 1912.08795).
 
-    With `crop_area`, every step sees a box of each image, its share of the area drawn from that range, scaled up: the
-    class has to be in every part of the image. `cuda_graphs` launches the kernels of a compiled step as one.
+    Attributes:
+        phases: Resolutions from coarse to fine; the images of one phase, scaled up, start the next.
+        terms: Weights of the loss terms.
+        init_noise: The noise that the optimization starts from.
+        lr: Peak learning rate of Adam, positive, for inputs x in the space of pixels = 0.45 + 0.225 x.
+        betas: Adam's decay rates of the first and the second moment, each in [0, 1).
+        schedule: Learning rate after the warm-up of each phase: `cosine` falls to 0, `constant` stays at `lr`.
+        warmup_fraction: Fraction of each phase's steps, in [0, 1), in which the learning rate rises linearly to `lr`.
+        jitter_px: Largest random translation, in pixels at full size, of the whole batch in each step. It wraps
+            around, and is scaled with the phase.
+        flip: Whether the whole batch is mirrored horizontally in half of the steps.
+        crop_area: Range, within (0, 1], from which the area of a random box is drawn in every step for each image, as
+            a fraction of the image's area. The box is scaled up to the full size, so that the class is recognizable in
+            every part of the image. [1.0, 1.0]: no crop.
+        clamp: Whether the images are clamped to valid pixel values after every step.
+        precision: Arithmetic of the networks. `auto`: bfloat16 where the hardware multiplies it, else float32.
+        compile: Whether the step is compiled (torch.compile). `auto`: where compiling works and saves time.
+        cuda_graphs: Whether the kernels of a compiled step are launched as one CUDA graph; needs `compile`.
+        log_every: Steps between two log lines and checks for values that are not finite.
     """
 
     phases: tuple[PhaseConfig, ...]
     terms: TermConfig
-    canvas: CanvasConfig = field(default_factory=CanvasConfig)
+    init_noise: InitNoiseConfig = field(default_factory=InitNoiseConfig)
     lr: float = 0.1
     betas: tuple[float, float] = (0.5, 0.9)
     schedule: Schedule = "cosine"
     warmup_fraction: float = 0.05
-    shift_px: int = 0
+    jitter_px: int = 0
     flip: bool = False
     crop_area: tuple[float, float] = (1.0, 1.0)
     clamp: bool = True
@@ -58,8 +80,8 @@ class InversionConfig:
             raise ConfigError(f"betas: {list(self.betas)} must lie in [0, 1)")
         if not 0 <= self.warmup_fraction < 1:
             raise ConfigError(f"warmup_fraction: {self.warmup_fraction} must be in [0, 1)")
-        if self.shift_px < 0:
-            raise ConfigError(f"shift_px: {self.shift_px} must be at least 0")
+        if self.jitter_px < 0:
+            raise ConfigError(f"jitter_px: {self.jitter_px} must be at least 0")
         check_crop_area(self.crop_area)
         if self.cuda_graphs and not self.compile:
             raise ConfigError("cuda_graphs: true needs compile: true or auto")
@@ -78,9 +100,19 @@ MIN_BATCH = 3
 
 @dataclass(frozen=True, kw_only=True)
 class SynthesisConfig:
-    """What to synthesise: `num_images` in all, spread evenly over `rounds` and over `classes` (all by default).
+    """How many images are synthesized, of which classes, and how they are stored.
 
-    `batch_size` is the most images in one batch; batches of a round differ by at most one image.
+    Attributes:
+        num_images: Number of synthetic images, spread evenly over `rounds` and `classes`.
+        batch_size: Largest number of images optimized together, at least 3. BatchNorm statistics are matched over such
+            a batch. Batches of a round differ by at most one image.
+        inversion: How one batch is optimized.
+        rounds: Number of rounds; each synthesizes its share of the images, then distills the student further. From the
+            second round on, the `competition` term can use the student of the round before.
+        classes: Labels to synthesize, each named once. null: all classes.
+        image_format: File format of the stored images; png and webp are lossless.
+        jpeg_quality: Quality of jpeg files, 1 to 100; other formats ignore it.
+        images_per_shard: Largest number of images of one class in one tar file, at least 1.
     """
 
     num_images: int
@@ -110,4 +142,4 @@ class SynthesisConfig:
         if self.classes is not None and len(set(self.classes)) != len(self.classes):
             raise ConfigError(f"classes: {list(self.classes)} names a class twice")
         if self.classes is not None and not self.classes:
-            raise ConfigError("classes: an empty list leaves nothing to synthesise; leave the key out for all classes")
+            raise ConfigError("classes: an empty list leaves nothing to synthesize; leave the key out for all classes")

@@ -1,7 +1,7 @@
-"""The canvas of inversion: the space it lives in, and the noise it starts from.
+"""The inputs that inversion optimizes: their space, and their initial noise.
 
-The space is the same for every teacher, so that learning rates and weights mean the same whatever a teacher's own
-normalisation: pixels = CANVAS_MEAN + CANVAS_STD * canvas.
+The space is the same for every teacher, so that learning rates and weights do not depend on a teacher's normalization:
+pixels = INPUT_MEAN + INPUT_STD * inputs.
 """
 
 import math
@@ -12,55 +12,60 @@ from torch import Tensor
 
 from pipeline.runtime.config import ConfigError
 
-# About the means over the channels of ImageNet's usual normalisation, in which the published settings are stated.
-CANVAS_MEAN, CANVAS_STD = 0.45, 0.225
+# Roughly the channel means of ImageNet's usual normalization, in which the published settings are stated.
+INPUT_MEAN, INPUT_STD = 0.45, 0.225
 
 
-def to_pixels(canvas: Tensor) -> Tensor:
-    """Pixels, in [0, 1] where the canvas is clamped, of a canvas of any shape."""
-    return CANVAS_MEAN + CANVAS_STD * canvas
+def to_pixels(inputs: Tensor) -> Tensor:
+    """Pixels of inputs of any shape; in [0, 1] if the inputs are within `input_range`."""
+    return INPUT_MEAN + INPUT_STD * inputs
 
 
-def canvas_range() -> tuple[float, float]:
-    """The canvas values of the darkest and the brightest pixel."""
-    return -CANVAS_MEAN / CANVAS_STD, (1 - CANVAS_MEAN) / CANVAS_STD
+def input_range() -> tuple[float, float]:
+    """The inputs of a black and of a white pixel."""
+    return -INPUT_MEAN / INPUT_STD, (1 - INPUT_MEAN) / INPUT_STD
 
 
 @dataclass(frozen=True, kw_only=True)
-class CanvasConfig:
-    """Gaussian noise of a standard `deviation` around the canvas's zero; by default white, as published.
+class InitNoiseConfig:
+    """The Gaussian noise that inversion starts from; white by default, as in DeepInversion.
 
-    Its amplitude falls with the spatial frequency f as 1 / f^`spectrum`, and every two colour channels have that
-    `correlation`. Photographs have a spectrum of about 1 (Field, 1987) and strongly correlated channels, so a start
-    like them leaves fewer steps to go.
+    Photographs have a `spectrum` of about 1 (Field, 1987) and strongly correlated channels. Noise that shares these
+    properties reaches a finished image in fewer steps.
+
+    Attributes:
+        spectrum: Exponent s of the amplitude over the spatial frequency f, which falls as 1 / f^s; at least 0.
+            0: white noise.
+        correlation: Correlation of every two color channels, in [0, 1].
+        std: Standard deviation of the noise around 0, positive, for inputs x in the space of pixels = 0.45 + 0.225 x.
     """
 
     spectrum: float = 0.0
     correlation: float = 0.0
-    deviation: float = 1.0
+    std: float = 1.0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.spectrum) and self.spectrum >= 0):
             raise ConfigError(f"spectrum: {self.spectrum} must be finite and at least 0")
         if not 0 <= self.correlation <= 1:
             raise ConfigError(f"correlation: {self.correlation} must be in [0, 1]")
-        if not (math.isfinite(self.deviation) and self.deviation > 0):
-            raise ConfigError(f"deviation: {self.deviation} must be finite and positive")
+        if not (math.isfinite(self.std) and self.std > 0):
+            raise ConfigError(f"std: {self.std} must be finite and positive")
 
 
-def draw_canvas(shape: tuple[int, int, int, int], config: CanvasConfig, generator: torch.Generator) -> Tensor:
-    """Noise of shape (N, C, H, W), on the CPU."""
-    canvas = torch.randn(shape, generator=generator)
+def init_noise(shape: tuple[int, int, int, int], config: InitNoiseConfig, generator: torch.Generator) -> Tensor:
+    """Initial inputs of shape (N, C, H, W), on the CPU."""
+    inputs = torch.randn(shape, generator=generator)
     if config.correlation:
         shared = torch.randn(shape[0], 1, *shape[2:], generator=generator)
-        canvas = math.sqrt(config.correlation) * shared + math.sqrt(1 - config.correlation) * canvas
+        inputs = math.sqrt(config.correlation) * shared + math.sqrt(1 - config.correlation) * inputs
     if config.spectrum:
-        canvas = _coloured(canvas, config.spectrum)
-    return config.deviation * canvas
+        inputs = _colored(inputs, config.spectrum)
+    return config.std * inputs
 
 
-def _coloured(white: Tensor, spectrum: float) -> Tensor:
-    """White noise (N, C, H, W) filtered to amplitudes of 1 / f^spectrum, with a deviation of 1 again."""
+def _colored(white: Tensor, spectrum: float) -> Tensor:
+    """White noise (N, C, H, W) filtered to amplitudes of 1 / f^spectrum, scaled to a standard deviation of 1."""
     height, width = white.shape[2:]
     vertical, horizontal = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)
     frequency = torch.hypot(vertical, horizontal.expand(height, -1))

@@ -1,4 +1,4 @@
-"""Inversion: optimise a batch of images until a frozen teacher sees the wanted classes with familiar statistics."""
+"""Inversion: optimize a batch of inputs until a frozen teacher assigns their labels, with familiar statistics."""
 
 from dataclasses import dataclass
 
@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.data.codec import to_uint8
-from pipeline.data.views import roll_and_flip, zoom
+from pipeline.data.views import random_resized_crop, roll_and_flip
 from pipeline.runtime.recorder import OnStep
 from pipeline.runtime.schedules import learning_rates
 from pipeline.synthesis.config import InversionConfig, PhaseConfig
-from pipeline.synthesis.inputs import canvas_range, draw_canvas, to_pixels
+from pipeline.synthesis.inputs import init_noise, input_range, to_pixels
 from pipeline.synthesis.objective import Objective, phase_size
 
 
@@ -28,93 +28,98 @@ class Inversion:
 def invert(
     objective: Objective,
     labels: Tensor,
-    size: tuple[int, int],
     config: InversionConfig,
     generator: torch.Generator,
     on_step: OnStep | None = None,
 ) -> Inversion:
-    """Optimise one canvas for each label (N,) through all phases and return the last iterate, quantised.
+    """Optimize one input for each label (N,) through all phases; returns the images of the last step, quantized.
 
-    `labels` are on the device of the objective's networks. All randomness comes from `generator`. `on_step` is called
-    every `log_every` steps with the step and the weighted terms. Raises FloatingPointError with step and term when a
-    term is not finite.
+    `labels` are on the device of the objective. All randomness comes from `generator`. `on_step` is called every
+    `log_every` steps with the step and the weighted terms. Raises FloatingPointError with step and term when a term is
+    not finite.
     """
-    teacher, names = objective.teacher, tuple(objective.terms)
-    trace = torch.zeros(config.num_steps, len(names), device=labels.device)
-    logger = _TraceLogger(trace, names, config.log_every, on_step)
-    shape = phase_size(config.phases[0].scale, *size)
-    canvas = draw_canvas((len(labels), teacher.mean.shape[1], *shape), config.canvas, generator).to(labels.device)
-    first_step = 0
+    trace = _Trace(config, tuple(objective.terms), labels.device, on_step)
+    batch = _Batch(labels, generator, trace)
+    num_channels = objective.networks.teacher.mean.shape[1]
+    shape = phase_size(config.phases[0].scale, objective.image_size)
+    inputs = init_noise((len(labels), num_channels, *shape), config.init_noise, generator).to(labels.device)
     for phase in config.phases:
-        shape = phase_size(phase.scale, *size)
-        if canvas.shape[2:] != shape:
-            canvas = F.interpolate(canvas, shape, mode="bilinear", align_corners=False)
-        canvas = _run_phase(objective, canvas, labels, phase, config, generator, logger, first_step)
-        first_step += phase.steps
-    if not torch.isfinite(canvas).all():
+        shape = phase_size(phase.scale, objective.image_size)
+        if inputs.shape[2:] != shape:
+            inputs = F.interpolate(inputs, shape, mode="bilinear", align_corners=False)
+        inputs = _run_phase(objective, batch, inputs, phase, config)
+    if not torch.isfinite(inputs).all():
         raise FloatingPointError(
             f"inversion: the images are not finite after step {config.num_steps}; lower synthesis.inversion.lr"
         )
-    return Inversion(images=to_uint8(to_pixels(canvas)).cpu(), labels=labels.cpu(), term_names=names, trace=trace.cpu())
+    images = to_uint8(to_pixels(inputs)).cpu()
+    return Inversion(images=images, labels=labels.cpu(), term_names=trace.names, trace=trace.terms.cpu())
 
 
-class _TraceLogger:
-    """Keeps the terms of every step on the device; looks at them, which synchronises, only on logging steps."""
+class _Trace:
+    """The terms of every step, on the device; only logging steps transfer them, which synchronizes."""
 
-    def __init__(self, trace: Tensor, names: tuple[str, ...], every: int, on_step: OnStep | None) -> None:
-        self.trace, self.names, self.every, self.on_step = trace, names, every, on_step
-        self.checked = 0
+    def __init__(
+        self, config: InversionConfig, names: tuple[str, ...], device: torch.device, on_step: OnStep | None
+    ) -> None:
+        self.terms, self.names = torch.zeros(config.num_steps, len(names), device=device), names
+        self._log_every, self._on_step = config.log_every, on_step
+        self._step = self._num_checked = 0
 
-    def record(self, step: int, parts: Tensor) -> None:
-        """Store the terms of `step`; before a logging step's update, check all since the last one and report."""
-        self.trace[step] = parts
-        if step % self.every == 0 or step == len(self.trace) - 1:
-            self.check(step + 1)
-            if self.on_step:
-                self.on_step(step, dict(zip(self.names, self.trace[step].tolist(), strict=True)))
+    def record(self, terms: Tensor) -> None:
+        """Store the terms (T,) of the next step; on a logging step, check all since the last one, and report."""
+        step = self._step
+        self.terms[step] = terms
+        self._step += 1
+        if step % self._log_every == 0 or step == len(self.terms) - 1:
+            self._check()
+            if self._on_step:
+                self._on_step(step, dict(zip(self.names, self.terms[step].tolist(), strict=True)))
 
-    def check(self, end: int) -> None:
-        """Raise FloatingPointError when a term before step `end` is not finite."""
-        bad = (~torch.isfinite(self.trace[self.checked : end])).nonzero()
-        if len(bad):
-            step, term = (self.checked + int(bad[0, 0]), self.names[int(bad[0, 1])])
+    def _check(self) -> None:
+        """Raise FloatingPointError when a term since the last check is not finite."""
+        not_finite = (~torch.isfinite(self.terms[self._num_checked : self._step])).nonzero()
+        if len(not_finite):
+            step, index = self._num_checked + int(not_finite[0, 0]), int(not_finite[0, 1])
+            term = self.names[index]
             raise FloatingPointError(
-                f"inversion: term {term!r} is {self.trace[step, bad[0, 1]].item()} at step {step}; "
+                f"inversion: term {term!r} is {self.terms[step, index].item()} at step {step}; "
                 f"lower synthesis.inversion.lr or synthesis.inversion.terms.{term}"
             )
-        self.checked = end
+        self._num_checked = self._step
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What stays the same over the phases of a batch."""
+
+    labels: Tensor
+    generator: torch.Generator
+    trace: _Trace
 
 
 def _run_phase(
-    objective: Objective,
-    canvas: Tensor,
-    labels: Tensor,
-    phase: PhaseConfig,
-    config: InversionConfig,
-    generator: torch.Generator,
-    logger: _TraceLogger,
-    first_step: int,
+    objective: Objective, batch: _Batch, inputs: Tensor, phase: PhaseConfig, config: InversionConfig
 ) -> Tensor:
-    """Adam on the canvas for one phase, with random views and clamping; returns the last iterate."""
-    canvas = canvas.detach().clone().requires_grad_()
-    # Fused, the update reads the canvas once; else it is a pass for each of its seven operations.
-    optimizer = torch.optim.Adam([canvas], lr=config.lr, betas=config.betas, fused=True)
-    low, high = canvas_range()
-    rates = learning_rates(config.schedule, config.lr, phase.steps, config.warmup_fraction)
-    shift_px = round(config.shift_px * phase.scale)
-    for step, lr in enumerate(rates, first_step):
-        view = roll_and_flip(canvas, shift_px, config.flip, generator)
+    """Adam on the inputs for one phase, with random views and clamping; returns the inputs of the last step."""
+    inputs = inputs.detach().clone().requires_grad_()
+    # Fused, the update reads the inputs once; else each of its seven operations is a pass over them.
+    optimizer = torch.optim.Adam([inputs], lr=config.lr, betas=config.betas, fused=True)
+    low, high = input_range()
+    jitter_px = round(config.jitter_px * phase.scale)
+    for lr in learning_rates(config.schedule, config.lr, phase.steps, config.warmup_fraction):
+        view = roll_and_flip(inputs, jitter_px, config.flip, batch.generator)
         if config.crop_area[0] < 1:
-            view = zoom(view, config.crop_area, generator)
-        leaf = view.detach().requires_grad_()  # what is compiled for a leaf never meets a graph of its caller
-        total, parts = objective(leaf, labels)
+            view = random_resized_crop(view, config.crop_area, batch.generator)
+        leaf = view.detach().requires_grad_()  # the compiled step is one for leaves, without the graph of the view
+        total, terms = objective.loss(leaf, batch.labels)
         optimizer.zero_grad()
         torch.autograd.backward(total)
         torch.autograd.backward(view, leaf.grad)
-        logger.record(step, parts)
+        batch.trace.record(terms)
         optimizer.param_groups[0]["lr"] = lr
         optimizer.step()
         if config.clamp:
             with torch.no_grad():
-                canvas.clamp_(low, high)
-    return canvas.detach()
+                inputs.clamp_(low, high)
+    return inputs.detach()

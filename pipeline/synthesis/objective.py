@@ -1,74 +1,86 @@
-"""The objective of inversion: the weighted loss of the teacher's response to a batch of inputs."""
+"""`Objective`: the weighted loss that inversion minimizes, with the hooks on the teacher that it needs."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pipeline.models.classifier import Classifier
-from pipeline.runtime.compiler import compiled
+from pipeline.runtime.compiler import maybe_compile
 from pipeline.synthesis.config import InversionConfig
 from pipeline.synthesis.inputs import to_pixels
 from pipeline.synthesis.statistics import LayerStatistics, capture_statistics
-from pipeline.synthesis.terms import View, build_terms, weighted_sum
+from pipeline.synthesis.terms import StepOutputs, build_terms, weighted_sum
+
+
+@dataclass(frozen=True, kw_only=True)
+class Networks:
+    """The frozen networks of an objective, all on one device.
+
+    The images of Adaptive DeepInversion are those on which the `student` disagrees with the teacher. The `ensemble`
+    takes part in the classification term.
+    """
+
+    teacher: Classifier
+    student: Classifier | None = None
+    ensemble: Sequence[Classifier] = ()
 
 
 class Objective:
-    """The weighted loss of a view, with the teacher's hooks in place; made by `open_objective`."""
+    """The loss of images of `image_size` (height, width); made by `open_objective`.
+
+    `loss` maps a view (N, C, H, W) and labels (N,) to the total and the weighted terms, detached, of shape (T,).
+    """
 
     def __init__(
         self,
-        teacher: Classifier,
-        rival: Classifier | None,
-        ensemble: Sequence[Classifier],
+        networks: Networks,
         config: InversionConfig,
+        image_size: tuple[int, int],
         statistics: list[LayerStatistics],
     ) -> None:
-        assert "auto" not in (config.precision, config.compile), "decided by `acceleration.resolved`"
-        self.teacher, self.rival, self.ensemble, self.precision = teacher, rival, ensemble, config.precision
-        self.terms = build_terms(config.terms, has_rival=rival is not None)
-        self._statistics = statistics
-        self._loss = self._eager_loss
-        if config.compile:
-            self._loss = compiled(self._eager_loss, teacher.mean.device, cuda_graphs=config.cuda_graphs)
-
-    def __call__(self, view: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The total, and the weighted terms, detached, of shape (T,), of view (N, C, H, W) and labels (N,)."""
-        return self._loss(view, labels)
+        assert "auto" not in (config.precision, config.compile), "`acceleration.resolved` comes first"
+        self.networks, self.image_size, self.device = networks, image_size, networks.teacher.device
+        self.terms = build_terms(config.terms, has_student=networks.student is not None)
+        self._statistics, self._precision = statistics, config.precision
+        self.loss = maybe_compile(
+            self._eager_loss, self.device, enabled=bool(config.compile), cuda_graphs=config.cuda_graphs
+        )
 
     def _eager_loss(self, view: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        networks = self.networks
         self._statistics.clear()
-        with torch.autocast(view.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+        with torch.autocast(view.device.type, torch.bfloat16, enabled=self._precision == "bfloat16"):
             pixels = to_pixels(view)
-            logits = self.teacher(pixels)
-            rival_logits = None if self.rival is None else self.rival(pixels)
-            ensemble_logits = [network(pixels) for network in self.ensemble]
-        seen = View(
+            logits = networks.teacher(pixels)
+            student_logits = None if networks.student is None else networks.student(pixels)
+            ensemble_logits = [network(pixels) for network in networks.ensemble]
+        outputs = StepOutputs(
             images=view,
             logits=logits,
             labels=labels,
             statistics=list(self._statistics),
             ensemble_logits=ensemble_logits,
-            rival_logits=rival_logits,
+            student_logits=student_logits,
         )
-        self._statistics.clear()  # what is left in it would be a result of the compiled step
-        total, parts = weighted_sum(self.terms, seen)
+        self._statistics.clear()  # the compiled step would return what is left in it
+        total, parts = weighted_sum(self.terms, outputs)
         return total, torch.stack(list(parts.values()))
 
 
 @contextmanager
-def open_objective(
-    teacher: Classifier, rival: Classifier | None, config: InversionConfig, ensemble: Sequence[Classifier] = ()
-) -> Iterator[Objective]:
-    """The objective of `invert`, for any number of batches: what is compiled for one serves the others of its size.
+def open_objective(networks: Networks, config: InversionConfig, image_size: tuple[int, int]) -> Iterator[Objective]:
+    """The objective of `invert` for any number of batches; those of one size share the compiled step.
 
-    All networks are frozen and on the same device. The teacher's hooks are removed when the block ends.
+    The hooks on the teacher are removed when the block ends. Raises ValueError for a teacher without BatchNorm.
     """
-    with capture_statistics(teacher.network) as statistics:
-        yield Objective(teacher, rival, ensemble, config, statistics)
+    with capture_statistics(networks.teacher.network) as statistics:
+        yield Objective(networks, config, image_size, statistics)
 
 
-def phase_size(scale: float, height: int, width: int) -> tuple[int, int]:
-    """Canvas (height, width) of a phase, at least two pixels, since the variation of one is nothing."""
+def phase_size(scale: float, image_size: tuple[int, int]) -> tuple[int, int]:
+    """The (height, width) of a phase, at least two pixels each: a single pixel has no variation."""
+    height, width = image_size
     return max(2, round(height * scale)), max(2, round(width * scale))

@@ -1,6 +1,6 @@
-"""The plan of a synthesis: which batch holds which labels and which seed, before anything runs.
+"""The plan of a round: the labels and the seed of each batch, before anything runs.
 
-It depends on the configuration alone, never on the number of workers or on what is already there.
+It depends on the configuration alone, not on the number of ranks or on the files that exist.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from pipeline.synthesis.config import SynthesisConfig
 
 @dataclass(frozen=True, kw_only=True)
 class BatchSpec:
-    """One unit of synthesis: the images `first_image`, `first_image` + 1, ... of the run, their labels, their seed."""
+    """One batch of synthesis: the images `first_image`, `first_image` + 1, ... of the run, their labels, their seed."""
 
     index: int
     first_image: int
@@ -23,10 +23,10 @@ class BatchSpec:
 
 
 def plan_batches(config: SynthesisConfig, num_classes: int, seed: int, round_index: int) -> list[BatchSpec]:
-    """Balanced labels of one round, shuffled with the run's seed and cut into batches with one derived seed each.
+    """Balanced labels of one round, shuffled with the seed of the run and cut into batches, each with a derived seed.
 
-    Where images are fewer than classes, the classes are drawn, too. Every batch mixes classes, because its statistics
-    are matched to those of the whole training set.
+    If there are fewer images than classes, the classes are drawn, too. Every batch mixes classes, because its
+    statistics are matched to those of the whole training set.
     """
     rounds = even_ranges(config.num_images, config.rounds)
     images = rounds[round_index]

@@ -1,4 +1,4 @@
-"""The statistics of what enters each BatchNorm layer, captured during a forward pass inside a `with` block."""
+"""Statistics of the input of each BatchNorm layer, captured during a forward pass by hooks of a `with` block."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,12 +22,12 @@ class LayerStatistics:
 
 
 def batch_norm_layers(network: nn.Module) -> list[_BatchNorm]:
-    """The BatchNorm layers that keep running statistics; raises ValueError when there is none."""
+    """The BatchNorm layers with running statistics; raises ValueError when there are none."""
     layers = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not layers:
         raise ValueError(
-            f"the teacher ({type(network).__name__}) has no BatchNorm layer with running statistics; inversion matches "
-            "those, so choose a teacher with BatchNorm"
+            f"the teacher ({type(network).__name__}) has no BatchNorm layer with running statistics, which inversion "
+            "matches; choose a teacher with BatchNorm"
         )
     return layers
 
@@ -52,21 +52,21 @@ def capture_statistics(network: nn.Module) -> Iterator[list[LayerStatistics]]:
 
 
 def measure(layer: nn.Module, features: Tensor) -> LayerStatistics:
-    """Statistics over all but the channel dimension of features (N, C, ...), in at least fp32.
+    """Statistics over all but the channel dimension of features (N, C, ...), in float32 or float64.
 
-    The variance is the unbiased one, because BatchNorm's running variance averages unbiased estimates; matching the
-    biased one would miss by n / (n - 1), visible for small batches of small maps. A single value has variance 0.
+    The variance is the unbiased one, because BatchNorm's running variance averages unbiased estimates. The biased one
+    differs by n / (n - 1), which shows in small batches of small maps. A single value has variance 0.
     """
     assert isinstance(layer, _BatchNorm) and layer.running_mean is not None and layer.running_var is not None
     wide = features if features.dtype == torch.float64 else features.float()
     if wide.dim() == 2:
         wide = wide[:, :, None]
     count = wide.numel() // wide.shape[1]
-    # One pass over the features, and none in the backward, where `var` would measure the mean again. About the running
-    # mean, the two moments are close enough to what is wanted for their difference not to cancel.
+    # The moments about the running mean take one pass over the features, and none in the backward pass, in which `var`
+    # would compute the mean again. They are small, so their difference does not cancel.
     deviation = wide - along_channels(layer.running_mean, wide)
-    # Compiled, what is done to a channel is done again for each of its values: a factor costs less than a division, and
-    # `abs` less than the mask of `clamp_min`. Summed image by image, the values are read in the order they lie in.
+    # Compiled code repeats the arithmetic of a channel for each of its values: a factor costs less than a division, and
+    # `abs` less than the mask of `clamp_min`. Sums image by image read the values in the order of memory.
     shift, spread = (x.sum(tuple(range(2, x.dim()))).sum(0) * (1 / count) for x in (deviation, deviation.square()))
     variance = (spread - shift.square()).abs() * (count / max(1, count - 1))
     return LayerStatistics(

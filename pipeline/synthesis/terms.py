@@ -1,8 +1,8 @@
-"""The loss terms of inversion: each takes a `View` and returns a scalar; weights are configuration.
+"""The loss terms of inversion: functions of `StepOutputs` that return a scalar; their weights are configuration.
 
-Formulas: DeepInversion (Yin et al., CVPR 2020, arXiv 1912.08795), with the norms of the published code taken for each
-image and averaged, so that a weight does not depend on the batch size: at batch B a whole-batch norm is about sqrt(B)
-times the mean of the per-image ones.
+Formulas: DeepInversion (Yin et al., CVPR 2020, arXiv 1912.08795). The published code takes norms of a whole batch; here
+they are taken per image and averaged, so that weights do not depend on the batch size. At batch B the norm of the batch
+is about sqrt(B) times the mean of the norms of the images.
 """
 
 import math
@@ -16,7 +16,7 @@ from torch import Tensor
 from pipeline.runtime.config import ConfigError
 from pipeline.synthesis.statistics import LayerStatistics
 
-# Channels that a trained network never uses have a running variance near zero; dividing by it would let them rule.
+# A channel that a trained network does not use has a running variance near zero; divided by it, it would dominate.
 DEAD_VARIANCE = 1e-5
 
 
@@ -24,12 +24,12 @@ DIVERGENCE_EPSILON = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
-class View:
-    """One optimisation step as the terms see it.
+class StepOutputs:
+    """One optimization step as the terms see it.
 
-    `images` (N, C, H, W) in the space of the canvas, `logits` (N, K), `labels` (N,), the BatchNorm
-    `statistics` in call order, the logits (N, K) of each further classifier of the `ensemble`, and the rival's logits
-    (N, K) where there is a rival.
+    `images` (N, C, H, W) in the space of the inputs, the teacher's `logits` (N, K), `labels` (N,), the `statistics` of
+    the BatchNorm layers in call order, the logits (N, K) of each classifier of the ensemble, and those of the student
+    of Adaptive DeepInversion, if there is one.
     """
 
     images: Tensor
@@ -37,15 +37,35 @@ class View:
     labels: Tensor
     statistics: list[LayerStatistics]
     ensemble_logits: Sequence[Tensor] = ()
-    rival_logits: Tensor | None = None
+    student_logits: Tensor | None = None
 
 
-Term = Callable[[View], Tensor]
+Term = Callable[[StepOutputs], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TermConfig:
-    """The weight of each term (0 leaves it out), and the constants of two of them."""
+    """The weights of the loss terms, all at least 0 (0 leaves a term out), and the constants of two of them.
+
+    Feature terms compare the mean m and the variance v of a batch with the running mean and variance of each BatchNorm
+    layer of the teacher. Priors of the image are computed for inputs x in the space of pixels = 0.45 + 0.225 x.
+
+    Attributes:
+        classification: Weight of the cross-entropy with the labels, mean over the teacher and the `ensemble`.
+        feature_norm: Weight of the feature term of DeepInversion (arXiv 1912.08795): the L2 norms of the
+            differences of m and of v, summed over the layers.
+        feature_divergence: Weight of the scale-free feature term: the KL divergence from the batch's Gaussian (m, v) to
+            the running one, mean over the channels, then over the layers.
+        tv_l2: Weight of the total variation: for each image, the L2 norms of the differences of neighbors in four
+            directions, summed; then the mean over the images.
+        tv_l1: Weight of the mean absolute difference of neighbors, summed over four directions.
+        image_l2: Weight of the L2 norm of each image, mean over the images.
+        competition: Weight of 1 - JS(teacher, student), which favors images on which the two disagree (Adaptive
+            DeepInversion, arXiv 1912.08795, equation 8). The student is that of the round before, so it needs
+            `synthesis.rounds` of at least 2.
+        first_bn_multiplier: Factor of the first BatchNorm layer in `feature_norm`.
+        competition_temperature: Temperature of the softmax of both networks in `competition`, positive.
+    """
 
     classification: float = 1.0
     feature_norm: float = 0.0
@@ -61,71 +81,73 @@ class TermConfig:
         for name, value in vars(self).items():
             if not (math.isfinite(value) and value >= 0):
                 raise ConfigError(f"{name}: {value} must be finite and at least 0")
-        if not build_terms(self, has_rival=False):
-            raise ConfigError("classification: no term but competition has a weight, and round 0 has no rival")
+        if not build_terms(self, has_student=False):
+            raise ConfigError(
+                "classification: no term but competition has a weight, and round 0 has no student to compete with"
+            )
         if self.competition_temperature == 0:
             raise ConfigError("competition_temperature: 0 must be positive")
 
 
-def build_terms(config: TermConfig, *, has_rival: bool) -> dict[str, tuple[float, Term]]:
-    """The (weight, term) of every term in use, under its config name; competition needs a rival."""
+def build_terms(config: TermConfig, *, has_student: bool) -> dict[str, tuple[float, Term]]:
+    """(weight, term) of every term with a weight, by its config name; competition needs a student."""
     terms: dict[str, tuple[float, Term]] = {
         "classification": (config.classification, classification),
-        "feature_norm": (config.feature_norm, lambda view: feature_norm(view, config.first_bn_multiplier)),
+        "feature_norm": (config.feature_norm, lambda outputs: feature_norm(outputs, config.first_bn_multiplier)),
         "feature_divergence": (config.feature_divergence, feature_divergence),
         "tv_l2": (config.tv_l2, tv_l2),
         "tv_l1": (config.tv_l1, tv_l1),
         "image_l2": (config.image_l2, image_l2),
         "competition": (
-            config.competition if has_rival else 0.0,
-            lambda view: competition(view, config.competition_temperature),
+            config.competition if has_student else 0.0,
+            lambda outputs: competition(outputs, config.competition_temperature),
         ),
     }
     return {name: (weight, term) for name, (weight, term) in terms.items() if weight}
 
 
-def weighted_sum(terms: Mapping[str, tuple[float, Term]], view: View) -> tuple[Tensor, dict[str, Tensor]]:
+def weighted_sum(terms: Mapping[str, tuple[float, Term]], outputs: StepOutputs) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted total, and each term's weighted value, detached, under its config name."""
-    parts = {name: weight * term(view) for name, (weight, term) in terms.items()}
+    parts = {name: weight * term(outputs) for name, (weight, term) in terms.items()}
     return torch.stack(list(parts.values())).sum(), {name: part.detach() for name, part in parts.items()}
 
 
-def classification(view: View) -> Tensor:
-    """Cross-entropy with the labels, mean over the teacher and the ensemble, then the batch, natural logarithm."""
-    networks = (view.logits, *view.ensemble_logits)
-    return torch.stack([F.cross_entropy(logits.float(), view.labels) for logits in networks]).mean()
+def classification(outputs: StepOutputs) -> Tensor:
+    """Cross-entropy with the labels, in nats, mean over the batch, the teacher and the ensemble."""
+    networks = (outputs.logits, *outputs.ensemble_logits)
+    return torch.stack([F.cross_entropy(logits.float(), outputs.labels) for logits in networks]).mean()
 
 
-def feature_norm(view: View, first_bn_multiplier: float = 1.0) -> Tensor:
+def feature_norm(outputs: StepOutputs, first_bn_multiplier: float = 1.0) -> Tensor:
     """The published feature term: sum over layers of ||mean - running mean||_2 + ||variance - running variance||_2.
 
-    The first layer counts `first_bn_multiplier` times.
+    The first layer has the weight `first_bn_multiplier`.
     """
     layers = [
         torch.linalg.vector_norm(s.mean - s.running_mean) + torch.linalg.vector_norm(s.variance - s.running_variance)
-        for s in view.statistics
+        for s in outputs.statistics
     ]
     return torch.stack([layers[0] * first_bn_multiplier, *layers[1:]]).sum()
 
 
-def feature_divergence(view: View) -> Tensor:
+def feature_divergence(outputs: StepOutputs) -> Tensor:
     """The scale-free feature term: KL from the batch's Gaussian to the running one, mean over channels, then layers.
 
-    For each channel (ln((s2 + e) / (v + e)) + (v + e + (mu - m)^2) / (s2 + e) - 1) / 2 with running mean m and
-    variance s2, batch mean mu and variance v. Dead channels, with s2 below 1e-5, are left out.
+    It is (ln((s2 + e) / (v + e)) + (v + e + (mu - m)^2) / (s2 + e) - 1) / 2 for each channel, with running mean m and
+    variance s2, batch mean mu and variance v, e = 1e-5. Dead channels, with s2 below 1e-5, do not count.
     """
-    return torch.stack([_layer_divergence(s) for s in view.statistics]).mean()
+    return torch.stack([_layer_divergence(s) for s in outputs.statistics]).mean()
 
 
 def _layer_divergence(s: LayerStatistics) -> Tensor:
     alive = (s.running_variance >= DEAD_VARIANCE).float()
-    wanted, found = s.running_variance + DIVERGENCE_EPSILON, s.variance + DIVERGENCE_EPSILON
-    distance = torch.log(wanted / found) + (found + (s.mean - s.running_mean).square()) / wanted - 1
+    running, batch = s.running_variance + DIVERGENCE_EPSILON, s.variance + DIVERGENCE_EPSILON
+    distance = torch.log(running / batch) + (batch + (s.mean - s.running_mean).square()) / running - 1
     return (distance * alive).sum() / alive.sum().clamp_min(1) / 2
 
 
 def _differences(images: Tensor) -> list[Tensor]:
-    """Differences of (N, C, H, W) towards the right, down and both diagonals."""
+    """Differences of neighboring pixels of (N, C, H, W): to the right, down, and along both diagonals."""
     return [
         images[:, :, :, 1:] - images[:, :, :, :-1],
         images[:, :, 1:, :] - images[:, :, :-1, :],
@@ -136,34 +158,34 @@ def _differences(images: Tensor) -> list[Tensor]:
 
 def _image_norms(images: Tensor) -> Tensor:
     """L2 norm of each image of (N, C, H, W), shape (N,); its gradient at zero is zero."""
-    norms: Tensor = torch.linalg.vector_norm(images, dim=(1, 2, 3))  # flattened first, it compiles to slower code
+    norms: Tensor = torch.linalg.vector_norm(images, dim=(1, 2, 3))  # `flatten` first would compile to slower code
     return norms
 
 
-def tv_l2(view: View) -> Tensor:
+def tv_l2(outputs: StepOutputs) -> Tensor:
     """Total variation: L2 norms of the differences in four directions, summed, for each image, mean over images."""
-    return torch.stack([_image_norms(d) for d in _differences(view.images)]).sum(0).mean()
+    return torch.stack([_image_norms(d) for d in _differences(outputs.images)]).sum(0).mean()
 
 
-def tv_l1(view: View) -> Tensor:
+def tv_l1(outputs: StepOutputs) -> Tensor:
     """Total variation: mean absolute difference, summed over four directions."""
-    return torch.stack([d.abs().mean() for d in _differences(view.images)]).sum()
+    return torch.stack([d.abs().mean() for d in _differences(outputs.images)]).sum()
 
 
-def image_l2(view: View) -> Tensor:
+def image_l2(outputs: StepOutputs) -> Tensor:
     """L2 norm of each image, mean over images."""
-    return _image_norms(view.images).mean()
+    return _image_norms(outputs.images).mean()
 
 
-def competition(view: View, temperature: float = 3.0) -> Tensor:
-    """1 - JS(teacher, rival) at a temperature: low where the two disagree (Adaptive DeepInversion, equation 8).
+def competition(outputs: StepOutputs, temperature: float = 3.0) -> Tensor:
+    """1 - JS(teacher, student) at a temperature: low if the two disagree (Adaptive DeepInversion, equation 8).
 
-    JS = (KL(p || m) + KL(q || m)) / 2 with m = (p + q) / 2 and natural logarithms, so it lies in [0, ln 2]. It is
-    computed from log-softmax without clamping, so its gradient never vanishes by clipping.
+    JS = (KL(p || m) + KL(q || m)) / 2 with m = (p + q) / 2, in nats, so it lies in [0, ln 2]. It is computed from
+    log-softmax without clamping, so that the gradient does not vanish.
     """
-    assert view.rival_logits is not None
-    p = F.log_softmax(view.logits.float() / temperature, dim=1)
-    q = F.log_softmax(view.rival_logits.float() / temperature, dim=1)
+    assert outputs.student_logits is not None
+    p = F.log_softmax(outputs.logits.float() / temperature, dim=1)
+    q = F.log_softmax(outputs.student_logits.float() / temperature, dim=1)
     m = torch.logaddexp(p, q) - math.log(2)
     divergence = F.kl_div(m, p, log_target=True, reduction="none") + F.kl_div(m, q, log_target=True, reduction="none")
     return 1 - divergence.sum(1).mean() / 2

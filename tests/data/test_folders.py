@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.data.folders import PhotoSet, open_folder
+from pipeline.data.folders import FolderImages, open_folder
 from pipeline.data.image_sets import DataConfig, load_images, source_identity
 from pipeline.models.config import ImageConfig
 from pipeline.runtime.config import ConfigError
 
-COLOUR = ImageConfig(channels=3, height=8, width=8, num_classes=12)
+COLOR = ImageConfig(channels=3, height=8, width=8, num_classes=12)
 
 
 def save_folder(root: Path, class_names, size=(8, 8)) -> Path:
@@ -23,15 +23,15 @@ def save_folder(root: Path, class_names, size=(8, 8)) -> Path:
     for i, name in enumerate(class_names):
         (root / name).mkdir(parents=True)
         for j in range(2):
-            colour = np.full((*size, 3), [20 * i, j, 7], np.uint8)
-            Image.fromarray(colour).save(root / name / f"{j}.png")
+            color = np.full((*size, 3), [20 * i, j, 7], np.uint8)
+            Image.fromarray(color).save(root / name / f"{j}.png")
     return root
 
 
 def test_imagefolder_labels_follow_the_sorted_folders(tmp_path):
     names = [f"class-{letter}" for letter in "lkjihgfedcba"]
     root = save_folder(tmp_path / "images", names)
-    images = load_images(DataConfig(test=f"imagefolder:{root}"), "test", COLOUR)
+    images = load_images(DataConfig(test=f"imagefolder:{root}"), "test", COLOR)
     assert images.labels.tolist() == [label for label in range(12) for _ in range(2)]
     pixels = images.batch(range(24))
     assert pixels.dtype == torch.uint8
@@ -41,9 +41,9 @@ def test_imagefolder_labels_follow_the_sorted_folders(tmp_path):
 
 
 @pytest.mark.parametrize("size", [(16, 16), (24, 16), (5, 9)])
-def test_imagefolder_scales_the_short_side_and_crops_the_centre(tmp_path, size):
+def test_imagefolder_scales_the_short_side_and_crops_the_center(tmp_path, size):
     root = save_folder(tmp_path / "images", [f"{i:02d}" for i in range(12)], size)
-    pixels = load_images(DataConfig(test=f"imagefolder:{root}"), "test", COLOUR).batch([0, 23])
+    pixels = load_images(DataConfig(test=f"imagefolder:{root}"), "test", COLOR).batch([0, 23])
     assert pixels.shape == (2, 3, 8, 8)
     assert pixels[1].flatten(1).unique(dim=1).tolist() == [[220], [1], [7]]
 
@@ -52,7 +52,7 @@ def test_imagefolder_scales_the_short_side_and_crops_the_centre(tmp_path, size):
 def test_imagefolder_with_another_number_of_classes_is_refused(tmp_path, num_folders):
     root = save_folder(tmp_path / "images", [f"{i:02d}" for i in range(num_folders)])
     with pytest.raises(ValueError, match=f"imagefolder:{root} has {num_folders} classes, images.num_classes=12"):
-        load_images(DataConfig(test=f"imagefolder:{root}"), "test", COLOUR)
+        load_images(DataConfig(test=f"imagefolder:{root}"), "test", COLOR)
 
 
 @pytest.mark.parametrize("content", [None, [], ["empty"]])
@@ -61,7 +61,7 @@ def test_an_imagefolder_that_holds_no_images_is_refused(tmp_path, content):
     for name in () if content is None else (".", *content):
         (root / name).mkdir(exist_ok=True)
     with pytest.raises(ValueError, match=f"imagefolder:{root}"):
-        load_images(DataConfig(test=f"imagefolder:{root}"), "test", COLOUR)
+        load_images(DataConfig(test=f"imagefolder:{root}"), "test", COLOR)
 
 
 def test_imagefolder_covers_a_target_that_is_not_square(tmp_path):
@@ -87,7 +87,7 @@ def save_tar(path: Path, names, size=(8, 8)) -> Path:
 @pytest.mark.parametrize("form", ["n{:02d}_some_name.png", "val/n{:02d}/7.png"])
 def test_the_classes_of_a_tar_are_folders_or_what_comes_before_the_underscore(tmp_path, form):
     path = save_tar(tmp_path / "x.tar", [form.format(11 - i) for i in range(12)] + ["readme.txt"])
-    images = load_images(DataConfig(test=f"tar:{path}"), "test", COLOUR)
+    images = load_images(DataConfig(test=f"tar:{path}"), "test", COLOR)
     assert images.labels.tolist() == list(range(12))
     assert images.batch(range(12))[:, 0, 0, 0].tolist() == [20 * (11 - label) for label in range(12)]
 
@@ -102,7 +102,7 @@ def test_labels_follow_the_file_of_class_names(tmp_path, kind):
     order = [*reversed(names)]
     (tmp_path / "classes.txt").write_text("".join(f"{name} a comment\n" for name in order))
     data = DataConfig(test=f"{kind}:{place}", classes=str(tmp_path / "classes.txt"))
-    images = load_images(data, "test", COLOUR)
+    images = load_images(data, "test", COLOR)
     shown = [int(value) // 20 for value in images.batch(range(len(images.labels)))[:, 0, 0, 0]]
     assert [order[label] for label in images.labels.tolist()] == [names[i] for i in shown]
 
@@ -125,13 +125,13 @@ def test_folders_that_differ_from_the_expected_classes_are_refused_with_the_diff
     root = save_folder(tmp_path / "tree", [f"n{i:02d}" for i in range(12)])
     (tmp_path / "classes.txt").write_text("\n".join(listed))
     with pytest.raises(ValueError, match=message):
-        load_images(DataConfig(test=f"imagefolder:{root}", classes=str(tmp_path / "classes.txt")), "test", COLOUR)
+        load_images(DataConfig(test=f"imagefolder:{root}", classes=str(tmp_path / "classes.txt")), "test", COLOR)
 
 
 def test_a_missing_file_of_class_names_is_named(tmp_path):
     root = save_folder(tmp_path / "tree", [f"n{i:02d}" for i in range(12)])
     with pytest.raises(ValueError, match=r"data.classes: there is no file nowhere\.txt"):
-        load_images(DataConfig(test=f"imagefolder:{root}", classes="nowhere.txt"), "test", COLOUR)
+        load_images(DataConfig(test=f"imagefolder:{root}", classes="nowhere.txt"), "test", COLOR)
 
 
 def test_a_class_without_images_is_named(tmp_path):
@@ -139,7 +139,7 @@ def test_a_class_without_images_is_named(tmp_path):
     for path in (root / "n03").iterdir():
         path.unlink()
     with pytest.raises(ValueError, match=r"no images .* in n03"):
-        load_images(DataConfig(test=f"imagefolder:{root}"), "test", COLOUR)
+        load_images(DataConfig(test=f"imagefolder:{root}"), "test", COLOR)
 
 
 @pytest.mark.parametrize("damage", [b"", b"no image"])
@@ -147,7 +147,7 @@ def test_images_that_cannot_be_read_are_counted_and_named(tmp_path, damage):
     root = save_folder(tmp_path / "tree", [f"n{i:02d}" for i in range(12)])
     for name in ("n02/1.png", "n07/0.png"):
         (root / name).write_bytes(damage)
-    images = load_images(DataConfig(test=f"imagefolder:{root}"), "test", COLOUR)
+    images = load_images(DataConfig(test=f"imagefolder:{root}"), "test", COLOR)
     with pytest.raises(ValueError, match=r"2 of 24 images cannot be read: .*n02/1\.png, .*n07/0\.png; replace"):
         images.batch(range(24))
 
@@ -156,9 +156,9 @@ def test_images_that_cannot_be_read_are_counted_by_one_of_the_threads(tmp_path, 
     root = save_folder(tmp_path / "tree", [f"n{i:02d}" for i in range(12)])
     for path in root.rglob("*.png"):
         path.write_bytes(b"no image")
-    images = open_folder(root, COLOUR, None, None)
+    images = open_folder(root, COLOR, None, None)
     looked_at = []
-    monkeypatch.setattr(PhotoSet, "_is_readable", lambda self, index: looked_at.append(index))
+    monkeypatch.setattr(FolderImages, "_is_readable", lambda self, index: looked_at.append(index))
     with ThreadPoolExecutor(8) as threads:
         futures = [threads.submit(images.batch, [i]) for i in range(24)]
     assert all("24 of 24 images cannot be read" in str(future.exception()) for future in futures)
@@ -173,7 +173,7 @@ def test_the_short_side_is_scaled_before_the_centre_is_cut_out(tmp_path):
 
     def row(short_side_px) -> torch.Tensor:
         data = DataConfig(test=f"imagefolder:{tmp_path}", short_side_px=short_side_px)
-        return load_images(data, "test", COLOUR).batch([0])[0, 0, 4].float()
+        return load_images(data, "test", COLOR).batch([0])[0, 0, 4].float()
 
     slopes = [(row(px)[-1] - row(px)[0]).item() / 7 for px in (None, 8, 16, 32)]
     assert slopes == pytest.approx([16, 16, 8, 4], rel=0.1)  # 64 pixels of 255 in 16, 16, 32 and 64 columns
@@ -181,7 +181,7 @@ def test_the_short_side_is_scaled_before_the_centre_is_cut_out(tmp_path):
 
 def test_the_identity_of_photographs_is_their_names_sizes_labels_and_scale(tmp_path):
     def digest(**changes):
-        return source_identity(DataConfig(**{"test": f"imagefolder:{root}"} | changes), "test", COLOUR)["hash"]
+        return source_identity(DataConfig(**{"test": f"imagefolder:{root}"} | changes), "test", COLOR)["hash"]
 
     root = save_folder(tmp_path / "tree", [f"{i:02d}" for i in range(12)])
     before = digest()
@@ -196,7 +196,7 @@ def test_a_tar_that_is_none_is_refused(tmp_path, content):
     if content:
         path.write_bytes(content)
     with pytest.raises(ValueError, match=f"tar:{path}"):
-        load_images(DataConfig(test=f"tar:{path}"), "test", COLOUR)
+        load_images(DataConfig(test=f"tar:{path}"), "test", COLOR)
 
 
 def test_a_short_side_that_cannot_be_meant_is_refused():

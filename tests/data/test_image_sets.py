@@ -10,15 +10,15 @@ from PIL import Image
 from tiny_run import make_facts, make_samples
 
 from pipeline.data import loader
-from pipeline.data.image_sets import DIGITS_HELD_OUT, DataConfig, load_images, source_identity
-from pipeline.data.loader import HELD_SHARE, draw_batch, held_limit_bytes, hold_in_memory, read_batches
+from pipeline.data.image_sets import DIGITS_NUM_TEST, DataConfig, load_images, source_identity
+from pipeline.data.loader import CACHE_SHARE, cache_limit_bytes, draw_batch, preload, read_batches
 from pipeline.data.shard_set import ShardSet
 from pipeline.data.shards import MANIFEST, ShardError, pack, write_part
 from pipeline.models.config import ImageConfig
 from pipeline.runtime.config import ConfigError
 
 DIGITS = ImageConfig(channels=1, height=8, width=8, num_classes=10)
-COLOUR = ImageConfig(channels=3, height=8, width=8, num_classes=12)
+COLOR = ImageConfig(channels=3, height=8, width=8, num_classes=12)
 NUM_IMAGES = 36
 CPU = torch.device("cpu")
 
@@ -115,7 +115,7 @@ def test_a_shard_set_needs_complete_rounds(packed, tmp_path):
 
 def test_images_held_in_memory_are_the_same(packed):
     images = ShardSet([packed[0]])
-    held = hold_in_memory(images, torch.device("cpu"))
+    held = preload(images, torch.device("cpu"))
     assert torch.equal(held.pixels, images.batch(range(len(images))))
     assert torch.equal(held.labels, images.labels)
 
@@ -155,7 +155,7 @@ def test_the_digits_split_is_fixed_disjoint_and_complete():
         load_images(DataConfig(test="sklearn:digits", train="sklearn:digits"), split, DIGITS)
         for split in ("train", "test")
     )
-    assert len(test.labels) == DIGITS_HELD_OUT == 500
+    assert len(test.labels) == DIGITS_NUM_TEST == 500
     everything = load_digits()
     rounded = np.rint(everything.images * 255 / 16).astype(np.uint8)
     assert len(train.labels) + len(test.labels) == len(everything.target)
@@ -170,7 +170,7 @@ def test_the_digits_split_is_fixed_disjoint_and_complete():
 def test_a_source_is_identified_by_its_content(tmp_path):
     def hash_of(source, split="test"):
         data = DataConfig(test=source, train=source)
-        return source_identity(data, split, DIGITS if "digits" in source else COLOUR)["hash"]
+        return source_identity(data, split, DIGITS if "digits" in source else COLOR)["hash"]
 
     assert hash_of("sklearn:digits") == hash_of("sklearn:digits") != hash_of("sklearn:digits", "train")
     path = save_npz(tmp_path / "images.npz")
@@ -202,7 +202,7 @@ def save_npz(path: Path, **changes) -> Path:
 
 
 def load_npz(path: Path):
-    return load_images(DataConfig(test=f"npz:{path}"), "test", COLOUR)
+    return load_images(DataConfig(test=f"npz:{path}"), "test", COLOR)
 
 
 def test_npz_gives_pixels_channels_first_and_labels(tmp_path):
@@ -281,7 +281,7 @@ def test_an_empty_set_is_refused(tmp_path):
 
 def test_a_synthetic_round_serves_as_a_source(packed):
     folder, pixels = packed
-    images = load_images(DataConfig(test=f"shards:{folder}"), "test", COLOUR)
+    images = load_images(DataConfig(test=f"shards:{folder}"), "test", COLOR)
     numbers = [int(key.split("/")[1]) for key in images.keys]
     assert torch.equal(images.batch(range(NUM_IMAGES)), pixels[numbers])
 
@@ -292,7 +292,7 @@ def test_a_source_of_shards_must_fit_and_be_complete(packed, tmp_path):
         load_images(DataConfig(test=f"shards:{folder}"), "test", DIGITS)
     (tmp_path / MANIFEST).write_text("{}")
     with pytest.raises(ShardError, match=str(tmp_path)):
-        load_images(DataConfig(test=f"shards:{tmp_path}"), "test", COLOUR)
+        load_images(DataConfig(test=f"shards:{tmp_path}"), "test", COLOR)
 
 
 @pytest.mark.skipif("DREAMDISTILL_DATA" not in os.environ, reason="DREAMDISTILL_DATA names no folder of real images")
@@ -347,14 +347,14 @@ def test_a_batch_larger_than_the_limit_is_read_all_the_same(monkeypatch):
 
 def test_decoded_images_get_a_share_of_the_free_memory_unless_a_limit_is_given(monkeypatch):
     monkeypatch.setattr(loader, "free_memory_bytes", lambda device: 100 * 2**30)
-    assert held_limit_bytes(None, torch.device("cpu"), 4) == HELD_SHARE * 25 * 2**30
-    assert held_limit_bytes(None, torch.device("cuda"), 4) == HELD_SHARE * 100 * 2**30
-    assert held_limit_bytes(3.0, torch.device("cuda"), 4) == 3 * 2**30
+    assert cache_limit_bytes(None, torch.device("cpu"), 4) == CACHE_SHARE * 25 * 2**30
+    assert cache_limit_bytes(None, torch.device("cuda"), 4) == CACHE_SHARE * 100 * 2**30
+    assert cache_limit_bytes(3.0, torch.device("cuda"), 4) == 3 * 2**30
 
 
 def test_140_000_images_of_224_pixels_stay_on_a_device_with_78_gib_free(monkeypatch):
     monkeypatch.setattr(loader, "free_memory_bytes", lambda device: 78 * 2**30)
-    assert held_limit_bytes(None, torch.device("cuda")) > 140_000 * 3 * 224 * 224
+    assert cache_limit_bytes(None, torch.device("cuda")) > 140_000 * 3 * 224 * 224
 
 
 def test_images_that_the_device_has_no_memory_for_are_blamed_on_memory_gib(packed, monkeypatch):
@@ -368,4 +368,4 @@ def test_images_that_the_device_has_no_memory_for_are_blamed_on_memory_gib(packe
     with pytest.raises(
         ValueError, match=r"memory_gib: 36 decoded images need 1\.00 GiB, more than cpu has free; set it"
     ):
-        hold_in_memory(images, torch.device("cpu"))
+        preload(images, torch.device("cpu"))

@@ -115,7 +115,7 @@ def test_the_manifest_points_at_the_bytes_of_every_image(packed):
             image = decode_image(content[offset : offset + size], 1, key)
             assert torch.equal(image, pixels[int(key.split("/")[1])])
     assert manifest["fingerprint"] == fingerprint(IDENTITY)
-    assert manifest["verdict"] == {"teacher_probability": 0.5, "teacher_top1": 0.5}
+    assert manifest["scores"] == {"teacher_probability": 0.5, "teacher_top1": 0.5}
 
 
 def test_packing_twice_and_parts_in_another_order_give_the_same_bytes(tmp_path):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.data.codec import to_unit
-from pipeline.data.views import AugmentConfig, augment, roll_and_flip, zoom
+from pipeline.data.views import AugmentConfig, augment, random_resized_crop, roll_and_flip
 from pipeline.runtime.config import ConfigError
 
 
@@ -31,43 +31,43 @@ def one_hot_images(count: int, num_classes: int, height: int, width: int) -> tup
 
 
 def test_roll_wraps_by_every_shift_within_reach_and_keeps_all_pixels(device):
-    canvas = numbered(2, 3, 7, 9).to(device)
+    inputs = numbered(2, 3, 7, 9).to(device)
     reach = [-2, -1, 0, 1, 2]
-    rolls = {(y, x): torch.roll(canvas, (y, x), (2, 3)) for y in reach for x in reach}
+    rolls = {(y, x): torch.roll(inputs, (y, x), (2, 3)) for y in reach for x in reach}
     seen = set()
     for seed in range(300):
-        view = roll_and_flip(canvas, 2, False, seeded(seed))
+        view = roll_and_flip(inputs, 2, False, seeded(seed))
         (shift,) = (shift for shift, rolled in rolls.items() if torch.equal(view, rolled))
         seen.add(shift)
     assert seen == set(rolls)
 
 
 def test_flip_mirrors_left_and_right_about_half_of_the_time(device):
-    canvas = numbered(2, 1, 3, 4).to(device)
+    inputs = numbered(2, 1, 3, 4).to(device)
     mirrored = 0
     for seed in range(200):
-        view = roll_and_flip(canvas, 0, True, seeded(seed))
-        assert torch.equal(view, canvas) or torch.equal(view, canvas.flip(3))
-        mirrored += int(torch.equal(view, canvas.flip(3)))
+        view = roll_and_flip(inputs, 0, True, seeded(seed))
+        assert torch.equal(view, inputs) or torch.equal(view, inputs.flip(3))
+        mirrored += int(torch.equal(view, inputs.flip(3)))
     assert 70 < mirrored < 130
 
 
 def test_without_shift_and_flip_the_canvas_is_seen_as_it_is(device):
-    canvas = numbered(1, 1, 3, 4).to(device)
+    inputs = numbered(1, 1, 3, 4).to(device)
     for seed in range(20):
-        assert torch.equal(roll_and_flip(canvas, 0, False, seeded(seed)), canvas)
+        assert torch.equal(roll_and_flip(inputs, 0, False, seeded(seed)), inputs)
 
 
 def test_a_roll_passes_gradients_to_the_canvas(device):
-    canvas = numbered(1, 1, 4, 4).to(device).requires_grad_()
-    roll_and_flip(canvas, 2, True, seeded(0)).sum().backward()
-    assert torch.equal(canvas.grad, torch.ones_like(canvas))
+    inputs = numbered(1, 1, 4, 4).to(device).requires_grad_()
+    roll_and_flip(inputs, 2, True, seeded(0)).sum().backward()
+    assert torch.equal(inputs.grad, torch.ones_like(inputs))
 
 
 def test_crops_pad_with_zeros_and_are_drawn_for_each_image(device):
     pixels = 1 + numbered(40, 2, 4, 5).to(device)
     targets = torch.zeros(40, 3, device=device)
-    view, _ = augment(pixels, targets, AugmentConfig(shift_px=1), seeded(0))
+    view, _ = augment(pixels, targets, AugmentConfig(crop_padding_px=1), seeded(0))
     padded = F.pad(pixels, (1, 1, 1, 1))
     seen = set()
     for image, source in zip(view, padded, strict=True):
@@ -90,14 +90,14 @@ def test_a_zoom_shows_a_box_of_the_wanted_area_and_aspect(device):
     assert 0.57 < area.max() < 0.61
     assert 0.74 < aspect.min() < 0.8
     assert 1.25 < aspect.max() < 1.35
-    for centre, side in ((view[:, 0].mean((1, 2)), width), (view[:, 1].mean((1, 2)), height)):
-        assert (centre - side / 2).min() > -0.01
-        assert (centre + side / 2).max() < 1.01
-        assert centre.std() > 0.05
+    for center, side in ((view[:, 0].mean((1, 2)), width), (view[:, 1].mean((1, 2)), height)):
+        assert (center - side / 2).min() > -0.01
+        assert (center + side / 2).max() < 1.01
+        assert center.std() > 0.05
 
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
-def test_colours_are_scaled_around_their_fixed_point_by_a_factor_of_each_image(device, name):
+def test_colors_are_scaled_around_their_fixed_point_by_a_factor_of_each_image(device, name):
     pixels = 0.4 + 0.2 * torch.rand(100, 3, 4, 4, generator=seeded(1)).to(device)  # nothing is clipped
     targets = torch.zeros(100, 1, device=device)
     view, _ = augment(pixels, targets, AugmentConfig(**{name: 0.5}), seeded(0))
@@ -112,7 +112,7 @@ def test_colours_are_scaled_around_their_fixed_point_by_a_factor_of_each_image(d
     assert 1.45 < factor.max() <= 1.5
 
 
-def test_colours_stay_in_the_range_of_pixels(device):
+def test_colors_stay_in_the_range_of_pixels(device):
     pixels, targets = torch.rand(50, 3, 4, 4, generator=seeded(0)).to(device), torch.zeros(50, 1, device=device)
     view, _ = augment(pixels, targets, AugmentConfig(brightness=1.0, contrast=1.0, saturation=1.0), seeded(0))
     assert view.min() == 0
@@ -172,7 +172,7 @@ def test_mixing_methods_are_used_as_often_as_their_probabilities_say():
 
 EVERYTHING = AugmentConfig(
     crop_area=(0.3, 1.0),
-    shift_px=2,
+    crop_padding_px=2,
     flip=True,
     brightness=0.4,
     contrast=0.4,
@@ -218,7 +218,7 @@ def test_the_input_is_not_changed():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"shift_px": -1}, "shift_px: -1 must be at least 0"),
+        ({"crop_padding_px": -1}, "crop_padding_px: -1 must be at least 0"),
         ({"crop_area": (0.0, 1.0)}, r"crop_area: \[0\.0, 1\.0\] must be a range within \(0, 1\]"),
         ({"crop_area": (0.9, 0.5)}, "crop_area"),
         ({"contrast": 1.5}, r"contrast: 1\.5 must be in \[0, 1\]"),
@@ -237,13 +237,13 @@ def test_augmentation_that_cannot_be_meant_is_refused(values, message):
     "view_of",
     [
         lambda pixels, targets, generator: roll_and_flip(pixels, 2, True, generator),
-        lambda pixels, targets, generator: zoom(pixels, (0.4, 1.0), generator),
+        lambda pixels, targets, generator: random_resized_crop(pixels, (0.4, 1.0), generator),
         *(
             lambda pixels, targets, generator, config=config: augment(pixels, targets, config, generator)[0]
             for config in (
                 AugmentConfig(),
                 AugmentConfig(crop_area=(0.3, 1.0)),
-                AugmentConfig(shift_px=2),
+                AugmentConfig(crop_padding_px=2),
                 AugmentConfig(flip=True),
                 AugmentConfig(brightness=0.4, contrast=0.4, saturation=0.4),
                 AugmentConfig(mixup_probability=1.0),

@@ -16,10 +16,10 @@ from pipeline.distillation import train as train_module
 from pipeline.distillation.config import DistillConfig, TrainingConfig
 from pipeline.distillation.losses import distillation_loss, label_loss
 from pipeline.distillation.state import TrainState, build_optimizer
-from pipeline.distillation.task import Task, distillation_objective, label_objective
+from pipeline.distillation.task import Task, build_distillation_loss, build_label_loss
 from pipeline.distillation.train import train as train_state
 from pipeline.runtime.config import ConfigError
-from pipeline.runtime.distributed import World
+from pipeline.runtime.distributed import DistributedContext
 from pipeline.runtime.schedules import learning_rates
 from pipeline.runtime.threads import overlapped
 
@@ -36,22 +36,18 @@ def images(device) -> ArrayImages:
     return ArrayImages(pixels.to(device), labels.to(device))
 
 
-def train(classifier, images, num_classes, objective, config, seed, purpose, path, run="f", on_step=None) -> None:
-    task = Task(classifier, objective, config, num_classes=num_classes, seed=seed, purpose=purpose)
-    train_state(
-        TrainState.open(classifier, config, path, {"run": run}),
-        task,
-        images,
-        config,
-        World(device=images.pixels.device),
-        on_step=on_step,
-    )
+def train(classifier, images, num_classes, loss_function, config, seed, purpose, path, run="f", on_step=None) -> None:
+    task = Task(classifier, loss_function, config, seed, purpose)
+    state = TrainState.open(classifier, config, path, {"run": run})
+    train_state(state, task, images, DistributedContext(device=images.pixels.device), on_step)
 
 
 def logged_steps(classifier, images, config, path) -> list[int]:
     """The steps that a training on labels reports."""
     steps: list[int] = []
-    train(classifier, images, 4, label_objective(config), config, 0, "t", path, "f", lambda step, _: steps.append(step))
+    train(
+        classifier, images, 4, build_label_loss(config), config, 0, "t", path, "f", lambda step, _: steps.append(step)
+    )
     return steps
 
 
@@ -107,33 +103,33 @@ def test_the_teacher_sees_the_view_that_the_student_sees_and_labels_are_added(
         label_weight=2.0,
         **PLAIN,
         label_smoothing=0.1,
-        augment=AugmentConfig(shift_px=2, flip=True, mixup_probability=0.5, cutmix_probability=0.5),
+        augment=AugmentConfig(crop_padding_px=2, flip=True, mixup_probability=0.5, cutmix_probability=0.5),
     )
     seen: dict[str, list[Tensor]] = {"teacher": [], "student": []}
     for name, classifier in (("teacher", teacher), ("student", student)):
         classifier.register_forward_pre_hook(lambda _, inputs, name=name: seen[name].append(inputs[0].clone()))
-    objective = distillation_objective(teacher, config)
-    train(student, images, 4, objective, config, 0, "distill", tmp_path / "state.pt", "f")
+    loss_function = build_distillation_loss(teacher, config)
+    train(student, images, 4, loss_function, config, 0, "distill", tmp_path / "state.pt", "f")
     assert len(seen["teacher"]) == len(seen["student"]) == 4
     assert all(torch.equal(a, b) for a, b in zip(seen["teacher"], seen["student"], strict=True))
     assert student.training
     assert not teacher.training
     logits, view, targets = torch.randn(6, 4).to(device), seen["teacher"][0], torch.eye(4, device=device)[[0, 1] * 3]
     expected = distillation_loss(logits, teacher(view), 4.0) + 2 * label_loss(logits, targets, 0.1)
-    torch.testing.assert_close(objective(logits, view, targets), expected)
+    torch.testing.assert_close(loss_function(logits, view, targets), expected)
 
 
 def test_a_teacher_learns_and_a_student_learns_from_it_without_labels(make_classifier, images, tmp_path):
     config = TrainingConfig(steps=60, batch_size=12, lr=0.1, **PLAIN)
     teacher = make_classifier(0)
-    train(teacher, images, 4, label_objective(config), config, 0, "teacher", tmp_path / "teacher.pt", "f")
+    train(teacher, images, 4, build_label_loss(config), config, 0, "teacher", tmp_path / "teacher.pt", "f")
     teacher.freeze()
     pixels = images.pixels.float() / 255
     right = teacher(pixels).argmax(1) == images.labels
     assert right.float().mean() > 0.9
-    student, unlabelled = make_classifier(1), ArrayImages(images.pixels, torch.zeros_like(images.labels))
+    student, unlabeled = make_classifier(1), ArrayImages(images.pixels, torch.zeros_like(images.labels))
     distill = DistillConfig(steps=80, batch_size=12, lr=0.1, **PLAIN)
-    train(student, unlabelled, 4, distillation_objective(teacher, distill), distill, 0, "s", tmp_path / "s.pt", "f")
+    train(student, unlabeled, 4, build_distillation_loss(teacher, distill), distill, 0, "s", tmp_path / "s.pt", "f")
     agreed = student.freeze()(pixels).argmax(1) == teacher(pixels).argmax(1)
     assert agreed.float().mean() > 0.9
 
@@ -143,7 +139,7 @@ def test_a_teacher_learns_and_a_student_learns_from_it_without_labels(make_class
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_by_bit(
     make_classifier, images, tmp_path, saved_at_once, optimizer, stop_at
 ):
-    views = AugmentConfig(shift_px=2, flip=True, mixup_probability=0.5, cutmix_probability=0.3)
+    views = AugmentConfig(crop_padding_px=2, flip=True, mixup_probability=0.5, cutmix_probability=0.3)
     config = replace(CONFIG, optimizer=optimizer, augment=views, save_every_s=0)
     log: list[tuple[int, float]] = []
 
@@ -154,7 +150,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_by_bit(
             log.append((step, numbers["loss"]))
 
         classifier.network.fc = nn.Sequential(nn.Dropout(0.5), classifier.network.fc)  # layers draw, too
-        train(classifier, images, 4, label_objective(config), config, 3, "t", state_path, "f", on_step)
+        train(classifier, images, 4, build_label_loss(config), config, 3, "t", state_path, "f", on_step)
 
     whole = make_classifier(0)
     run(whole, tmp_path / "whole.pt")
@@ -183,7 +179,7 @@ def test_training_goes_on_while_a_slow_disk_takes_the_state(make_classifier, ima
             may_end.set()
 
     monkeypatch.setattr(train_module, "write_state", write)
-    train(make_classifier(0), images, 4, label_objective(config), config, 0, "t", tmp_path / "s.pt", "f", on_step)
+    train(make_classifier(0), images, 4, build_label_loss(config), config, 0, "t", tmp_path / "s.pt", "f", on_step)
     assert steps == list(range(STEPS))
     assert written[0] == 1, "the first state was copied before the second step changed it"
     assert len(written) <= 3, "a state is left out while the one before is written"
@@ -196,18 +192,18 @@ def test_a_disk_that_is_full_stops_the_training(make_classifier, images, tmp_pat
     monkeypatch.setattr(train_module, "write_state", write)
     config = replace(CONFIG, save_every_s=0)
     with pytest.raises(OSError, match="the disk is full"):
-        train(make_classifier(0), images, 4, label_objective(config), config, 0, "t", tmp_path / "s.pt", "f")
+        train(make_classifier(0), images, 4, build_label_loss(config), config, 0, "t", tmp_path / "s.pt", "f")
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
 def test_a_batch_that_workers_cannot_share_is_refused(make_classifier, images, tmp_path, size):
     config = replace(CONFIG, batch_size=5)
     state = TrainState.open(make_classifier(0), config, tmp_path / "s.pt", {})
-    task = Task(state.classifier, label_objective(config), config, num_classes=4, seed=0, purpose="t")
+    task = Task(state.classifier, build_label_loss(config), config, num_classes=4, seed=0, purpose="t")
     with pytest.raises(
         ValueError, match=f"batch_size: 5 cannot be shared by {size} workers; take a multiple of {size}"
     ):
-        train_state(state, task, images, config, World(size=size))
+        train_state(state, task, images, config, DistributedContext(size=size))
 
 
 def test_a_finished_training_is_not_repeated(make_classifier, images, tmp_path, saved_at_once):
@@ -219,7 +215,7 @@ def test_a_finished_training_is_not_repeated(make_classifier, images, tmp_path, 
 
 
 def test_nothing_is_saved_before_the_time_has_passed(make_classifier, images, tmp_path):
-    train(make_classifier(0), images, 4, label_objective(CONFIG), CONFIG, 0, "t", tmp_path / "s.pt", "f")
+    train(make_classifier(0), images, 4, build_label_loss(CONFIG), CONFIG, 0, "t", tmp_path / "s.pt", "f")
     assert not (tmp_path / "s.pt").exists()
 
 
@@ -234,7 +230,7 @@ def test_a_state_of_another_configuration_is_refused_and_kept(make_classifier, i
     path = tmp_path / "s.pt"
     data = saved_state(make_classifier(0), path)
     with pytest.raises(ConfigError, match=r"s\.pt was made with another configuration \(run: another there, f here\)"):
-        train(make_classifier(0), images, 4, label_objective(CONFIG), CONFIG, 0, "t", path, "f")
+        train(make_classifier(0), images, 4, build_label_loss(CONFIG), CONFIG, 0, "t", path, "f")
     assert path.read_bytes() == data
 
 
@@ -244,7 +240,7 @@ def test_a_truncated_state_is_refused_and_kept(make_classifier, images, tmp_path
     data = saved_state(make_classifier(0), path, "f")
     path.write_bytes(data[: int(share * len(data))])
     with pytest.raises(ValueError, match=r"s\.pt is damaged .*; remove it to train from the start"):
-        train(make_classifier(0), images, 4, label_objective(CONFIG), CONFIG, 0, "t", path, "f")
+        train(make_classifier(0), images, 4, build_label_loss(CONFIG), CONFIG, 0, "t", path, "f")
     assert path.stat().st_size == int(share * len(data))
 
 
@@ -255,13 +251,13 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_the_saved_state_alone(
     config, path = replace(CONFIG, save_every_s=0, log_every=log_every), tmp_path / "s.pt"
     calls = 0
 
-    def objective(logits, view, targets):
+    def loss_function(logits, view, targets):
         nonlocal calls
         calls += 1
         return F.cross_entropy(logits, targets) * (float("nan") if calls == 7 else 1)
 
     with pytest.raises(FloatingPointError, match="training: the loss is nan at step 6; lower lr"):
-        train(make_classifier(0), images, 4, objective, config, 0, "t", path, "f")
+        train(make_classifier(0), images, 4, loss_function, config, 0, "t", path, "f")
     state = torch.load(path, weights_only=True)
     assert state["step"] == 1 + 5 // log_every * log_every  # saved on logging steps
     assert all(torch.isfinite(tensor).all() for tensor in state["network"].values())
@@ -270,12 +266,12 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_the_saved_state_alone(
 def test_a_loss_that_is_not_finite_between_logging_steps_is_found_with_its_step(make_classifier, images, tmp_path):
     config, calls = replace(CONFIG, log_every=100), []
 
-    def objective(logits, view, targets):
+    def loss_function(logits, view, targets):
         calls.append(0)
         return F.cross_entropy(logits, targets) * (float("inf") if len(calls) == 4 else 1)
 
     with pytest.raises(FloatingPointError, match="the loss is inf at step 3"):
-        train(make_classifier(0), images, 4, objective, config, 0, "t", tmp_path / "s.pt", "f")
+        train(make_classifier(0), images, 4, loss_function, config, 0, "t", tmp_path / "s.pt", "f")
     assert not (tmp_path / "s.pt").exists()
 
 
@@ -295,10 +291,10 @@ def test_every_update_uses_the_learning_rate_of_its_step(make_classifier, images
         values.append(bias[0].item())
         rates.append(numbers["lr"])
 
-    def objective(logits, view, targets):
+    def loss_function(logits, view, targets):
         return logits[:, 0].mean()  # its gradient for the first bias is 1
 
-    train(classifier, images, 4, objective, config, 0, "t", tmp_path / "s.pt", "f", on_step)
+    train(classifier, images, 4, loss_function, config, 0, "t", tmp_path / "s.pt", "f", on_step)
     expected = learning_rates(schedule, config.lr, STEPS, 0.2)
     assert rates == list(expected)
     np.testing.assert_allclose(-np.diff(values), expected, atol=1e-6)
@@ -334,11 +330,11 @@ def test_sgd_with_momentum_follows_nesterov_by_hand():
 def test_every_epoch_sees_every_image_once_in_an_order_of_its_own(make_classifier, images, tmp_path):
     batches: list[list[float]] = []
 
-    def objective(logits, view, targets):
+    def loss_function(logits, view, targets):
         batches.append(view.sum((1, 2, 3)).tolist())
         return F.cross_entropy(logits, targets)
 
-    train(make_classifier(0), images, 4, objective, CONFIG, 0, "t", tmp_path / "s.pt", "f")
+    train(make_classifier(0), images, 4, loss_function, CONFIG, 0, "t", tmp_path / "s.pt", "f")
     stream = [image for batch in batches for image in batch]
     epochs = [stream[i : i + 24] for i in range(0, 72, 24)]
     everything = sorted((images.pixels.float() / 255).sum((1, 2, 3)).tolist())
@@ -348,13 +344,13 @@ def test_every_epoch_sees_every_image_once_in_an_order_of_its_own(make_classifie
 
 def test_every_step_draws_views_of_its_own(make_classifier, images, tmp_path):
     same = ArrayImages(images.pixels[:1].repeat(24, 1, 1, 1), images.labels[:1].repeat(24))
-    config, views = replace(CONFIG, batch_size=24, steps=4, augment=AugmentConfig(shift_px=2)), []
+    config, views = replace(CONFIG, batch_size=24, steps=4, augment=AugmentConfig(crop_padding_px=2)), []
 
-    def objective(logits, view, targets):
+    def loss_function(logits, view, targets):
         views.append(view)
         return F.cross_entropy(logits, targets)
 
-    train(make_classifier(0), same, 4, objective, config, 0, "t", tmp_path / "s.pt", "f")
+    train(make_classifier(0), same, 4, loss_function, config, 0, "t", tmp_path / "s.pt", "f")
     assert len(views) == 4
     assert not any(torch.equal(views[i], views[j]) for i in range(4) for j in range(i))
 
@@ -364,7 +360,7 @@ def test_bfloat16_trains_single_precision_weights(make_classifier, images, tmp_p
     classifier = make_classifier(0)
     types = set()
 
-    def objective(logits, view, targets):
+    def loss_function(logits, view, targets):
         types.add(logits.dtype)
         return label_loss(logits, targets, 0.0)
 
@@ -372,7 +368,7 @@ def test_bfloat16_trains_single_precision_weights(make_classifier, images, tmp_p
         classifier,
         images,
         4,
-        objective,
+        loss_function,
         config,
         0,
         "t",
@@ -406,5 +402,5 @@ def test_a_recipe_that_cannot_be_meant_is_refused(values, message):
 
 def test_training_leaves_the_global_generator_alone(make_classifier, images, tmp_path):
     before = torch.get_rng_state()
-    train(make_classifier(0), images, 4, label_objective(CONFIG), CONFIG, 0, "t", tmp_path / "s.pt")
+    train(make_classifier(0), images, 4, build_label_loss(CONFIG), CONFIG, 0, "t", tmp_path / "s.pt")
     assert torch.equal(torch.get_rng_state(), before)

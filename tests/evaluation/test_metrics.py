@@ -8,15 +8,15 @@ from torch import Tensor
 
 from pipeline.data.image_sets import ArrayImages
 from pipeline.evaluation.evaluate import EvaluationConfig, evaluate
-from pipeline.evaluation.metrics import Likeness, Tally
+from pipeline.evaluation.metrics import Agreement, ClassificationMetrics
 from pipeline.runtime.config import ConfigError
 
 
 def summary(logits: Tensor, labels: Tensor, batch_size: int = 1000) -> dict:
-    tally = Tally(logits.shape[1], logits.device)
+    metrics = ClassificationMetrics(logits.shape[1], logits.device)
     for some_logits, some_labels in zip(logits.split(batch_size), labels.split(batch_size), strict=True):
-        tally.add(some_logits, some_labels)
-    return tally.summary()
+        metrics.add(some_logits, some_labels)
+    return metrics.summary()
 
 
 @pytest.fixture
@@ -106,17 +106,17 @@ def test_metrics_do_not_depend_on_the_batch_size(answers, batch_size):
 def test_likeness_by_hand(device):
     teacher = torch.tensor([[0.5, 0.5], [0.9, 0.1]], device=device)
     student = torch.tensor([[0.25, 0.75], [0.6, 0.4]], device=device)
-    likeness = Likeness()
-    likeness.add(student.log() + 3, teacher.log() - 2)
+    agreement = Agreement()
+    agreement.add(student.log() + 3, teacher.log() - 2)
     first = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
     second = 0.9 * math.log(0.9 / 0.6) + 0.1 * math.log(0.1 / 0.4)
-    assert likeness.summary()["kl"] == pytest.approx((first + second) / 2, rel=1e-5)
-    assert likeness.summary()["agreement"] == 0.5
+    assert agreement.summary()["kl"] == pytest.approx((first + second) / 2, rel=1e-5)
+    assert agreement.summary()["agreement"] == 0.5
 
 
 def test_likeness_does_not_depend_on_the_batch_size(device):
     student, teacher = torch.randn(2, 50, 6, generator=torch.Generator().manual_seed(0)).to(device)
-    whole, parts = Likeness(), Likeness()
+    whole, parts = Agreement(), Agreement()
     whole.add(student, teacher)
     for some_student, some_teacher in zip(student.split(7), teacher.split(7), strict=True):
         parts.add(some_student, some_teacher)
@@ -124,9 +124,9 @@ def test_likeness_does_not_depend_on_the_batch_size(device):
 
 
 def test_a_network_agrees_with_itself(answers):
-    likeness = Likeness()
-    likeness.add(answers[0], answers[0])
-    assert likeness.summary() == {"agreement": 1.0, "kl": pytest.approx(0, abs=1e-6)}
+    agreement = Agreement()
+    agreement.add(answers[0], answers[0])
+    assert agreement.summary() == {"agreement": 1.0, "kl": pytest.approx(0, abs=1e-6)}
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def test_an_evaluation_sees_every_image_once_whatever_the_batch_size(make_classi
         assert report.num_images == 53
         assert sum(map(sum, report.student["confusion"])) == 53
         assert report.student["top1"] == pytest.approx(right)
-        assert report.recovered == pytest.approx(report.student["top1"] / report.teacher["top1"])
+        assert report.accuracy_retention == pytest.approx(report.student["top1"] / report.teacher["top1"])
     rows = [{k: v for k, v in report.row().items() if not k.endswith("forward_ms")} for report in reports]
     assert rows[0] == pytest.approx(rows[1], rel=1e-4)
 
@@ -160,7 +160,7 @@ def test_an_evaluation_of_the_teacher_as_its_own_student_recovers_all(make_class
     teacher = make_classifier(0)  # in training mode: the evaluation must not use batch statistics
     report = evaluate(teacher, teacher, images, 4, EvaluationConfig(batch_size=9), device)
     assert not teacher.training
-    assert (report.agreement, report.recovered) == (1, 1)
+    assert (report.agreement, report.accuracy_retention) == (1, 1)
     assert report.kl == pytest.approx(0, abs=1e-6)
     assert report.student["parameters"] == sum(p.numel() for p in teacher.parameters())
 

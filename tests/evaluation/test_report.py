@@ -84,13 +84,13 @@ def make_evaluation(num_classes: int, line: str = "one line") -> dict:
         "teacher": {**network, "top1": 1.0, "parameters": 67890},
         "agreement": 0.9875,
         "kl": 0.25,
-        "recovered": 0.9667,
+        "accuracy_retention": 0.9667,
         "timed_batch": 100,
     }
 
 
 def render_page(*, num_classes=10, metrics=(), tiles=None, name="a run", config_yaml="seed: 0\n", line="one line"):
-    manifest = {"round": 0, "num_images": 40, "verdict": {"teacher_top1": 0.875}, "fingerprint": "0123456789abcdef"}
+    manifest = {"round": 0, "num_images": 40, "scores": {"teacher_top1": 0.875}, "fingerprint": "0123456789abcdef"}
     return render(
         name=name,
         manifests=[manifest, {**manifest, "round": 1, "num_images": 41}],

@@ -1,4 +1,4 @@
-"""Frozen BatchNorm layers normalise like ordinary ones, compiled too, and take other weights."""
+"""Frozen BatchNorm layers normalize like ordinary ones, compiled too, and take other weights."""
 
 import copy
 

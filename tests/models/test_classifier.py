@@ -62,11 +62,11 @@ def assert_same_tensors(found: nn.Module, expected: dict[str, torch.Tensor]) -> 
     assert all(torch.equal(state[k], v) for k, v in expected.items())
 
 
-def test_pixels_are_normalised_per_channel(device):
-    classifier = Classifier(nn.Identity(), (0.5, 0.2), (0.25, 0.1)).to(device)
+def test_pixels_are_normalized_per_channel(device):
+    classifier = Classifier(nn.Identity(), ((0.5, 0.2), (0.25, 0.1)), 2).to(device)
     pixels = torch.tensor([[[[0.0, 1.0]], [[0.2, 0.3]]]], device=device)
     expected = torch.tensor([[[[-2.0, 2.0]], [[0.0, 1.0]]]], device=device)
-    torch.testing.assert_close(classifier.normalise(pixels), expected)
+    torch.testing.assert_close(classifier.normalize(pixels), expected)
     torch.testing.assert_close(classifier(pixels), expected)
 
 
@@ -136,17 +136,17 @@ def test_a_model_config_that_cannot_be_meant_is_refused(values, message):
         ModelConfig(**values)
 
 
-def test_normalisation_comes_from_the_config_then_the_caller_then_is_none():
+def test_normalization_comes_from_the_config_then_the_caller_then_is_none():
     of_caller = ((0.1,) * 3, (0.2,) * 3)
     own = ModelConfig(source="cifar10:resnet8", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-    assert build_classifier(own, IMAGES, default_normalisation=of_caller).normalisation == (own.mean, own.std)
+    assert build_classifier(own, IMAGES, default_normalization=of_caller).normalization == (own.mean, own.std)
     torch.testing.assert_close(
-        build_classifier(SMALL, IMAGES, default_normalisation=of_caller).normalisation, of_caller
+        build_classifier(SMALL, IMAGES, default_normalization=of_caller).normalization, of_caller
     )
-    assert build_classifier(SMALL, IMAGES).normalisation == ((0.0,) * 3, (1.0,) * 3)
+    assert build_classifier(SMALL, IMAGES).normalization == ((0.0,) * 3, (1.0,) * 3)
 
 
-def test_a_normalisation_with_another_number_of_channels_is_refused():
+def test_a_normalization_with_another_number_of_channels_is_refused():
     config = ModelConfig(source="cifar10:resnet8", mean=(0.5,), std=(0.5,))
     with pytest.raises(ValueError, match=r"need one value for each of images\.channels=3"):
         build_classifier(config, IMAGES)
@@ -406,9 +406,9 @@ def test_real_weights_answer_as_their_own_loader_and_reach_their_accuracy(
     )
     classifier = load_frozen(config, REAL_IMAGES, device)
     pixels, labels = real_test_set
-    normalised = (pixels[:64] - torch.tensor(facts["mean"]).view(3, 1, 1)) / torch.tensor(facts["std"]).view(3, 1, 1)
+    normalized = (pixels[:64] - torch.tensor(facts["mean"]).view(3, 1, 1)) / torch.tensor(facts["std"]).view(3, 1, 1)
     logits = torch.cat([classifier(batch.to(device)).cpu() for batch in pixels.split(100)])
-    torch.testing.assert_close(logits[:64], reference(normalised), atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(logits[:64], reference(normalized), atol=1e-3, rtol=1e-4)
     top1 = 100 * (logits.argmax(1) == labels).float().mean().item()
     assert abs(top1 - facts["top1_cifar10_test"]) <= 3
 
@@ -442,7 +442,7 @@ def test_wrappings_and_prefixes_may_be_nested(tmp_path):
 def test_tied_weights_are_saved(tmp_path):
     network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1))
     network[2].weight = network[0].weight
-    classifier = Classifier(network, (0.0,) * 3, (1.0,) * 3)
+    classifier = Classifier(network, ((0.0,) * 3, (1.0,) * 3), 4)
     save_classifier(tmp_path / "tied.safetensors", classifier, ModelConfig(source="python:x:y"), {})
     assert torch.equal(read_weights(tmp_path / "tied.safetensors")["2.weight"], network[0].weight)
 

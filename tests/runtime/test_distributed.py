@@ -18,7 +18,7 @@ from pipeline.run import load_run
 from pipeline.runtime import distributed, threads
 from pipeline.runtime.distributed import choose_device
 from pipeline.runtime.files import exclusive_lock
-from pipeline.runtime.threads import threads_of_a_worker
+from pipeline.runtime.threads import threads_per_process
 
 # 600 images, one batch after the other for some seconds, so that a worker can be lost on the way.
 SLOW = {"synthesis__num_images": 600, "synthesis__inversion__phases": [{"steps": 60}]}
@@ -28,11 +28,11 @@ TOLD_WITHIN_S = 60
 ONE_THREAD = {"DREAMDISTILL_DEVICE": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
 
 
-def run_script(script: str, folder: Path, *arguments: str, num_workers: int) -> subprocess.CompletedProcess[str]:
+def run_script(script: str, folder: Path, *arguments: str, num_processes: int) -> subprocess.CompletedProcess[str]:
     path = folder / "script.py"
     path.write_text(script)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_workers)]
-    command = [sys.executable, *(torchrun if num_workers > 1 else []), str(path), *arguments]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
+    command = [sys.executable, *(torchrun if num_processes > 1 else []), str(path), *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | ONE_THREAD, timeout=300)
 
 
@@ -47,9 +47,9 @@ from pipeline.data import ArrayImages
 from pipeline.models import Classifier
 from pipeline.distillation.config import TrainingConfig
 from pipeline.distillation.state import TrainState
-from pipeline.distillation.task import Task, label_objective
+from pipeline.distillation.task import Task, build_label_loss
 from pipeline.distillation.train import train
-from pipeline.runtime.distributed import open_world
+from pipeline.runtime.distributed import open_distributed
 
 compile, log_every, out = sys.argv[1] == "compiled", int(sys.argv[2]), Path(sys.argv[3])
 LOOKS = {"item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__float__", "__int__"}
@@ -70,26 +70,26 @@ class Network(nn.Module):
     def forward(self, x):
         return self.fc(torch.relu(self.conv(x)).mean((2, 3)))
 
-with open_world() as world:
-    torch.manual_seed(world.rank)  # DDP makes everyone's weights the leader's
+with open_distributed() as context:
+    torch.manual_seed(context.rank)  # DDP makes everyone's weights the leader's
     config = TrainingConfig(steps=50, batch_size=12, lr=0.05, log_every=log_every, precision="float32", compile=compile)
     pixels = torch.randint(0, 256, (48, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    classifier = Classifier(Network(), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+    classifier = Classifier(Network(), ((0.4, 0.5, 0.6), (0.2, 0.25, 0.3)), 4)
     state = TrainState.open(classifier, config, out.with_suffix(".state"), {})
-    task = Task(classifier, label_objective(config), config, num_classes=4, seed=0, purpose="t")
+    task = Task(classifier, build_label_loss(config), config, num_classes=4, seed=0, purpose="t")
     losses, start = [], {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
     def train_all():
-        train(state, task, ArrayImages(pixels, torch.arange(48) % 4), config, world,
+        train(state, task, ArrayImages(pixels, torch.arange(48) % 4), config, context,
               on_step=lambda step, figures: losses.append(figures["loss"]))
     if compile:
         train_all()
     else:
         with Looks():
             train_all()
-        assert Looks.steps <= {s for s in range(50) if s % log_every == 0} | {49}, (world.rank, sorted(Looks.steps))
+        assert Looks.steps <= {s for s in range(50) if s % log_every == 0} | {49}, (context.rank, sorted(Looks.steps))
         assert Looks.steps, "nothing was counted"
     found = {"losses": losses, "start": start, "weights": classifier.state_dict()}
-    torch.save(found, out.with_suffix(f".{world.rank}"))
+    torch.save(found, out.with_suffix(f".{context.rank}"))
 """
 
 
@@ -99,7 +99,7 @@ def test_two_workers_learn_what_one_learns_from_the_same_batches(tmp_path, reque
         request.getfixturevalue("compiler")
     found = {}
     for size in (1, 2):
-        done = run_script(TRAIN, tmp_path, way, "1", str(tmp_path / f"of{size}.pt"), num_workers=size)
+        done = run_script(TRAIN, tmp_path, way, "1", str(tmp_path / f"of{size}.pt"), num_processes=size)
         assert done.returncode == 0, done.stderr
         for rank in range(size):
             found[size, rank] = torch.load(tmp_path / f"of{size}.{rank}", weights_only=True)
@@ -115,20 +115,20 @@ def test_two_workers_learn_what_one_learns_from_the_same_batches(tmp_path, reque
 
 
 def test_no_worker_looks_at_the_device_but_on_logging_steps(tmp_path):
-    done = run_script(TRAIN, tmp_path, "uncompiled", "7", str(tmp_path / "run.pt"), num_workers=2)
+    done = run_script(TRAIN, tmp_path, "uncompiled", "7", str(tmp_path / "run.pt"), num_processes=2)
     assert done.returncode == 0, done.stderr
 
 
 TOGETHER = """
 import torch
-from pipeline.runtime.distributed import open_world
+from pipeline.runtime.distributed import open_distributed
 
-with open_world() as world:
-    assert world.broadcast(["of", world.rank]) == ["of", 0]
-    assert world.mean(torch.tensor([1.0 * world.rank, 5.0])).tolist() == [0.5, 5.0]
-    world.require_same("float32", "precision")
+with open_distributed() as context:
+    assert context.broadcast(["of", context.rank]) == ["of", 0]
+    assert context.mean(torch.tensor([1.0 * context.rank, 5.0])).tolist() == [0.5, 5.0]
+    context.require_same("float32", "precision")
     try:
-        world.require_same(f"of {world.rank}", "precision")
+        context.require_same(f"of {context.rank}", "precision")
     except ValueError as error:
         assert str(error) == "worker 1 differs from worker 0 in precision"
     else:
@@ -138,15 +138,15 @@ with open_world() as world:
 
 
 def test_workers_share_what_the_leader_says_means_and_a_difference(tmp_path):
-    done = run_script(TOGETHER, tmp_path, num_workers=2)
+    done = run_script(TOGETHER, tmp_path, num_processes=2)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(("num_workers", "expected"), [(1, 6), (2, 3), (4, 1), (16, 1)])
-def test_workers_of_a_machine_share_its_cores(monkeypatch, num_workers, expected):
+@pytest.mark.parametrize(("num_processes", "expected"), [(1, 6), (2, 3), (4, 1), (16, 1)])
+def test_workers_of_a_machine_share_its_cores(monkeypatch, num_processes, expected):
     monkeypatch.setattr(threads, "num_usable_cores", lambda: 6)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    assert threads_of_a_worker(num_workers) == expected
+    assert threads_per_process(num_processes) == expected
 
 
 def worker_pid(launcher: int, rank: int) -> int | None:
@@ -165,7 +165,7 @@ def worker_pid(launcher: int, rank: int) -> int | None:
 def start_loud(stage: str, path: Path) -> "subprocess.Popen[str]":
     environment = os.environ | {"DREAMDISTILL_DEVICE": "cpu"}
     environment.pop("OMP_NUM_THREADS", None)
-    command = stage_command(stage, path, num_workers=2)
+    command = stage_command(stage, path, num_processes=2)
     return subprocess.Popen(
         command, cwd=REPOSITORY, env=environment, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
@@ -237,7 +237,7 @@ def test_a_mistake_in_the_config_is_told_once_before_there_are_workers(tmp_path)
 @pytest.mark.parametrize("number", ["0", "-1", "abc"])
 def test_a_number_of_workers_that_cannot_be_meant_is_named(number):
     done = subprocess.run(
-        [sys.executable, "-m", "stages.workers", number, "verify"], cwd=REPOSITORY, capture_output=True, text=True
+        [sys.executable, "-m", "stages.launch", number, "verify"], cwd=REPOSITORY, capture_output=True, text=True
     )
     assert done.stderr == f"error: NPROC={number}: there is no such number of workers; use 1 or more\n"
     assert done.returncode == 2

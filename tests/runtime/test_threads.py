@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_run import REPOSITORY
 
-from pipeline.runtime.distributed import World, open_world
+from pipeline.runtime.distributed import DistributedContext, open_distributed
 from pipeline.runtime.seeds import derive_seed, make_generator
 from pipeline.runtime.threads import overlapped
 
@@ -16,14 +16,19 @@ from pipeline.runtime.threads import overlapped
 @pytest.mark.parametrize("name", ["gpu", "meta", "cuda:99"])
 def test_a_device_that_cannot_compute_is_refused(monkeypatch, name):
     monkeypatch.setenv("DREAMDISTILL_DEVICE", name)
-    with pytest.raises(ValueError, match=f"DREAMDISTILL_DEVICE={name}"), open_world():
+    with pytest.raises(ValueError, match=f"DREAMDISTILL_DEVICE={name}"), open_distributed():
         pass
 
 
 def test_a_single_worker_leads(monkeypatch):
     monkeypatch.setenv("DREAMDISTILL_DEVICE", "cpu")
-    with open_world() as world:
-        assert (world.rank, world.size, world.is_leader, world.device) == (0, 1, True, torch.device("cpu"))
+    with open_distributed() as context:
+        assert (context.rank, context.size, context.is_main_process, context.device) == (
+            0,
+            1,
+            True,
+            torch.device("cpu"),
+        )
 
 
 # In a process of its own, since a number of cores becomes the default of all threads that come later.
@@ -61,7 +66,7 @@ def test_a_task_runs_beside_its_caller_where_the_cores_are_free_and_one_at_a_tim
 
 def test_a_task_runs_in_its_caller_where_the_cores_are_not_free():
     threads = []
-    with overlapped(World().leaves_cores_free) as beside:
+    with overlapped(DistributedContext().leaves_cores_free) as beside:
         beside.start(lambda: threads.append(threading.current_thread()))
         assert not beside.is_busy
         assert threads == [threading.current_thread()]

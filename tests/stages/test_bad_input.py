@@ -174,7 +174,7 @@ def test_weights_of_another_network_are_named_with_their_keys(refusal, tmp_path,
         assert fragment in message
 
 
-def test_a_normalisation_for_other_channels_is_named(refusal, tmp_path, weights):
+def test_a_normalization_for_other_channels_is_named(refusal, tmp_path, weights):
     message = refusal(synthesize, write_config(tmp_path, **with_weights(weights, images__channels=3)))
     assert "mean (0.3,) and std (0.37,) need one value for each of images.channels=3" in message
 

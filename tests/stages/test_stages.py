@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from tiny_run import (
     REPOSITORY,
-    FreeCoresWorld,
+    FreeCoresContext,
     copy_run,
     digests,
     finish,
@@ -39,7 +39,7 @@ from pipeline.identity import CONFIG_FILE, student_identity, synthesis_identity
 from pipeline.models.checkpoint import read_description, save_classifier
 from pipeline.models.classifier import load_frozen
 from pipeline.run import RunConfig, load_run
-from pipeline.runtime.distributed import World
+from pipeline.runtime.distributed import DistributedContext
 from pipeline.runtime.fingerprint import fingerprint
 from pipeline.runtime.recorder import read_metrics
 from pipeline.session import build_student, load_student, open_session
@@ -58,7 +58,7 @@ LONGER = {
     "synthesis__batch_size": 10,
     "synthesis__inversion__phases": [{"steps": 50}],
     "distill__steps": 60,
-    "distill__augment": {"shift_px": 1, "mixup_probability": 0.5},
+    "distill__augment": {"jitter_px": 1, "mixup_probability": 0.5},
 }
 SAVED_AT_EACH_STEP = {"distill__save_every_s": 0, "distill__log_every": 1}
 KILLS, KILL_SEED = 3, 1
@@ -118,7 +118,7 @@ def test_the_shards_hold_the_planned_images(finished):
     assert images.batch([0, 59]).shape == (2, 1, 8, 8)
     manifest = read_manifest(config.round_folder(0))
     assert manifest["fingerprint"] == fingerprint(synthesis_identity(config, 0))
-    assert 0 <= manifest["verdict"]["teacher_top1"] <= manifest["verdict"]["teacher_top5"] <= 1
+    assert 0 <= manifest["scores"]["teacher_top1"] <= manifest["scores"]["teacher_top5"] <= 1
 
 
 def test_the_evaluation_figures_belong_together(finished):
@@ -132,7 +132,7 @@ def test_the_evaluation_figures_belong_together(finished):
         assert figures[network]["top1"] == pytest.approx(confusion.diagonal().sum().item() / 500)
         assert 0 <= figures[network]["top1"] <= figures[network]["top5"] <= 1
     assert figures["teacher"]["top1"] > 0.5
-    assert figures["recovered"] == pytest.approx(figures["student"]["top1"] / figures["teacher"]["top1"])
+    assert figures["accuracy_retention"] == pytest.approx(figures["student"]["top1"] / figures["teacher"]["top1"])
     assert 0 <= figures["agreement"] <= 1
     assert figures["kl"] > 0
     trained = json.loads(config.trained_teacher_path.with_suffix(".json").read_text())
@@ -252,7 +252,7 @@ def test_a_teacher_evaluated_as_its_own_student_agrees_with_itself(finished, tmp
     save_classifier(config.student_path(0), teacher, config.student, student_identity(config, 0))
     run_in_process(evaluate.main, config)
     figures = json.loads(config.evaluation_path(0).read_text())
-    assert figures["agreement"] == figures["recovered"] == 1
+    assert figures["agreement"] == figures["accuracy_retention"] == 1
     assert figures["kl"] == pytest.approx(0, abs=1e-6)
     assert figures["student"]["confusion"] == figures["teacher"]["confusion"]
 
@@ -325,7 +325,7 @@ def prepare_longer(finished: Path, folder: Path, **overrides) -> Path:
 
 def test_three_workers_make_the_same_bytes_as_one(finished, uninterrupted, tmp_path):
     path = prepare_longer(finished, tmp_path)
-    assert finish(start(stage_command("synthesize", path, num_workers=3))) == 0
+    assert finish(start(stage_command("synthesize", path, num_processes=3))) == 0
     assert digests(tmp_path / "shards", leave_out=[CONFIG_FILE]) == digests(
         uninterrupted / "shards", leave_out=[CONFIG_FILE]
     )
@@ -340,23 +340,23 @@ def test_two_workers_distil_one_student_also_when_they_are_killed(finished, unin
         student = load_run(path).student_path(0)
         student.unlink()
         if name == "killed":
-            process = start(stage_command("distill", path, num_workers=2))
+            process = start(stage_command("distill", path, num_processes=2))
             assert kill_once(process, student.with_suffix(".state").exists, 0.05)
-        assert finish(start(stage_command("distill", path, num_workers=2))) == 0
+        assert finish(start(stage_command("distill", path, num_processes=2))) == 0
         students.append(safetensors.torch.load_file(student))
     assert all(torch.equal(tensor, students[1][name]) for name, tensor in students[0].items())
     assert all(torch.isfinite(tensor).all() for tensor in students[0].values())
     assert {line["step"] for line in read_metrics(load_run(path).metrics_path())} >= {0, 59}
 
 
-def synthesize_as(world: World, config: RunConfig) -> None:
-    with open_session(config, world) as session:
+def synthesize_as(context: DistributedContext, config: RunConfig) -> None:
+    with open_session(config, context) as session:
         synthesize.main(session)
 
 
 def test_batches_stored_beside_the_next_inversion_are_the_same(finished, uninterrupted, tmp_path):
     config = load_run(prepare_longer(finished, tmp_path))
-    synthesize_as(FreeCoresWorld(), config)
+    synthesize_as(FreeCoresContext(), config)
     stored, expected = (
         digests(place, leave_out=[CONFIG_FILE]) for place in (config.round_folder(0), uninterrupted / "shards/tiny/0")
     )
@@ -364,7 +364,7 @@ def test_batches_stored_beside_the_next_inversion_are_the_same(finished, uninter
 
 
 @dataclass(frozen=True, kw_only=True)
-class ThreadWorld(World):
+class ThreadWorld(DistributedContext):
     """A worker that is a thread of this process."""
 
     meeting: threading.Barrier
@@ -374,7 +374,7 @@ class ThreadWorld(World):
         self.meeting.wait(timeout=60)
 
     def broadcast(self, value: Any) -> Any:
-        if self.is_leader:
+        if self.is_main_process:
             self.given.append(value)
         self.barrier()
         return self.given[-1]
@@ -388,7 +388,7 @@ def test_any_number_of_workers_makes_the_same_parts(finished, tmp_path, monkeypa
         meeting, given = threading.Barrier(size), []
         workers = [ThreadWorld(rank=rank, size=size, meeting=meeting, given=given) for rank in range(size)]
         with ThreadPoolExecutor(size) as pool:
-            list(pool.map(lambda world, config=config: synthesize_as(world, config), workers))
+            list(pool.map(lambda context, config=config: synthesize_as(context, config), workers))
         made.append(digests(config.round_folder(0), leave_out=[CONFIG_FILE]))
     assert [f"parts/{index:06d}.tar" in made[0] for index in range(6)] == [True] * 6
     assert made[0] == made[1] == made[2]
@@ -479,7 +479,7 @@ def test_make_alone_runs_the_chain():
         ({"NPROC": "1"}, "p -m stages.synthesize --config configs/digits.yaml"),
         (
             {"NPROC": "4", "ROUND": "2", "SET": "seed=1"},
-            "p -m stages.workers 4 synthesize --config configs/digits.yaml --set seed=1 --round 2",
+            "p -m stages.launch 4 synthesize --config configs/digits.yaml --set seed=1 --round 2",
         ),
     ],
 )
@@ -500,16 +500,16 @@ def test_a_state_left_by_a_kill_after_the_student_is_removed(finished, tmp_path)
     assert not state.exists()
 
 
-def test_a_student_keeps_the_normalisation_it_was_trained_with(finished, tmp_path):
+def test_a_student_keeps_the_normalization_it_was_trained_with(finished, tmp_path):
     config = load_run(copy_run(finished, tmp_path))
     description = read_description(config.student_path(0))
     teacher = load_frozen(config.teacher_model, config.images, torch.device("cpu"))
-    assert load_student(config, 0).normalisation == teacher.normalisation
+    assert load_student(config, 0).normalization == teacher.normalization
     assert description["mean"] == pytest.approx([0.3])
     own = replace(config, student=replace(config.student, mean=(0.1,), std=(0.5,)))
-    student = build_student(own, teacher.normalisation)
+    student = build_student(own, teacher.normalization)
     save_classifier(config.student_path(0), student, config.student, {})
-    assert load_student(config, 0).normalisation == student.normalisation
+    assert load_student(config, 0).normalization == student.normalization
 
 
 def test_another_set_of_a_hundred_classes_works_by_configuration_alone(tmp_path):
@@ -538,7 +538,7 @@ def test_another_set_of_a_hundred_classes_works_by_configuration_alone(tmp_path)
 def test_a_student_made_again_in_one_session_starts_untrained(finished, tmp_path):
     config = load_run(copy_run(finished, tmp_path))
     path, made = config.student_path(0), []
-    with open_session(config, World()) as session:
+    with open_session(config, DistributedContext()) as session:
         estimate_of(session)
         for _ in range(2):
             path.unlink()
@@ -559,7 +559,7 @@ def test_a_session_reads_the_manifest_of_a_round_no_more_often_for_more_rounds(f
 
     for module in ("pipeline.session", "pipeline.data.shard_set", "pipeline.data.shards"):
         monkeypatch.setattr(f"{module}.read_manifest", count)
-    with open_session(config, World()) as session:
+    with open_session(config, DistributedContext()) as session:
         for r in range(4):
             synthesize.main(session, r)
             distill.main(session, r)

@@ -1,15 +1,15 @@
-"""What inversion starts from: deviation, spectrum and colour correlation of the noise."""
+"""What inversion starts from: standard deviation, spectrum and color correlation of the noise."""
 
 import numpy as np
 import pytest
 import torch
 
 from pipeline.runtime.config import ConfigError
-from pipeline.synthesis.inputs import CanvasConfig, draw_canvas
+from pipeline.synthesis.inputs import InitNoiseConfig, init_noise
 
 
 def drawn(shape=(64, 3, 32, 32), seed=0, **values) -> torch.Tensor:
-    return draw_canvas(shape, CanvasConfig(**values), torch.Generator().manual_seed(seed))
+    return init_noise(shape, InitNoiseConfig(**values), torch.Generator().manual_seed(seed))
 
 
 def test_the_default_is_the_white_noise_of_the_publication():
@@ -18,11 +18,11 @@ def test_the_default_is_the_white_noise_of_the_publication():
 
 @pytest.mark.parametrize("values", [{}, {"spectrum": 1.0}, {"correlation": 0.9}, {"spectrum": 1.5, "correlation": 0.5}])
 @pytest.mark.parametrize("size", [(32, 32), (15, 24), (2, 3)])
-def test_the_deviation_is_the_wanted_one_for_any_size(values, size):
-    canvas = drawn((200, 3, *size), deviation=0.7, **values)
-    assert canvas.shape == (200, 3, *size)
-    assert canvas.std() == pytest.approx(0.7, rel=0.03)
-    assert canvas.mean() == pytest.approx(0, abs=0.1)
+def test_the_standard_deviation_is_the_configured_one_for_any_size(values, size):
+    inputs = drawn((200, 3, *size), std=0.7, **values)
+    assert inputs.shape == (200, 3, *size)
+    assert inputs.std() == pytest.approx(0.7, rel=0.03)
+    assert inputs.mean() == pytest.approx(0, abs=0.1)
 
 
 @pytest.mark.parametrize("spectrum", [0.0, 1.0, 2.0])
@@ -40,10 +40,10 @@ def test_every_two_channels_have_the_wanted_correlation(correlation):
 
 
 def test_images_are_independent_and_a_seed_gives_the_same():
-    canvas = drawn((4, 1, 64, 64), spectrum=1.0)
-    assert np.abs(np.corrcoef(canvas.flatten(1).numpy()) - np.eye(4)).max() < 0.5
-    assert torch.equal(canvas, drawn((4, 1, 64, 64), spectrum=1.0))
-    assert not torch.equal(canvas, drawn((4, 1, 64, 64), seed=1, spectrum=1.0))
+    inputs = drawn((4, 1, 64, 64), spectrum=1.0)
+    assert np.abs(np.corrcoef(inputs.flatten(1).numpy()) - np.eye(4)).max() < 0.5
+    assert torch.equal(inputs, drawn((4, 1, 64, 64), spectrum=1.0))
+    assert not torch.equal(inputs, drawn((4, 1, 64, 64), seed=1, spectrum=1.0))
 
 
 @pytest.mark.parametrize(
@@ -52,9 +52,9 @@ def test_images_are_independent_and_a_seed_gives_the_same():
         ({"spectrum": -1.0}, r"spectrum: -1\.0 must be finite and at least 0"),
         ({"spectrum": float("inf")}, "spectrum: inf must be finite"),
         ({"correlation": 1.1}, r"correlation: 1\.1 must be in \[0, 1\]"),
-        ({"deviation": 0.0}, r"deviation: 0\.0 must be finite and positive"),
+        ({"std": 0.0}, r"std: 0\.0 must be finite and positive"),
     ],
 )
 def test_noise_that_cannot_be_meant_is_refused(values, message):
     with pytest.raises(ConfigError, match=message):
-        CanvasConfig(**values)
+        InitNoiseConfig(**values)

@@ -15,9 +15,9 @@ from pipeline.models.classifier import Classifier
 from pipeline.runtime.config import ConfigError
 from pipeline.runtime.schedules import learning_rates
 from pipeline.synthesis.config import InversionConfig, PhaseConfig
-from pipeline.synthesis.inputs import CANVAS_MEAN, CANVAS_STD
+from pipeline.synthesis.inputs import INPUT_MEAN, INPUT_STD
 from pipeline.synthesis.invert import Inversion
-from pipeline.synthesis.objective import open_objective, phase_size
+from pipeline.synthesis.objective import Networks, open_objective, phase_size
 from pipeline.synthesis.terms import TermConfig
 
 SIZE = (8, 8)
@@ -31,15 +31,16 @@ def phases(*pairs: tuple[float, int]) -> tuple[PhaseConfig, ...]:
 CONFIG = InversionConfig(
     phases=phases((1.0, 6)),
     terms=TermConfig(feature_divergence=1.0, tv_l2=1e-3),
-    shift_px=1,
+    jitter_px=1,
     flip=True,
     **PLAIN,
 )
 
 
-def invert(teacher, labels, size, config, generator, *, rival=None, ensemble=(), on_step=None) -> Inversion:
-    with open_objective(teacher, rival, config, ensemble) as objective:
-        return pipeline.synthesis.invert.invert(objective, labels, size, config, generator, on_step)
+def invert(teacher, labels, size, config, generator, *, student=None, ensemble=(), on_step=None) -> Inversion:
+    networks = Networks(teacher=teacher, student=student, ensemble=ensemble)
+    with open_objective(networks, config, size) as objective:
+        return pipeline.synthesis.invert.invert(objective, labels, config, generator, on_step)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -73,7 +74,7 @@ class Scale(torch.nn.Module):
 
 
 def pixels_of(classifier: Classifier, view: Tensor) -> Tensor:
-    """What the classifier was shown, before its own normalisation."""
+    """What the classifier was shown, before its own normalization."""
     return view * classifier.std + classifier.mean
 
 
@@ -104,7 +105,7 @@ def test_the_last_iterate_is_returned_not_the_one_of_lowest_loss(make_classifier
         lr=0.6,
         schedule="constant",
         warmup_fraction=0.0,
-        shift_px=0,
+        jitter_px=0,
         flip=False,
     )
     found = invert(make_classifier(0).freeze(), labels, SIZE, config, seeded())
@@ -119,7 +120,7 @@ def test_the_last_iterate_is_returned_not_the_one_of_lowest_loss(make_classifier
 
 
 def test_pixels_are_rounded_not_truncated(teacher, labels):
-    """A canvas of norm zero is 0.45 * 255 = 114.75 levels bright."""
+    """A inputs of norm zero is 0.45 * 255 = 114.75 levels bright."""
     config = replace(CONFIG, phases=phases((1.0, 300)), terms=ONLY_L2, lr=0.05)
     images = invert(teacher, labels, SIZE, config, seeded()).images
     assert (images == 115).float().mean() > 0.9
@@ -134,20 +135,20 @@ def test_pixels_are_rounded_not_truncated(teacher, labels):
         ((0.1, 0.3, 0.5, 0.9), (1.0, 0.5, 0.25, 0.125), (9, 9), 3),
     ],
 )
-def test_any_normalisation_channels_size_and_classes(make_classifier, device, mean, std, size, num_classes):
-    """A canvas of norm zero is the same grey, whatever the network was trained on."""
+def test_any_normalization_channels_size_and_classes(make_classifier, device, mean, std, size, num_classes):
+    """A inputs of norm zero is the same gray, whatever the network was trained on."""
     teacher = make_classifier(0, mean=mean, std=std, num_classes=num_classes).freeze()
     config = replace(CONFIG, phases=phases((0.5, 50), (1.0, 150)), terms=ONLY_L2)
     labels = torch.arange(num_classes, device=device)
     images = invert(teacher, labels, size, config, seeded()).images
     assert images.shape == (num_classes, len(mean), *size)
-    torch.testing.assert_close(images / 255, torch.full(images.shape, CANVAS_MEAN), atol=3 / 255, rtol=0)
+    torch.testing.assert_close(images / 255, torch.full(images.shape, INPUT_MEAN), atol=3 / 255, rtol=0)
 
 
-def test_the_images_do_not_depend_on_how_the_teacher_states_its_normalisation(make_classifier, labels):
+def test_the_images_do_not_depend_on_how_the_teacher_states_its_normalization(make_classifier, labels):
     teacher = make_classifier(0).freeze()
-    raw = Classifier(copy.deepcopy(teacher), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)).freeze()  # normalises inside its network
-    bytes_ = Classifier(torch.nn.Sequential(Scale(1 / 255), raw), (0.0,) * 3, (1 / 255,) * 3).freeze()
+    raw = Classifier(copy.deepcopy(teacher), ((0.0,) * 3, (1.0,) * 3), 4).freeze()  # normalizes inside its network
+    bytes_ = Classifier(torch.nn.Sequential(Scale(1 / 255), raw), ((0.0,) * 3, (1 / 255,) * 3), 4).freeze()
     found = [invert(t.to(labels.device), labels, SIZE, CONFIG, seeded()).images for t in (teacher, raw, bytes_)]
     assert (found[0].int() - found[1].int()).abs().max() <= 1
     assert (found[0].int() - found[2].int()).abs().max() <= 1
@@ -166,11 +167,11 @@ def test_the_same_generator_gives_the_same_images_and_another_seed_others(teache
 
 
 def test_teacher_and_rival_are_left_as_they_were(teacher, make_classifier, labels):
-    rival = make_classifier(1).freeze()
-    before = {id(n): {k: v.clone() for k, v in n.state_dict().items()} for n in (teacher, rival)}
+    student = make_classifier(1).freeze()
+    before = {id(n): {k: v.clone() for k, v in n.state_dict().items()} for n in (teacher, student)}
     config = replace(CONFIG, terms=replace(CONFIG.terms, competition=1.0))
-    invert(teacher, labels, SIZE, config, seeded(), rival=rival)
-    for network in (teacher, rival):
+    invert(teacher, labels, SIZE, config, seeded(), student=student)
+    for network in (teacher, student):
         assert all(torch.equal(v, before[id(network)][k]) for k, v in network.state_dict().items())
         assert all(p.grad is None and not p.requires_grad for p in network.parameters())
         assert not any(module.training for module in network.modules())
@@ -217,22 +218,22 @@ def test_every_phase_starts_with_a_fresh_adam_and_its_own_warm_up(make_classifie
         terms=ONLY_L2,
         lr=0.1,
         warmup_fraction=0.3,
-        shift_px=0,
+        jitter_px=0,
         flip=False,
         clamp=False,
     )
     invert(teacher, labels, SIZE, config, seeded())
     assert [view.shape[2] for view in seen] == [4] * 10 + [8] * 20
     for first, warmup_steps in ((0, 3), (10, 6)):
-        moved = (pixels_of(teacher, seen[first + 1]) - pixels_of(teacher, seen[first])).abs() / CANVAS_STD
+        moved = (pixels_of(teacher, seen[first + 1]) - pixels_of(teacher, seen[first])).abs() / INPUT_STD
         torch.testing.assert_close(moved.median().item(), 0.1 / (warmup_steps + 1), atol=1e-4, rtol=0)
 
 
 def test_a_phase_starts_from_the_canvas_of_the_one_before_at_its_own_size(make_classifier, labels):
-    """Of bilinear doubling, the mean of two neighbours is 3/4 of the pixel below them and 1/8 of each next to it."""
+    """Of bilinear doubling, the mean of two neighbors is 3/4 of the pixel below them and 1/8 of each next to it."""
     teacher = make_classifier(0).freeze()
     seen = record_views(teacher)
-    config = replace(CONFIG, phases=phases((0.5, 10), (1.0, 1)), shift_px=0, flip=False, schedule="constant", lr=1e-6)
+    config = replace(CONFIG, phases=phases((0.5, 10), (1.0, 1)), jitter_px=0, flip=False, schedule="constant", lr=1e-6)
     invert(teacher, labels, (16, 16), config, seeded())
     last_small, first_large = seen[9], seen[10]
     kernel = torch.tensor([1 / 8, 3 / 4, 1 / 8], device=labels.device)
@@ -243,18 +244,18 @@ def test_a_phase_starts_from_the_canvas_of_the_one_before_at_its_own_size(make_c
 def test_the_shift_is_scaled_with_the_phase(monkeypatch, teacher, labels):
     shifts = []
 
-    def spy(canvas, shift_px, flip, generator):
-        shifts.append((shift_px, flip))
-        return canvas
+    def spy(inputs, jitter_px, flip, generator):
+        shifts.append((jitter_px, flip))
+        return inputs
 
     monkeypatch.setattr(pipeline.synthesis.invert, "roll_and_flip", spy)
-    config = replace(CONFIG, phases=phases((0.5, 2), (1.0, 1)), shift_px=4, flip=False)
+    config = replace(CONFIG, phases=phases((0.5, 2), (1.0, 1)), jitter_px=4, flip=False)
     invert(teacher, labels, SIZE, config, seeded())
     assert shifts == [(2, False), (2, False), (4, False)]
 
 
 def test_with_crop_area_every_step_sees_a_box_scaled_up(make_classifier, labels):
-    """Of a box of at most a tenth of the area, scaled up, neighbouring pixels are nearly the same."""
+    """Of a box of at most a tenth of the area, scaled up, neighboring pixels are nearly the same."""
     roughness = {}
     for area in ((1.0, 1.0), (0.1, 0.1)):
         teacher = make_classifier(0).freeze()
@@ -307,13 +308,13 @@ def test_hooks_are_gone_after_an_exception_inside(teacher, labels):
 
 def test_the_rival_is_shown_the_same_pixels_and_made_to_disagree(make_classifier, labels):
     teacher = make_classifier(0).freeze()
-    rival = make_classifier(1, mean=(0.1, 0.2, 0.3), std=(1.0, 0.5, 0.7)).freeze()
-    views, rival_views = record_views(teacher), record_views(rival)
+    student = make_classifier(1, mean=(0.1, 0.2, 0.3), std=(1.0, 0.5, 0.7)).freeze()
+    views, rival_views = record_views(teacher), record_views(student)
     config = replace(CONFIG, phases=phases((1.0, 60)), terms=TermConfig(competition=5.0, competition_temperature=1.0))
-    found = invert(teacher, labels, SIZE, config, seeded(), rival=rival)
+    found = invert(teacher, labels, SIZE, config, seeded(), student=student)
     assert found.term_names == ("classification", "competition")
     for view, rival_view in zip(views, rival_views, strict=True):
-        torch.testing.assert_close(pixels_of(rival, rival_view), pixels_of(teacher, view), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(pixels_of(student, rival_view), pixels_of(teacher, view), atol=1e-5, rtol=1e-4)
     assert found.trace[-1, 1] < found.trace[0, 1] - 0.1
     assert ((found.trace[:, 1] > 5 * (1 - math.log(2)) - 1e-3) & (found.trace[:, 1] <= 5 + 1e-3)).all()
 
@@ -340,7 +341,7 @@ def test_without_a_rival_the_competition_is_left_out(teacher, labels):
 
 def test_a_teacher_without_batch_norm_is_refused(device, labels):
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4))
-    plain = Classifier(network, (0.5,), (0.5,)).freeze().to(device)
+    plain = Classifier(network, ((0.5,), (0.5,)), 4).freeze().to(device)
     with pytest.raises(ValueError, match=r"the teacher \(Sequential\) has no BatchNorm layer .*choose a teacher with"):
         invert(plain, labels, SIZE, CONFIG, seeded())
 
@@ -385,7 +386,7 @@ def test_schedules_of_a_few_steps_have_positive_rates(num_steps):
         ({"lr": 0.0}, r"lr: 0\.0 must be positive"),
         ({"betas": (0.5, 1.0)}, r"betas: \[0\.5, 1\.0\] must lie in \[0, 1\)"),
         ({"warmup_fraction": 1.0}, r"warmup_fraction: 1\.0 must be in \[0, 1\)"),
-        ({"shift_px": -1}, "shift_px: -1 must be at least 0"),
+        ({"jitter_px": -1}, "jitter_px: -1 must be at least 0"),
         ({"crop_area": (0.5, 1.1)}, r"crop_area: \[0\.5, 1\.1\] must be a range within \(0, 1\]"),
         ({"cuda_graphs": True, "compile": False}, "cuda_graphs: true needs compile: true or auto"),
         ({"log_every": 0}, "log_every: 0 must be at least 1"),
@@ -404,8 +405,9 @@ def test_a_compiled_step_makes_the_images_of_the_eager_one_for_batches_of_any_si
     teacher, labels, compiler, cuda_graphs
 ):
     eager = [invert(teacher, labels[:n], SIZE, CONFIG, seeded()) for n in (6, 5)]
-    with open_objective(teacher, None, replace(CONFIG, compile=True, cuda_graphs=cuda_graphs)) as objective:
-        compiled = [pipeline.synthesis.invert.invert(objective, labels[:n], SIZE, CONFIG, seeded()) for n in (6, 5)]
+    compiled_config = replace(CONFIG, compile=True, cuda_graphs=cuda_graphs)
+    with open_objective(Networks(teacher=teacher), compiled_config, SIZE) as objective:
+        compiled = [pipeline.synthesis.invert.invert(objective, labels[:n], CONFIG, seeded()) for n in (6, 5)]
     for plain, fast in zip(eager, compiled, strict=True):
         torch.testing.assert_close(fast.trace, plain.trace, rtol=1e-3, atol=1e-4)
         assert (fast.images.int() - plain.images.int()).abs().max() <= 1

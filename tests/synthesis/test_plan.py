@@ -148,7 +148,7 @@ def test_batch_ranges_are_as_few_as_possible():
         ({"batch_size": 1}, "batch_size: 1 has no statistics to match"),
         ({"jpeg_quality": 101}, r"jpeg_quality: 101 must be in 1\.\.100"),
         ({"classes": (1, 1)}, r"classes: \[1, 1\] names a class twice"),
-        ({"classes": ()}, "classes: an empty list leaves nothing to synthesise"),
+        ({"classes": ()}, "classes: an empty list leaves nothing to synthesize"),
     ],
 )
 def test_a_synthesis_that_cannot_be_run_is_refused(values, message):

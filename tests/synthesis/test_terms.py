@@ -11,8 +11,8 @@ from torch import Tensor
 from pipeline.runtime.config import ConfigError
 from pipeline.synthesis.statistics import LayerStatistics, capture_statistics
 from pipeline.synthesis.terms import (
+    StepOutputs,
     TermConfig,
-    View,
     build_terms,
     classification,
     competition,
@@ -32,15 +32,15 @@ def layer(mean, variance, running_mean, running_variance, device="cpu") -> Layer
     return LayerStatistics(**dict(zip(names, tensors, strict=True)))
 
 
-def view(images=None, logits=None, labels=None, statistics=(), rival_logits=None) -> View:
+def view(images=None, logits=None, labels=None, statistics=(), student_logits=None) -> StepOutputs:
     """A view in which only what the term at hand reads has content."""
     nothing = torch.zeros(1, 1, 1, 1)
-    return View(
+    return StepOutputs(
         images=nothing if images is None else images,
         logits=torch.zeros(1, 2) if logits is None else logits,
         labels=torch.zeros(1, dtype=torch.long) if labels is None else labels,
         statistics=list(statistics),
-        rival_logits=rival_logits,
+        student_logits=student_logits,
     )
 
 
@@ -68,7 +68,7 @@ TWO_LAYERS = (
 def test_feature_norm_sums_both_norms_over_layers_and_weighs_the_first(device, multiplier, expected):
     statistics = [layer(*values, device=device) for values in TWO_LAYERS]
     assert feature_norm(view(statistics=statistics), multiplier).item() == pytest.approx(expected)
-    terms = build_terms(TermConfig(feature_norm=2.0, first_bn_multiplier=multiplier), has_rival=False)
+    terms = build_terms(TermConfig(feature_norm=2.0, first_bn_multiplier=multiplier), has_student=False)
     weight, term = terms["feature_norm"]
     assert weight * term(view(statistics=statistics)).item() == pytest.approx(2 * expected)
 
@@ -158,39 +158,41 @@ def test_competition_by_hand_at_a_temperature(device):
     p, q = torch.tensor([[0.75, 0.25]], device=device), torch.tensor([[0.25, 0.75]], device=device)
     divergence = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
     for temperature in (1.0, 3.0, 10.0):
-        seen = view(logits=temperature * p.log() + 7, rival_logits=temperature * q.log() - 2)
+        seen = view(logits=temperature * p.log() + 7, student_logits=temperature * q.log() - 2)
         assert competition(seen, temperature).item() == pytest.approx(1 - divergence, abs=1e-6)
 
 
 def test_competition_lies_between_one_minus_ln2_and_one():
     generator = torch.Generator().manual_seed(0)
     for scale in (0.1, 1.0, 10.0, 100.0):
-        logits, rival_logits = scale * torch.randn(2, 64, 1000, generator=generator)
-        assert 1 - math.log(2) - 1e-5 <= competition(view(logits=logits, rival_logits=rival_logits)).item() <= 1 + 1e-5
-        assert competition(view(logits=logits, rival_logits=logits)).item() == pytest.approx(1, abs=1e-6)
+        logits, student_logits = scale * torch.randn(2, 64, 1000, generator=generator)
+        assert (
+            1 - math.log(2) - 1e-5 <= competition(view(logits=logits, student_logits=student_logits)).item() <= 1 + 1e-5
+        )
+        assert competition(view(logits=logits, student_logits=logits)).item() == pytest.approx(1, abs=1e-6)
     opposite = 1000 * torch.eye(2)
-    assert competition(view(logits=opposite, rival_logits=opposite.flip(1))).item() == pytest.approx(1 - math.log(2))
+    assert competition(view(logits=opposite, student_logits=opposite.flip(1))).item() == pytest.approx(1 - math.log(2))
 
 
 def test_competition_has_a_gradient_at_a_thousand_classes_with_confident_logits(device):
     draws = torch.Generator().manual_seed(0)
     for margin in (15.0, 30.0, 60.0):
-        logits, rival_logits = (torch.randn(8, 1000, generator=draws).to(device) for _ in range(2))
+        logits, student_logits = (torch.randn(8, 1000, generator=draws).to(device) for _ in range(2))
         logits[:, 0] += margin
-        rival_logits[:, 0] += margin - 5
-        logits.requires_grad_(), rival_logits.requires_grad_()
-        competition(view(logits=logits, rival_logits=rival_logits)).backward()
-        for gradient in (logits.grad, rival_logits.grad):
+        student_logits[:, 0] += margin - 5
+        logits.requires_grad_(), student_logits.requires_grad_()
+        competition(view(logits=logits, student_logits=student_logits)).backward()
+        for gradient in (logits.grad, student_logits.grad):
             assert torch.isfinite(gradient).all()
             assert (gradient != 0).float().mean() > 0.99
 
 
-def gradient_at_rest(term, images=None, logits=None, rival_logits=None, statistics=()):
+def gradient_at_rest(term, images=None, logits=None, student_logits=None, statistics=()):
     leaves = [t for t in (images, logits) if t is not None]
     leaves += [t for s in statistics for t in (s.mean, s.variance)]
     for leaf in leaves:
         leaf.requires_grad_()
-    term(view(images=images, logits=logits, rival_logits=rival_logits, statistics=statistics)).backward()
+    term(view(images=images, logits=logits, student_logits=student_logits, statistics=statistics)).backward()
     return [leaf.grad for leaf in leaves]
 
 
@@ -204,7 +206,7 @@ def test_gradients_are_finite_where_all_differences_are_zero(device):
         *gradient_at_rest(feature_norm, statistics=[equal]),
         *gradient_at_rest(feature_divergence, statistics=[equal]),
         *gradient_at_rest(feature_divergence, statistics=[constant]),
-        *gradient_at_rest(competition, logits=logits, rival_logits=logits.clone()),
+        *gradient_at_rest(competition, logits=logits, student_logits=logits.clone()),
     ]
     assert len(gradients) == 3 + 3 * 2 + 1
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
@@ -216,18 +218,18 @@ NAMES = ("classification", "feature_norm", "feature_divergence", "tv_l2", "tv_l1
 @pytest.fixture
 def look(make_classifier, device):
     """What the terms see of images, with two frozen networks."""
-    teacher, rival = (make_classifier(seed).freeze() for seed in (0, 1))
+    teacher, student = (make_classifier(seed).freeze() for seed in (0, 1))
     labels = torch.arange(8, device=device) % 4
 
-    def look(images: Tensor) -> View:
+    def look(images: Tensor) -> StepOutputs:
         with capture_statistics(teacher.network) as statistics:
             logits = teacher.network(images)
-        return View(
+        return StepOutputs(
             images=images,
             logits=logits,
             labels=labels,
             statistics=statistics,
-            rival_logits=rival.network(images),
+            student_logits=student.network(images),
         )
 
     return look
@@ -235,7 +237,7 @@ def look(make_classifier, device):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_five_steps_of_descent_lower_every_term(device, look, name):
-    _, term = build_terms(TermConfig(**{name: 1.0}), has_rival=True)[name]
+    _, term = build_terms(TermConfig(**{name: 1.0}), has_student=True)[name]
     images = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)).to(device).requires_grad_()
     values = []
     for _ in range(6):
@@ -250,28 +252,28 @@ def test_five_steps_of_descent_lower_every_term(device, look, name):
 def test_the_parts_of_the_weighted_sum_are_weighted_and_add_up_to_the_total(device, look):
     weights = dict(zip(NAMES, (1.0, 0.01, 5.0, 1e-3, 0.1, 0.2, 3.0), strict=True))
     seen = look(torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)).to(device).requires_grad_())
-    total, parts = weighted_sum(build_terms(TermConfig(**weights), has_rival=True), seen)
+    total, parts = weighted_sum(build_terms(TermConfig(**weights), has_student=True), seen)
     assert tuple(parts) == NAMES
     assert total.item() == pytest.approx(sum(part.item() for part in parts.values()), rel=1e-6)
     assert total.requires_grad
     assert not any(part.requires_grad for part in parts.values())
-    _, unit_parts = weighted_sum(build_terms(TermConfig(**dict.fromkeys(NAMES, 1.0)), has_rival=True), seen)
+    _, unit_parts = weighted_sum(build_terms(TermConfig(**dict.fromkeys(NAMES, 1.0)), has_student=True), seen)
     for name, weight in weights.items():
         assert parts[name].item() == pytest.approx(weight * unit_parts[name].item(), rel=1e-5)
 
 
 def test_terms_without_weight_and_competition_without_a_rival_are_left_out():
     config = TermConfig(classification=0.0, tv_l2=1.0, competition=1.0)
-    assert tuple(build_terms(config, has_rival=False)) == ("tv_l2",)
-    assert tuple(build_terms(config, has_rival=True)) == ("tv_l2", "competition")
+    assert tuple(build_terms(config, has_student=False)) == ("tv_l2",)
+    assert tuple(build_terms(config, has_student=True)) == ("tv_l2", "competition")
 
 
 def test_the_configured_temperature_reaches_the_competition():
-    seen = view(logits=torch.tensor([[2.0, 0.0]]), rival_logits=torch.tensor([[0.0, 2.0]]))
+    seen = view(logits=torch.tensor([[2.0, 0.0]]), student_logits=torch.tensor([[0.0, 2.0]]))
     config = TermConfig(competition=1.0)
     values = []
     for temperature in (3.0, 1.0):
-        terms = build_terms(replace(config, competition_temperature=temperature), has_rival=True)
+        terms = build_terms(replace(config, competition_temperature=temperature), has_student=True)
         values.append(terms["competition"][1](seen).item())
     assert values == [pytest.approx(competition(seen, 3.0).item()), pytest.approx(competition(seen, 1.0).item())]
     assert values[0] > values[1]

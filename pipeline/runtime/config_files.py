@@ -1,0 +1,153 @@
+"""Config files as plain data: YAML, the files that it derives from (`base`), renamed keys, overrides."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import yaml
+
+from pipeline.runtime.config import ConfigError, describe, nearest
+
+# The key that names the files that a config file derives from.
+BASE = "base"
+# A run's name is its own file's; two runs of one name would write into the same folders.
+NOT_INHERITED = ("name",)
+
+
+def load_yaml(
+    path: Path, overrides: Sequence[str] = (), renamed_keys: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Read a YAML mapping, merge it over its bases, and apply `dotted.key=value` overrides (values are YAML too).
+
+    `renamed_keys` maps old dotted names to new ones of the same depth. Old names are accepted with a warning.
+    Raises ConfigError.
+    """
+    mapping = _load_file(path, renamed_keys, ())
+    for override in overrides:
+        _apply(mapping, override, renamed_keys)
+    return mapping
+
+
+def _load_file(path: Path, renamed_keys: Mapping[str, str], derived: tuple[Path, ...]) -> dict[str, Any]:
+    """A file merged over its bases; `derived` lists the files on the way to it, from the one that was asked for."""
+    mapping = _read(path)
+    chain = (*derived, path)
+    inherited: dict[str, Any] = {}
+    for base in _base_paths(path, mapping.pop(BASE, [])):
+        _check_base(base, chain)
+        inherited = _merge(inherited, _load_file(base, renamed_keys, chain))
+    for name in NOT_INHERITED:
+        inherited.pop(name, None)
+    return _merge(inherited, _rename(mapping, renamed_keys, str(path)))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        mapping = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        known = ", ".join(sorted(str(p) for p in path.parent.glob("*.yaml"))) or "none"
+        raise ConfigError(f"no config file {path} (found there: {known})") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(mapping, dict):
+        raise ConfigError(f"{path} must hold a mapping of keys to values, it holds {describe(mapping)}")
+    return mapping
+
+
+def _base_paths(path: Path, value: Any) -> list[Path]:
+    """The base files that `path` names, relative to its own folder, the most general one first."""
+    names = value if isinstance(value, list) else [value]
+    if not all(isinstance(name, str) and name for name in names):
+        raise ConfigError(
+            f"{path}: base: expected a file name or a list of file names, got {describe(value)}; "
+            "write it as base: other.yaml"
+        )
+    return [path.parent / name for name in names]
+
+
+def _check_base(base: Path, chain: tuple[Path, ...]) -> None:
+    """Raise ConfigError for a base that is no file, or that derives from itself through `chain`."""
+    *_, path = chain
+    if not base.is_file():
+        names = sorted(p.name for p in base.parent.glob("*.yaml"))
+        raise ConfigError(
+            f"{path}: base: there is no file {base}{nearest(base.name, names)} "
+            f"(the folder holds {', '.join(names) or 'no YAML file'})"
+        )
+    resolved = [p.resolve() for p in chain]
+    if base.resolve() in resolved:
+        circle = " -> ".join(p.name for p in (*chain[resolved.index(base.resolve()) :], base))
+        raise ConfigError(f"{path}: base: {base.name} closes a circle ({circle}); remove one of these base keys")
+
+
+def _merge(inherited: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """`own` over `inherited`: mappings are merged key by key, any other value replaces the inherited one."""
+    merged = dict(inherited)
+    for key, value in own.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _rename(layer: Any, renamed_keys: Mapping[str, str], origin: str, prefix: str = "") -> Any:
+    """`layer` with the new names of its keys; `origin` names the file or override in warnings and errors."""
+    if not isinstance(layer, Mapping):
+        return layer
+    renamed = {}
+    for key, value in layer.items():
+        old = f"{prefix}{key}"
+        new = renamed_keys.get(old)
+        if new is not None:
+            *_, key = new.split(".")
+            if key in layer:
+                raise ConfigError(f"{origin}: {old} is the old name of {new}, and both are given; remove {old}")
+            warnings.warn(f"{origin}: {old} is now {new}; the old name will be refused", FutureWarning, stacklevel=2)
+        renamed[key] = _rename(value, renamed_keys, origin, f"{old}.")
+    return renamed
+
+
+def _apply(mapping: dict[str, Any], override: str, renamed_keys: Mapping[str, str]) -> None:
+    keys, value = _parse_override(override, renamed_keys)
+    *parents, leaf = keys
+    node: Any = mapping
+    for i, parent in enumerate(parents):
+        node = _child(node, parent)
+        if not isinstance(node, dict | list):
+            raise ConfigError(f"override {override!r}: {'.'.join(keys[: i + 1])} is {describe(node)}, it has no keys")
+    try:
+        node[int(leaf) if isinstance(node, list) else leaf] = value
+    except (ValueError, IndexError):
+        raise ConfigError(f"override {override!r}: the list has items 0 to {len(node) - 1}, not {leaf}") from None
+
+
+def _parse_override(override: str, renamed_keys: Mapping[str, str]) -> tuple[list[str], Any]:
+    """The parts of an override's key, and its value, both with new names."""
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"override {override!r} must look like key=value, for example synthesis.num_images=500")
+    try:
+        layer = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"override {override!r}: {text!r} is not a valid YAML value") from None
+    old_names = key.split(".")
+    if old_names[0] == BASE:
+        raise ConfigError(f"override {override!r}: base can only stand in a config file; name that file with --config")
+    for name in reversed(old_names):
+        layer = {name: layer}
+    layer = _rename(layer, renamed_keys, f"override {override!r}")
+    new_names = []
+    for _ in old_names:
+        ((name, layer),) = layer.items()
+        new_names.append(name)
+    return new_names, layer
+
+
+def _child(node: Any, name: str) -> Any:
+    """The value under `name`, a new mapping where there is none; items of lists are named by their number."""
+    if isinstance(node, list):
+        return node[int(name)] if name.isdigit() and int(name) < len(node) else None
+    if node.get(name) is None:
+        node[name] = {}
+    return node[name]

@@ -1,0 +1,72 @@
+"""Storage of finished batches: images are encoded, the stored pixels are scored, and one part file is written."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.data.codec import decode_image, encode_image
+from pipeline.data.shards import MANIFEST, Sample, part_path, write_part
+from pipeline.evaluation.scores import Scorers, score
+from pipeline.models.config import ImageConfig
+from pipeline.runtime.fingerprint import versions
+from pipeline.runtime.threads import background_threads
+from pipeline.synthesis.config import SynthesisConfig
+from pipeline.synthesis.invert import Inversion
+from pipeline.synthesis.plan import BatchSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchStore:
+    """The `folder` of a round, to which finished batches are written, one part file each."""
+
+    folder: Path
+    config: SynthesisConfig
+    scorers: Scorers
+
+    def write(self, spec: BatchSpec, inversion: Inversion) -> None:
+        """Write one finished batch, atomically."""
+        write_part(self.folder, spec.index, self._samples(spec, inversion), self.config.image_format)
+
+    def _samples(self, spec: BatchSpec, inversion: Inversion) -> list[Sample]:
+        """Encode the images, decode them again, and score what a reader of the files will see."""
+
+        def encode(image: torch.Tensor) -> bytes:
+            return encode_image(image, self.config.image_format, self.config.jpeg_quality)
+
+        with background_threads() as threads:  # Pillow encodes without holding the interpreter's lock
+            files = list(threads.map(encode, inversion.images))
+        num_channels = inversion.images.shape[1]
+        stored = torch.stack([decode_image(file, num_channels, f"batch {spec.index}") for file in files])
+        scores = score(stored, inversion.labels, self.scorers)
+        return [
+            Sample(
+                number=spec.first_image + i,
+                label=spec.labels[i],
+                image=files[i],
+                metadata={"batch": spec.index, "seed": spec.seed, "label": spec.labels[i], **scores[i]},
+            )
+            for i in range(len(files))
+        ]
+
+
+def missing_batches(folder: Path, specs: Sequence[BatchSpec]) -> list[int] | None:
+    """The positions in `specs` of the batches without a part file; None when the round is packed."""
+    if (folder / MANIFEST).exists():
+        return None
+    return [i for i, spec in enumerate(specs) if not part_path(folder, spec.index).exists()]
+
+
+def manifest_facts(config: SynthesisConfig, images: ImageConfig, teacher: str, round_index: int) -> dict[str, Any]:
+    """What the manifest of a round states beside the identity of its images."""
+    return {
+        "round": round_index,
+        "teacher": teacher,
+        "num_classes": images.num_classes,
+        "shape": list(images.shape),
+        "image_format": config.image_format,
+        "images_per_shard": config.images_per_shard,
+        "versions": versions(),
+    }

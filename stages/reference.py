@@ -1,0 +1,85 @@
+"""Write docs/configuration.md, the reference of every config key, from the docstrings of the config dataclasses."""
+
+from pathlib import Path
+
+from pipeline.run import RENAMED_KEYS, RunConfig
+from pipeline.runtime.files import write_text
+from pipeline.runtime.reference import reference
+
+PATH = Path(__file__).parents[1] / "docs" / "configuration.md"
+
+INTRODUCTION = """\
+# Configuration
+
+<!-- Written by `make docs` from the docstrings of the config dataclasses; edit those. -->
+
+A run is one YAML file, such as [configs/digits.yaml](../configs/digits.yaml). Every key is checked before anything
+runs. Unknown keys, missing keys and values of another type are errors that name the key, the value and the fix.
+
+## Deriving a config
+
+`base` at the top level names another config file, relative to the folder of the file that names it:
+
+```yaml
+base: imagenet_resnet50.yaml
+
+student: {source: "torchvision:mobilenet_v2"}
+```
+
+- A base can have a base. Several bases are a list, `base: [a.yaml, b.yaml]`: later ones override earlier ones, and the
+  file itself overrides all of them.
+- Mappings are merged key by key. Any other value replaces the inherited one, lists and `null` included. So
+  `teacher_training: null` drops that section. A single key of an inherited `options` can be changed, but not removed.
+- `name` is not inherited. By default a run is named after its own file, so two configs never share their outputs.
+
+## Overrides
+
+`--set` of a stage, or `SET` of make, sets keys after all files are merged. A value is YAML and replaces the whole value
+of its key, also a mapping. An item of a list is named by its number:
+
+```
+python -m stages.synthesize --config configs/digits.yaml --set seed=1 synthesis.inversion.phases.0.steps=500
+make CONFIG=configs/digits.yaml SET="seed=1 synthesis.classes=[1,2]"
+```
+
+`SET` is split at spaces, so its values hold none. `base` cannot be overridden.
+
+## `auto`
+
+`precision: auto` and `compile: auto` are decided on the machine when a stage starts. The stage prints its choice.
+
+## The resolved config
+
+Each round's folder of images holds `config.yaml`: the complete configuration, with all defaults, overrides and choices
+of `auto`, and without `base`. It can be run again as it is.
+"""
+
+RENAMED_INTRODUCTION = """\
+## Renamed keys
+
+Old names are accepted with a warning in files, in bases and in overrides; the next release refuses them. Both names of
+a key in one file are an error.
+"""
+
+# What the loader fills in where a file has no such key.
+DEFAULTS = {"name": "the file's name without `.yaml`"}
+
+
+def document() -> str:
+    """The text of docs/configuration.md."""
+    return "\n".join([INTRODUCTION, _renamed_keys(), "", reference(RunConfig, DEFAULTS), ""])
+
+
+def _renamed_keys() -> str:
+    rows = "\n".join(f"| `{old}` | `{new}` |" for old, new in RENAMED_KEYS.items())
+    return f"{RENAMED_INTRODUCTION}\n| old | new |\n|---|---|\n{rows}"
+
+
+def main() -> None:
+    """Write the reference."""
+    write_text(PATH, document())
+    print(f"reference: wrote {PATH}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""The reference of config keys, and docs/configuration.md that is written with it."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pytest
+
+from pipeline.run import RENAMED_KEYS, RunConfig
+from pipeline.runtime.reference import parse_docstring, reference, sections
+from stages.reference import PATH, document
+
+
+@dataclass
+class Leaf:
+    """One leaf.
+
+    Attributes:
+        rate: Rate, positive; given as
+            a|b.
+    """
+
+    rate: float
+
+
+@dataclass
+class LongLeaf(Leaf):
+    """A long leaf.
+
+    Attributes:
+        length: Length in pixels.
+    """
+
+    length: int = 3
+
+
+@dataclass
+class Tree:
+    """A tree.
+
+    It has leaves.
+
+    Attributes:
+        mode: What it does.
+        left: One side.
+        right: The other side.
+        parts: All parts.
+        options: Anything.
+    """
+
+    left: Leaf
+    right: Leaf | None = None
+    parts: tuple[LongLeaf, ...] = ()
+    mode: Literal["auto", True, False] = "auto"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Partial:
+    """One of two fields is described.
+
+    Attributes:
+        first: The first.
+    """
+
+    first: int
+    second: int
+
+
+@dataclass
+class Stale:
+    """A field was removed.
+
+    Attributes:
+        first: The first.
+        removed: It is gone.
+    """
+
+    first: int
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "| `mode` | auto, true or false | `auto` | What it does. |",
+        "| `left` | mapping | required | One side. |",
+        "| `right` | mapping or null | `null` | The other side. |",
+        "| `parts` | list of mappings | `[]` | All parts. |",
+        "| `options` | mapping | `{}` | Anything. |",
+        r"| `left.rate` | finite number | required | Rate, positive; given as a\|b. |",
+        "| `parts.N.length` | whole number | `3` | Length in pixels. |",
+    ],
+)
+def test_a_row_holds_key_type_default_and_meaning(row):
+    assert row in reference(Tree).splitlines()
+
+
+def test_a_dataclass_in_two_places_has_one_table_for_both():
+    assert [section.keys for section in sections(Tree)] == [("",), ("left", "right"), ("parts.N",)]
+    assert "## `left`, `right`" in reference(Tree)
+
+
+def test_inherited_fields_are_described_by_the_parent():
+    assert parse_docstring(LongLeaf)[1].keys() == {"rate", "length"}
+
+
+def test_the_text_before_the_attributes_introduces_the_table():
+    assert parse_docstring(Tree)[0] == "A tree.\n\nIt has leaves."
+
+
+def test_a_default_of_the_loader_replaces_that_of_the_dataclass():
+    assert "| `left` | mapping | a stem | One side. |" in reference(Tree, {"left": "a stem"})
+
+
+def test_a_field_without_description_raises():
+    with pytest.raises(ValueError, match="Partial: the docstring describes no second"):
+        reference(Partial)
+
+
+def test_a_description_without_field_raises():
+    with pytest.raises(ValueError, match="Stale: the docstring describes removed, which is no field"):
+        reference(Stale)
+
+
+@pytest.mark.parametrize("kind", [s.kind for s in sections(RunConfig)], ids=lambda kind: kind.__name__)
+def test_every_config_dataclass_describes_its_own_fields(kind):
+    _, meanings = parse_docstring(kind)
+    assert all(re.match(r"[A-Z`].*[.]$", meaning) for meaning in meanings.values())
+
+
+def test_configuration_md_is_current():
+    assert PATH.read_text() == document(), "run `make docs`"
+
+
+def test_configuration_md_names_every_renamed_key():
+    assert all(f"| `{old}` | `{new}` |" in document() for old, new in RENAMED_KEYS.items())
