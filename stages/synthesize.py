@@ -6,7 +6,7 @@ from pipeline.run import RunConfig
 from pipeline.runtime.recorder import Progress, open_recorder
 from pipeline.session import Session
 from pipeline.synthesis.batches import make_batches
-from pipeline.synthesis.plan import BatchSpec, plan_batches
+from pipeline.synthesis.plan import plan_batches
 from pipeline.synthesis.store import BatchStore, manifest_facts, missing_batches
 from stages.command import run_stage
 
@@ -22,7 +22,16 @@ def main(session: Session, round_index: int | None = None) -> None:
     # All ranks use the list of rank 0: on a network file system, they may see other files for a while.
     missing = context.broadcast(missing_batches(folder, specs))
     if missing:
-        _make_missing(session, round_index, specs, missing)
+        objective = session.objective(round_index)  # before anything is written: the networks may not load
+        store = BatchStore(folder=folder, config=config.synthesis, scorers=session.scorers)
+        if context.is_main_process:
+            write_identity(folder, identity, config)
+        context.barrier()  # the identity comes before the first part
+        own = [specs[i] for i in missing[context.rank :: context.size]]
+        progress = _progress(session, round_index, len(own), len(specs) - len(missing))
+        with open_recorder(config.metrics_path(context.rank), progress, visible=context.is_main_process) as recorder:
+            make_batches(objective, own, store, recorder, context)
+        context.barrier()
     if context.is_main_process:
         if missing is None:
             check_sizes(folder, read_manifest(folder))
@@ -42,21 +51,12 @@ def _next_round(config: RunConfig) -> int:
     return next((r for r in rounds if not (config.round_folder(r) / MANIFEST).exists()), rounds[-1])
 
 
-def _make_missing(session: Session, round_index: int, specs: list[BatchSpec], missing: list[int]) -> None:
-    config, context, folder = session.config, session.context, session.config.round_folder(round_index)
-    objective = session.objective(round_index)  # before anything is written: the networks may not load
-    store = BatchStore(folder=folder, config=config.synthesis, scorers=session.scorers)
-    if context.is_main_process:
-        write_identity(folder, synthesis_identity(config, round_index), config)
-    context.barrier()  # the identity comes before the first part
-    own, num_steps = missing[context.rank :: context.size], config.synthesis.inversion.num_steps
-    done = (len(specs) - len(missing)) // context.size * num_steps
-    progress = Progress(
-        stage="synthesize", total=done + len(own) * num_steps, unit="steps", done=done, round_index=round_index
-    )
-    with open_recorder(config.metrics_path(context.rank), progress, visible=context.is_main_process) as recorder:
-        make_batches(objective, [specs[i] for i in own], store, recorder, context)
-    context.barrier()
+def _progress(session: Session, round_index: int, num_own: int, num_done: int) -> Progress:
+    """The steps of this rank: those of its own batches, and its share of the batches that exist."""
+    num_steps = session.config.synthesis.inversion.num_steps
+    done = num_done // session.context.size * num_steps
+    total = done + num_own * num_steps
+    return Progress(stage="synthesize", total=total, unit="steps", done=done, round_index=round_index)
 
 
 if __name__ == "__main__":
