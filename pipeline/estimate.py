@@ -28,12 +28,8 @@ from pipeline.synthesis.plan import plan_batches
 
 # Timed steps, after as many steps that compile and warm up.
 TIMED_STEPS = 5
-
-
 # Images that are encoded, decoded and scored.
 MAX_STORED = 32
-
-
 # Files of a round beside its shards: manifest, info, card, configuration, identity.
 FILES_PER_ROUND = 5
 

@@ -9,12 +9,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 ImageFormat = Literal["png", "webp", "jpeg"]
-
-
 # Extensions of file names; readers choose their decoder by them.
 EXTENSIONS: dict[str, str] = {"png": "png", "webp": "webp", "jpeg": "jpg"}
-
-
 PILLOW_MODES = {1: "L", 3: "RGB"}
 
 

@@ -21,14 +21,8 @@ from pipeline.runtime.files import atomic_file, read_json, read_range, sha256_of
 from pipeline.runtime.fingerprint import fingerprint
 
 FORMAT = 1
-
-
 SPLIT = "train"
-
-
 MANIFEST = "manifest.json"
-
-
 # One shard holds one class. The name of the tar and the folder of its members are the class, padded to sort by label.
 CLASS_DIGITS = 4
 

@@ -5,18 +5,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 WIDTH, HEIGHT = 640, 300
-
-
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 12, 36
-
-
 COLORS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d", "#4b5563")
-
-
 # Above this ratio of the largest to the smallest value, a linear axis would hide the smaller curves.
 LOG_RATIO = 30.0
-
-
 Points = Sequence[tuple[float, float]]
 
 

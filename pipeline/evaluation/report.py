@@ -17,17 +17,9 @@ from pipeline.runtime.recorder import seconds_of_stages
 
 # Matrices of up to this many classes are shown as numbers, larger ones as a picture.
 MAX_TABLE_CLASSES = 20
-
-
 TILE_PX, PAGE_PX = 64, 1000
-
-
 STAGES = ("teacher", "synthesize", "distill", "evaluate")
-
-
 NOT_CURVES = ("stage", "round", "batch", "step", "elapsed_s", "lr")
-
-
 STYLE = """
 :root { color-scheme: light; --ink: #111827; --soft: #6b7280; --line: #e5e7eb; }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); }

@@ -6,8 +6,6 @@ from typing import Any
 from pipeline.runtime.config import ConfigError
 
 SOURCES = ("cifar10", "torchvision", "timm", "python")
-
-
 # (mean, std), one value a channel.
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 

@@ -14,11 +14,7 @@ from pipeline.runtime.fingerprint import KEYS_SHOWN
 
 # Keys under which public training scripts store a state dict, and prefixes that wrappers of a network add.
 WRAPPINGS = ("state_dict", "model_state_dict", "model", "net", "network")
-
-
 PREFIXES = ("module.", "_orig_mod.")
-
-
 # (part of a key in public checkpoints, its name in our networks).
 ALIASES = (("linear.", "fc."), ("classifier.", "fc."), (".shortcut.", ".downsample."))
 

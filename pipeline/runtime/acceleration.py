@@ -11,11 +11,7 @@ from pipeline.runtime.config import ConfigError
 from pipeline.runtime.hardware import SLOWDOWN, device_name, multiplies_bfloat16
 
 Precision = Literal["auto", "float32", "bfloat16"]
-
-
 Compile = Literal["auto", True, False]
-
-
 # Compilation pays when the steps of a stage process at least so many pixels, over all images and steps. It takes 10 to
 # 60 s. That is what it saves on the digits (4e7 pixels of synthesis), and a tenth of what it saves on CIFAR-10 (1e9).
 PIXELS_WORTH_COMPILING = 100_000_000

@@ -14,15 +14,9 @@ import torch
 from pipeline.runtime.distributed import cache_folder, compiler_name
 
 Parameters = ParamSpec("Parameters")
-
-
 Result = TypeVar("Result")
-
-
 # Width of the vectors that PyTorch uses on x86 processors; the compiler knows the others by itself.
 VECTOR_BITS = {"AVX2": 256, "AVX512": 512}
-
-
 # (text in the error of a compiler, what is missing). Inductor generates C++ for the CPU; Triton needs C for CUDA.
 MISSING_PARTS = (
     ("InvalidCxxCompiler", "there is no C++ compiler; install g++ or clang++"),

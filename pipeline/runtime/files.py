@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import IO, Any
 
 TEMPORARY_SUFFIX = ".tmp"
-
-
 _CHUNK_BYTES = 1 << 20
 
 

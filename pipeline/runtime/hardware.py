@@ -18,23 +18,13 @@ from pipeline.runtime import cgroups
 
 # Files in which Linux describes the processor, the memory and the driver.
 CPU_INFO, MEMORY_INFO = Path("/proc/cpuinfo"), Path("/proc/meminfo")
-
-
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
-
-
 # The first CUDA architecture with tensor cores for bfloat16; older ones emulate it.
 BFLOAT16_CAPABILITY = (8, 0)
-
-
 # Slowdown of bfloat16 relative to float32 on processors without hardware for it (docs/performance.md).
 SLOWDOWN = "8 to 18 times"
-
-
 # glibc's options of mallopt(3) that keep freed memory in the process.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-
-
 # Share of the free memory up to which the heap uses large pages; above, it uses small ones.
 HEAP_SHARE = 0.5
 

@@ -18,8 +18,6 @@ from pipeline.synthesis.statistics import LayerStatistics
 
 # A channel that a trained network does not use has a running variance near zero; divided by it, it would dominate.
 DEAD_VARIANCE = 1e-5
-
-
 DIVERGENCE_EPSILON = 1e-5
 
 
