@@ -1,1 +1,1 @@
-"""Measurements; each writes JSON with the machine, the versions and the commit beside the figures."""
+"""Measurements. Each writes JSON with its figures, the machine, the versions and the commit."""

@@ -1,14 +1,16 @@
-"""Speed of distillation from images in memory beside a loop fed by a DataLoader: same networks, images, batch, views.
+"""Speed of distillation from preloaded images beside a loop fed by a DataLoader: same networks, images, batch, views.
 
     python -m benchmarks.distillation          ResNet-20 to ResNet-20 at 32x32, batch 128
 
-The comparison loop is eager and in single precision, crops and mirrors image by image in worker processes, and looks at
-the loss at every step. Both are measured in turn, A B A B. Writes results/distillation-DEVICE.json.
+The comparison loop is eager and in single precision. It crops and mirrors the images one by one in the processes of the
+DataLoader, and reads the loss at every step. Both loops are measured in turn, A B A B. Writes
+results/distillation-DEVICE.json.
 """
 
 import argparse
 import math
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from benchmarks.harness import compared, open_benchmark, options_of, print_result, timed
-from benchmarks.inversion import NORMALIZED
+from benchmarks.harness import compared, make_parser, open_benchmark, options_of, print_result, timed
+from benchmarks.inversion import NORMALIZATION
 from pipeline.data.image_sets import ArrayImages
 from pipeline.data.loader import preload
 from pipeline.data.views import AugmentConfig
@@ -34,17 +36,17 @@ from pipeline.runtime.distributed import DistributedContext
 from pipeline.runtime.seeds import make_generator
 
 IMAGES = ImageConfig(channels=3, height=32, width=32, num_classes=10)
-NUM_IMAGES, SHIFT_PX, TEMPERATURE, TURNS = 8192, 4, 4.0, 5
+NUM_IMAGES, CROP_PADDING_PX, TEMPERATURE, TURNS = 8192, 4, 4.0, 5
 
 
 class CroppedImages(Dataset[tuple[Tensor, int]]):
-    """The images as a DataLoader's workers see them: one at a time, with a view of its own."""
+    """The images as a DataLoader reads them: one at a time, each with a view of its own."""
 
     def __init__(self, images: ArrayImages) -> None:
         self.images = images
         self.view = v2.Compose(
             [
-                v2.RandomCrop(IMAGES.height, padding=SHIFT_PX),
+                v2.RandomCrop(IMAGES.height, padding=CROP_PADDING_PX),
                 v2.RandomHorizontalFlip(),
                 v2.ToDtype(torch.float32, scale=True),
             ]
@@ -62,63 +64,66 @@ def train_plainly(
     teacher: Classifier,
     loader: "DataLoader[tuple[Tensor, int]]",
     config: DistillConfig,
-    steps: int,
+    num_steps: int,
 ) -> float:
     """The comparison loop; returns the last loss."""
     optimizer = build_optimizer(student.network, config)
     student.train()
-    loss_value, done = math.inf, 0
-    while done < steps:
+    loss_value, step = math.inf, 0
+    while step < num_steps:
         for batch, _ in loader:
-            view = batch.to(student.mean.device)
+            view = batch.to(student.device)
             with torch.no_grad():
                 teacher_logits = teacher(view)
             loss = distillation_loss(student(view), teacher_logits, config.temperature)
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
-            loss_value, done = loss.item(), done + 1
-            if done == steps:
+            loss_value, step = loss.item(), step + 1
+            if step == num_steps:
                 break
     return loss_value
 
 
-def measure(arguments: argparse.Namespace, context: DistributedContext) -> dict[str, Any]:
-    """Images a second of both loops, measured in turn."""
-    model = ModelConfig(source=arguments.source, **NORMALIZED)
-    teacher = build_classifier(model, IMAGES, seed=0).to(context.device).freeze()
-    students = [build_classifier(model, IMAGES, seed=1).to(context.device) for _ in range(2)]
+def make_images() -> ArrayImages:
+    """Images of random pixels, on the CPU."""
     pixels = torch.randint(0, 256, (NUM_IMAGES, *IMAGES.shape), generator=make_generator(0, "images")).to(torch.uint8)
-    images = ArrayImages(pixels, torch.arange(NUM_IMAGES) % IMAGES.num_classes)
+    return ArrayImages(pixels, torch.arange(NUM_IMAGES) % IMAGES.num_classes)
+
+
+def build_config(arguments: argparse.Namespace, context: DistributedContext) -> DistillConfig:
+    """The training of all turns, for the options of the command line; `auto` is resolved for this machine."""
     config = DistillConfig(
         steps=(TURNS + 1) * arguments.steps,
         batch_size=arguments.batch_size,
         lr=0.01,
         temperature=TEMPERATURE,
-        augment=AugmentConfig(shift_px=SHIFT_PX, flip=True),
+        augment=AugmentConfig(crop_padding_px=CROP_PADDING_PX, flip=True),
         log_every=arguments.steps,
         save_every_s=math.inf,
     )
-    config = resolved(config, context.device, PIXELS_WORTH_COMPILING, "the benchmark")
+    return resolved(config, context.device, PIXELS_WORTH_COMPILING, "the benchmark")
+
+
+def measure(arguments: argparse.Namespace, context: DistributedContext) -> dict[str, Any]:
+    """Images per second of both loops, measured in turn."""
+    model = ModelConfig(source=arguments.source, **NORMALIZATION)
+    teacher = build_classifier(model, IMAGES, seed=0).to(context.device).freeze()
+    student, plain_student = (build_classifier(model, IMAGES, seed=1).to(context.device) for _ in range(2))
+    config, images = build_config(arguments, context), make_images()
     loader = DataLoader(
-        CroppedImages(images), arguments.batch_size, shuffle=True, num_processes=arguments.workers, drop_last=True
+        CroppedImages(images), arguments.batch_size, shuffle=True, num_workers=arguments.num_workers, drop_last=True
     )
-    task = Task(
-        students[0],
-        build_distillation_loss(teacher, config),
-        config,
-        num_classes=IMAGES.num_classes,
-        seed=0,
-        purpose="x",
-    )
-    held = preload(images, context.device)
+    run_plainly = partial(train_plainly, plain_student, teacher, loader, config, arguments.steps)
+    task = Task(student, build_distillation_loss(teacher, config), config, 0, "distill")
+    preloaded = preload(images, context.device)
     rates: dict[str, list[float]] = {"ours": [], "dataloader": []}
     with tempfile.TemporaryDirectory() as folder:
-        state = TrainState.open(students[0], config, Path(folder) / "student.state", {})
+        state = TrainState.open(student, config, Path(folder) / "student.state", {})
         for turn in range(TURNS + 1):
-            until = (turn + 1) * arguments.steps
-            ours_s, _ = timed(context, train, state, task, held, config, context, until=until)
-            plain_s, _ = timed(context, train_plainly, students[1], teacher, loader, config, arguments.steps)
+            state.end = (turn + 1) * arguments.steps
+            ours_s, _ = timed(context, train, state, task, preloaded, context)
+            plain_s, _ = timed(context, run_plainly)
             if turn:  # the first turn compiles and warms up
                 rates["ours"].append(arguments.batch_size * arguments.steps / ours_s)
                 rates["dataloader"].append(arguments.batch_size * arguments.steps / plain_s)
@@ -131,14 +136,15 @@ def measure(arguments: argparse.Namespace, context: DistributedContext) -> dict[
 
 
 def main() -> None:
-    """Measure on the present device."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Measure on the device of this process."""
+    parser = make_parser(__doc__)
     parser.add_argument("--source", default="cifar10:resnet20")
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--workers", type=int, default=2, help="processes of the DataLoader")
+    parser.add_argument("--num_workers", type=int, default=2, help="processes of the DataLoader")
+    arguments = parser.parse_args()
     with open_benchmark() as context:
-        result = measure(parser.parse_args(), context)
+        result = measure(arguments, context)
         name = f"distillation-{context.device.type}"
         print_result(name, {"command": "python -m benchmarks.distillation", **result}, context)
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the entries of gpu_plan.md, whatever fails; logs and `summary.txt` go into the folder given.
+# Runs all entries of gpu_plan.md, also when some fail; logs, results and `summary.txt` go into the folder $1.
 set -u
 out=$(mkdir -p "$1" && cd "$1" && pwd)
 data=$(cd "${DATA:-.}" && pwd)
@@ -16,8 +16,8 @@ step() {
   timeout --kill-after=20 480 "$@" >"$out/$name.log" 2>&1
   echo "$name $? $((SECONDS - started))" | tee -a "$out/summary.txt"
   cp benchmarks/results/*-cuda*.json "$out" 2>/dev/null
-  for found in checkpoints/gpu_*/eval-*.json checkpoints/gpu_*/teacher.json; do
-    [ -f "$found" ] && cp "$found" "$out/$(basename "$(dirname "$found")")-$(basename "$found")"
+  for file in checkpoints/gpu_*/eval-*.json checkpoints/gpu_*/teacher.json; do
+    [ -f "$file" ] && cp "$file" "$out/$(basename "$(dirname "$file")")-$(basename "$file")"
   done
 }
 
@@ -25,12 +25,14 @@ chain() {
   step "$1" make PYTHON="$python" CONFIG="configs/$2.yaml" SET="name=gpu_$2 $cifar ${*:3}"
 }
 
-step tests "$python" -m pytest tests/test_{terms,batch_norm,capture,views,invert,train,metrics,compiler,configs}.py
+step tests "$python" -m pytest tests/synthesis/test_{terms,statistics,invert}.py tests/models/test_batch_norm.py \
+  tests/data/test_views.py tests/distillation/test_train.py tests/evaluation/test_metrics.py tests/runtime/test_compiler.py \
+  tests/test_configs.py
 step digits make PYTHON="$python" SET="name=gpu_digits"
 torchrun="$python -m torch.distributed.run --standalone --nproc-per-node"
 step nccl $torchrun 1 -m stages.chain --config configs/digits.yaml --set name=gpu_nccl
 step nccl_two_ranks $torchrun 2 benchmarks/two_ranks.py
-step too_many_workers make NPROC=2 PYTHON="$python" SET="name=gpu_too_many"
+step too_many_processes make NPROC=2 PYTHON="$python" SET="name=gpu_too_many_processes"
 step digits_compiled make PYTHON="$python" SET="name=gpu_digits_compiled $fast"
 step resnet34_teacher make teacher PYTHON="$python" CONFIG=configs/cifar10_resnet34.yaml SET="name=gpu_cifar10_resnet34 $cifar"
 resnet50="--source torchvision:resnet50 --num_classes 1000 --size_px 224 --batch_size 84"
@@ -43,7 +45,7 @@ step profile_graphs "$python" -m benchmarks.profile --cuda_graphs
 step profile_resnet50 "$python" -m benchmarks.profile $resnet50 --steps 30
 resnet20="teacher.weights=$data/resnet20.safetensors verifier.weights=$data/resnet56.safetensors"
 step storing "$python" -m benchmarks.storing --config configs/cifar10_resnet20.yaml --set $cifar $resnet20
-step distillation "$python" -m benchmarks.distillation --workers 8
+step distillation "$python" -m benchmarks.distillation --num_workers 8
 for part in 1 2 3; do chain "resnet34_$part" cifar10_resnet34; done
 chain resnet20 cifar10_resnet20 $resnet20 synthesis.num_images=51200 distill.steps=100000
 chain vgg11 cifar10_vgg11

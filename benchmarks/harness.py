@@ -1,4 +1,4 @@
-"""What every benchmark shares: the facts of the machine, the noise control, the summary over seeds, the result file."""
+"""What all benchmarks share: options, facts of the machine, timing, noise control, summary over seeds, result file."""
 
 import argparse
 import re
@@ -20,10 +20,8 @@ from pipeline.data.image_sets import ArrayImages, load_images
 from pipeline.data.loader import preload
 from pipeline.data.shards import read_manifest
 from pipeline.distillation.state import TrainState
-from pipeline.distillation.task import Task, build_distillation_loss
 from pipeline.distillation.train import train
 from pipeline.evaluation.evaluate import EvalReport, evaluate
-from pipeline.models.classifier import load_frozen
 from pipeline.run import RunConfig
 from pipeline.runtime.device import synchronize
 from pipeline.runtime.distributed import DistributedContext, open_distributed
@@ -32,7 +30,7 @@ from pipeline.runtime.fingerprint import versions
 from pipeline.runtime.hardware import num_usable_cores, processor_name
 from pipeline.runtime.recorder import read_metrics, seconds_of_stages
 from pipeline.runtime.seeds import make_generator
-from pipeline.session import build_student, open_session, resolve
+from pipeline.session import open_session
 from pipeline.synthesis.inputs import InitNoiseConfig, init_noise, to_pixels
 from stages import chain
 
@@ -57,16 +55,16 @@ def machine_facts(context: DistributedContext) -> dict[str, Any]:
 
 
 def measured_commit() -> str:
-    """The commit of this tree, `unknown` without git; raises ValueError when the tree is not what was committed.
+    """The commit of this tree, `unknown` without git; raises ValueError when the tree has uncommitted changes.
 
-    Results that are written one after the other do not count as changes.
+    Files in `RESULTS` do not count, so that several benchmarks can run one after the other.
     """
 
     def git(*arguments: str) -> str:
         if shutil.which("git") is None:
             return ""
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=REPOSITORY, check=False)
-        return done.stdout.strip() if done.returncode == 0 else ""
+        process = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=REPOSITORY, check=False)
+        return process.stdout.strip() if process.returncode == 0 else ""
 
     changes = git("status", "--porcelain", "--", ".", f":!{RESULTS.relative_to(REPOSITORY)}").splitlines()
     if changes:
@@ -79,7 +77,7 @@ def measured_commit() -> str:
 
 @contextmanager
 def open_benchmark() -> Iterator[DistributedContext]:
-    """The context that is measured; refuses a tree with changes before anything is."""
+    """The context of this process; exits with an error before any measurement if the tree has uncommitted changes."""
     try:
         measured_commit()
     except ValueError as error:
@@ -88,31 +86,46 @@ def open_benchmark() -> Iterator[DistributedContext]:
         yield context
 
 
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser that shows `description`, the docstring of a benchmark, with its line breaks."""
+    return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--set KEY=VALUE ...`, as the stages have it."""
+    parser.add_argument(
+        "--set", nargs="*", action="extend", default=[], metavar="KEY=VALUE", help="override keys of the config"
+    )
+
+
 def options_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options of a command line, files without their folders."""
+    """The options of a command line by name; paths are without their folders."""
     return {k: re.sub(r"[^:]*/", "", v) if isinstance(v, str) else v for k, v in vars(arguments).items()}
 
 
 def timed(
-    context: DistributedContext, work: Callable[Parameters, Result], *arguments: Parameters.args, **keywords: Parameters.kwargs
+    context: DistributedContext,
+    function: Callable[Parameters, Result],
+    *arguments: Parameters.args,
+    **keywords: Parameters.kwargs,
 ) -> tuple[float, Result]:
-    """Seconds of `work`, from an idle device to an idle device, and its result."""
+    """Seconds of a call of `function`, from an idle device to an idle device, and its result."""
     synchronize(context.device)
     started = time.perf_counter()
-    result = work(*arguments, **keywords)
+    result = function(*arguments, **keywords)
     synchronize(context.device)
     return time.perf_counter() - started, result
 
 
 def compared(rates: Mapping[str, Sequence[float]], unit: str) -> dict[str, Any]:
-    """Two things measured in turn, by name: all rates, their medians, and the first median over the second."""
+    """The rates of two programs, by name: all of them, their medians, and the first median divided by the second."""
     medians = {name: statistics.median(values) for name, values in rates.items()}
     first, second = medians.values()
     return {unit: rates, f"median_{unit}": medians, "ratio": first / second}
 
 
 def print_result(name: str, result: dict[str, Any], context: DistributedContext) -> None:
-    """Write the result and print it, a figure a line."""
+    """Write the result and print it, one line for each key."""
     path = write_result(name, result, context)
     for key, value in result.items():
         print(f"{key}: {value}")
@@ -120,14 +133,14 @@ def print_result(name: str, result: dict[str, Any], context: DistributedContext)
 
 
 def write_result(name: str, result: dict[str, Any], context: DistributedContext) -> Path:
-    """Write `results/NAME.json`: the machine's facts, then the result."""
+    """Write `results/NAME.json`: the facts of the machine, then the result; returns its path."""
     path = RESULTS / f"{name}.json"
     write_json(path, {"machine": machine_facts(context), **result})
     return path
 
 
 def summary(runs: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """For each figure of the runs: mean, sample standard deviation (0 for one run) and the values themselves."""
+    """For each figure of the runs: its mean, its sample standard deviation (0 for one run) and its values."""
     return {name: _mean_and_deviation([run[name] for run in runs]) for name in runs[0]}
 
 
@@ -137,10 +150,10 @@ def _mean_and_deviation(values: Sequence[float]) -> dict[str, Any]:
 
 
 def run_chain(config: RunConfig, context: DistributedContext) -> dict[str, float]:
-    """The whole run; accuracies on the test images, shares of the stored images, and seconds of each stage."""
+    """Run all stages; returns test accuracies, mean scores of the stored images, and seconds of each stage."""
     with open_session(config, context) as session:
         chain.main(session)
-    context.barrier()  # the leader has written its report
+    context.barrier()  # rank 0 has written its report
     rounds = range(config.synthesis.rounds)
     report = read_json(config.evaluation_path(rounds[-1]))
     manifests = [read_manifest(config.round_folder(r)) for r in rounds]
@@ -149,39 +162,27 @@ def run_chain(config: RunConfig, context: DistributedContext) -> dict[str, float
         "student_top1": report["student"]["top1"],
         "agreement": report["agreement"],
         "student_parameters": report["student"]["parameters"] / report["teacher"]["parameters"],
-        **{
-            f"images_{name}": statistics.fmean(m["scores"][name] for m in manifests)
-            for name in manifests[0]["scores"]
-        },
+        **{f"images_{name}": statistics.fmean(m["scores"][name] for m in manifests) for name in manifests[0]["scores"]},
         **{f"{stage}_s": s for stage, s in seconds_of_stages(read_metrics(config.metrics_path())).items()},
     }
 
 
 def gaussian_noise(config: RunConfig) -> ArrayImages:
-    """The control: as many images as the run has, of the noise that published inversion starts from, labels balanced.
+    """The control: white Gaussian noise in place of the run's synthetic images, with balanced labels, on the CPU.
 
-    They are clipped and rounded as synthetic ones are, and lie on the CPU.
+    There are as many images as in the run, clipped and quantized like synthetic images. The noise is that from which
+    published inversion starts.
     """
-    count = config.synthesis.num_images
-    noise = init_noise((count, *config.images.shape), InitNoiseConfig(), make_generator(config.seed, "noise"))
-    return ArrayImages(to_uint8(to_pixels(noise)), torch.arange(count) % config.images.num_classes)
+    num_images = config.synthesis.num_images
+    noise = init_noise((num_images, *config.images.shape), InitNoiseConfig(), make_generator(config.seed, "noise"))
+    return ArrayImages(to_uint8(to_pixels(noise)), torch.arange(num_images) % config.images.num_classes)
 
 
-def distil_and_evaluate(config: RunConfig, images: ArrayImages, context: DistributedContext) -> EvalReport:
-    """A student trained on `images` by the recipe of `config.distill`, judged on the real test images."""
-    config = resolve(config, context.device)
-    teacher = load_frozen(config.teacher_model, config.images, context.device)
-    student = build_student(config, teacher.normalization).to(context.device)
-    task = Task(
-        student,
-        build_distillation_loss(teacher, config.distill),
-        config.distill,
-        num_classes=config.images.num_classes,
-        seed=config.seed,
-        purpose="distill",
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        state = TrainState.open(student, config.distill, Path(folder) / "student.state", {})
-        train(state, task, preload(images, context.device), config.distill, context)
-    test = load_images(config.data, "test", config.images)
-    return evaluate(student, teacher, test, config.images.num_classes, config.evaluation, context.device)
+def distill_and_evaluate(config: RunConfig, images: ArrayImages, context: DistributedContext) -> EvalReport:
+    """Train a student on `images` as `config.distill` says, and evaluate it on the real test images."""
+    with open_session(config, context) as session, tempfile.TemporaryDirectory() as folder:
+        student = session.student(0)
+        state = TrainState.open(student, session.config.distill, Path(folder) / "student.state", {})
+        train(state, session.distillation, preload(images, context.device), context)
+        test = load_images(config.data, "test", config.images)
+        return evaluate(student, session.teacher, test, config.evaluation)

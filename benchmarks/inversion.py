@@ -8,13 +8,15 @@ Writes results/inversion-NETWORK-DEVICE.json.
 
 import argparse
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
 import torch
 import yaml
+from torch import Tensor
 
-from benchmarks.harness import compared, open_benchmark, options_of, print_result, timed
+from benchmarks.harness import compared, make_parser, open_benchmark, options_of, print_result, timed
 from benchmarks.reference import reference_invert
 from pipeline.models.classifier import Classifier, build_classifier
 from pipeline.models.config import ImageConfig, ModelConfig
@@ -23,55 +25,73 @@ from pipeline.runtime.distributed import DistributedContext
 from pipeline.runtime.seeds import make_generator
 from pipeline.synthesis.config import InversionConfig, PhaseConfig
 from pipeline.synthesis.invert import invert
-from pipeline.synthesis.objective import open_objective
+from pipeline.synthesis.objective import Networks, Objective, open_objective
 from pipeline.synthesis.terms import TermConfig
 
 TURNS = 5
+# Batches of random images, and images in each, for the running statistics of a network without weights.
+STATISTICS_BATCHES, STATISTICS_BATCH_SIZE = 10, 32
 Measure = Callable[[argparse.Namespace, DistributedContext], dict[str, Any]]
-NORMALIZED = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+NORMALIZATION = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 CONFIG = InversionConfig(
     phases=(PhaseConfig(steps=20),),
     terms=TermConfig(feature_norm=0.1, tv_l2=1e-3),
     lr=0.1,
-    shift_px=2,
+    jitter_px=2,
     flip=True,
 )
 
 
-def config_of(arguments: argparse.Namespace, context: DistributedContext) -> InversionConfig:
-    """What is measured, for the options of the command line; precision and compiling are what `auto` is here."""
+def build_config(arguments: argparse.Namespace, context: DistributedContext) -> InversionConfig:
+    """The inversion for the options of the command line; `auto` is resolved for this machine."""
     phases = (PhaseConfig(steps=arguments.steps),)
     config = replace(CONFIG, phases=phases, log_every=arguments.steps, cuda_graphs=arguments.cuda_graphs)
     return resolved(config, context.device, PIXELS_WORTH_COMPILING, "the benchmark")
 
 
+def build_images(arguments: argparse.Namespace) -> ImageConfig:
+    """Shape and classes of the images."""
+    size_px = arguments.size_px
+    return ImageConfig(channels=3, height=size_px, width=size_px, num_classes=arguments.num_classes)
+
+
 def load_teacher(arguments: argparse.Namespace, context: DistributedContext) -> Classifier:
-    """The network, on the device, frozen; without weights its statistics are those of random images."""
-    model = ModelConfig(source=arguments.source, options=arguments.options, weights=arguments.weights, **NORMALIZED)
-    images = ImageConfig(
-        channels=3, height=arguments.size_px, width=arguments.size_px, num_classes=arguments.num_classes
-    )
+    """The frozen network on the device; without weights, its running statistics are those of random images."""
+    model = ModelConfig(source=arguments.source, options=arguments.options, weights=arguments.weights, **NORMALIZATION)
+    images = build_images(arguments)
     teacher = build_classifier(model, images, seed=0).to(context.device)
     if arguments.weights is None:
         generator = make_generator(0, "statistics")
         with torch.no_grad():
-            for _ in range(10):
-                teacher.train()(torch.rand(32, *images.shape, generator=generator).to(context.device))
+            for _ in range(STATISTICS_BATCHES):
+                pixels = torch.rand(STATISTICS_BATCH_SIZE, *images.shape, generator=generator)
+                teacher.train()(pixels.to(context.device))
     return teacher.freeze()
 
 
+def open_network(
+    arguments: argparse.Namespace, config: InversionConfig, context: DistributedContext
+) -> AbstractContextManager[Objective]:
+    """The objective of `config` for a network of its own."""
+    return open_objective(Networks(teacher=load_teacher(arguments, context)), config, build_images(arguments).size)
+
+
+def make_labels(arguments: argparse.Namespace, context: DistributedContext) -> Tensor:
+    """Balanced labels (N,) of one batch, on the device."""
+    return torch.arange(arguments.batch_size, device=context.device) % arguments.num_classes
+
+
 def measure(arguments: argparse.Namespace, context: DistributedContext) -> dict[str, Any]:
-    """Images x steps a second of both loops, in turn, and the loss that both end with."""
-    config = config_of(arguments, context)
-    labels = torch.arange(arguments.batch_size, device=context.device) % arguments.num_classes
-    size, reference_teacher = (arguments.size_px,) * 2, load_teacher(arguments, context)
+    """Images x steps per second of both loops, measured in turn, and the last loss of each."""
+    config, labels = build_config(arguments, context), make_labels(arguments, context)
+    reference_teacher, image_size = load_teacher(arguments, context), build_images(arguments).size
     rates: dict[str, list[float]] = {"ours": [], "reference": []}
     losses: dict[str, list[float]] = {"ours": [], "reference": []}
-    with open_objective(load_teacher(arguments, context), None, config) as objective:
+    with open_network(arguments, config, context) as objective:
         for turn in range(TURNS + 1):
-            ours_s, ours = timed(context, invert, objective, labels, size, config, make_generator(turn, "views"))
+            ours_s, ours = timed(context, invert, objective, labels, config, make_generator(turn, "views"))
             reference_s, (totals, _) = timed(
-                context, reference_invert, reference_teacher, labels, size, config, make_generator(turn, "views")
+                context, reference_invert, reference_teacher, image_size, labels, config, make_generator(turn, "views")
             )
             if turn == 0:  # compiles and warms up
                 first_s = ours_s
@@ -92,14 +112,14 @@ def measure(arguments: argparse.Namespace, context: DistributedContext) -> dict[
 
 
 def measure_network(benchmark: str, description: str | None, measure: Measure) -> None:
-    """What a benchmark of one network does on the command line.
+    """The command line of a benchmark of one network.
 
-    Writes results/BENCHMARK-NETWORK-LABEL.json, with CUDA graphs BENCHMARK-NETWORK-LABEL-graphs.json; the label is the
-    device's type unless it is given.
+    Writes results/BENCHMARK-NETWORK-LABEL.json, with CUDA graphs BENCHMARK-NETWORK-LABEL-graphs.json. The default label
+    is the type of the device.
     """
     with open_benchmark() as context:
         on_cuda = context.device.type == "cuda"
-        parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser = make_parser(description)
         parser.add_argument("--source", default="cifar10:resnet34" if on_cuda else "cifar10:resnet20")
         parser.add_argument("--options", type=yaml.safe_load, default={}, help="of the network, e.g. '{shortcut: A}'")
         parser.add_argument("--weights", default=None, help="weights of the network; without them they are random")
@@ -108,10 +128,10 @@ def measure_network(benchmark: str, description: str | None, measure: Measure) -
         parser.add_argument("--batch_size", type=int, default=256 if on_cuda else 128)
         parser.add_argument("--steps", type=int, default=100 if on_cuda else 20)
         parser.add_argument("--label", default=context.device.type, help="the machine, in the name of the result")
-        parser.add_argument("--cuda_graphs", action="store_true", help="launch the kernels of our step as one")
+        parser.add_argument("--cuda_graphs", action="store_true", help="launch the kernels of our step as one graph")
         arguments = parser.parse_args()
-        found = measure(arguments, context)
-        result = {"command": f"python -m benchmarks.{benchmark}", **options_of(arguments), **found}
+        figures = measure(arguments, context)
+        result = {"command": f"python -m benchmarks.{benchmark}", **options_of(arguments), **figures}
         graphs = "-graphs" if arguments.cuda_graphs else ""
         print_result(f"{benchmark}-{arguments.source.rpartition(':')[2]}-{arguments.label}{graphs}", result, context)
 

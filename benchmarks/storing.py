@@ -1,12 +1,11 @@
-"""What the synthesize stage costs beside its inversions: encoding, judging, writing and packing what they make.
+"""What the synthesize stage costs beside its inversions: encoding, scoring, writing and packing the images.
 
     python -m benchmarks.storing [--config configs/cifar10_resnet20.yaml] [--set KEY=VALUE ...]
 
-The stage is timed beside its inversions alone, in turn, in one process: one round of four batches, of which the last
-overlaps nothing, and packing neither. Writes results/storing-CONFIG-DEVICE.json.
+The stage and its inversions alone are timed in turn, in one process: one round of four batches. Storing the last batch
+overlaps with no inversion, nor does packing. Writes results/storing-CONFIG-DEVICE.json.
 """
 
-import argparse
 import shutil
 import statistics
 import tempfile
@@ -14,62 +13,63 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.harness import open_benchmark, print_result, timed
-from pipeline.run import load_run
+from benchmarks.harness import REPOSITORY, add_overrides, make_parser, open_benchmark, print_result, timed
+from pipeline.run import RunConfig, load_run
+from pipeline.runtime.distributed import DistributedContext
 from pipeline.session import Session, open_session
 from pipeline.synthesis.invert import invert
 from pipeline.synthesis.plan import plan_batches
 from stages import synthesize, teacher
 
-CONFIG = Path(__file__).parent.parent / "configs" / "digits.yaml"
 NUM_BATCHES, TURNS = 4, 3
 
 
 def invert_alone(session: Session) -> None:
-    """All batches of round 0, one after the other, their images dropped."""
-    config, device = session.config, session.context.device
+    """Invert all batches of round 0, one after the other, and drop their images."""
+    config, objective = session.config, session.objective(0)
     for spec in plan_batches(config.synthesis, config.images.num_classes, config.seed, 0):
-        invert(
-            session.objective(0),
-            torch.tensor(spec.labels, device=device),
-            (config.images.height, config.images.width),
-            config.synthesis.inversion,
-            torch.Generator().manual_seed(spec.seed),
-        )
+        labels = torch.tensor(spec.labels, device=objective.device)
+        invert(objective, labels, config.synthesis.inversion, torch.Generator().manual_seed(spec.seed))
+
+
+def load(path: Path, overrides: list[str], folder: str) -> RunConfig:
+    """The config, with one round of `NUM_BATCHES` batches and its outputs in `folder`."""
+    batch_size = load_run(path, overrides).synthesis.batch_size
+    outputs = [f"shards_dir={folder}/shards", f"checkpoints_dir={folder}/checkpoints"]
+    one_round = ["synthesis.rounds=1", "synthesis.inversion.terms.competition=0"]
+    return load_run(path, [*overrides, *outputs, *one_round, f"synthesis.num_images={NUM_BATCHES * batch_size}"])
+
+
+def measure(config: RunConfig, context: DistributedContext) -> dict[str, list[float]]:
+    """Seconds of the stage and of its inversions alone, in turn; a teacher without weights is trained first."""
+    stage_s, inversion_s = [], []
+    with open_session(config, context) as session:
+        teacher.main(session)
+        for turn in range(TURNS + 1):
+            seconds, _ = timed(context, synthesize.main, session, 0)
+            alone_s, _ = timed(context, invert_alone, session)
+            shutil.rmtree(config.round_folder(0))
+            if turn:  # the first turn compiles and warms up
+                stage_s.append(seconds)
+                inversion_s.append(alone_s)
+    return {"stage_s": stage_s, "inversion_s": inversion_s}
 
 
 def main() -> None:
-    """Measure one config; its teacher must be there, or is trained first."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=CONFIG)
-    parser.add_argument(
-        "--set", nargs="*", action="extend", default=[], metavar="KEY=VALUE", help="override keys of the config"
-    )
+    """Measure one config."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "digits.yaml")
+    add_overrides(parser)
     arguments = parser.parse_args()
     with open_benchmark() as context, tempfile.TemporaryDirectory() as folder:
-        places = [f"shards_dir={folder}/shards", f"checkpoints_dir={folder}/out"]
-        batch_size = load_run(arguments.config, arguments.set).synthesis.batch_size
-        one_round = ["synthesis.rounds=1", "synthesis.inversion.terms.competition=0"]
-        num_images = f"synthesis.num_images={NUM_BATCHES * batch_size}"
-        config = load_run(arguments.config, [*arguments.set, *places, *one_round, num_images])
-        stage_s, inversion_s = [], []
-        with open_session(config, context) as session:
-            teacher.main(session)
-            for turn in range(TURNS + 1):
-                stage, _ = timed(context, synthesize.main, session, 0)
-                inversion, _ = timed(context, invert_alone, session)
-                shutil.rmtree(config.round_folder(0))
-                if turn:  # the first turn compiles and warms up
-                    stage_s.append(stage)
-                    inversion_s.append(inversion)
-        overhead = 1 - statistics.median(alone / all_s for alone, all_s in zip(inversion_s, stage_s, strict=True))
+        seconds = measure(load(arguments.config, arguments.set, folder), context)
+        shares = [alone / stage for alone, stage in zip(seconds["inversion_s"], seconds["stage_s"], strict=True)]
         result = {
             "command": "python -m benchmarks.storing",
             "config": arguments.config.name,
             "num_batches": NUM_BATCHES,
-            "stage_s": stage_s,
-            "inversion_s": inversion_s,
-            "overhead": overhead,
+            **seconds,
+            "overhead": 1 - statistics.median(shares),
         }
         print_result(f"storing-{arguments.config.stem}-{context.device.type}", result, context)
 

@@ -1,4 +1,4 @@
-"""Do two ranks on one CUDA device reduce over NCCL? Run by torchrun with two processes; see gpu_plan.md."""
+"""Whether two ranks on one CUDA device can reduce over NCCL; torchrun runs it in two processes (see gpu_plan.md)."""
 
 import os
 
@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 
 def main() -> None:
-    """Sum a tensor of both ranks on device 0; NCCL's refusal is the answer, too."""
+    """Sum a tensor over both ranks on device 0; print the sum, or why NCCL refuses."""
     torch.cuda.set_device(0)
     dist.init_process_group("nccl")
     try:
