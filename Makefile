@@ -30,6 +30,7 @@ endif
 # import-linter, run by this interpreter.
 LINT_IMPORTS := from importlinter.cli import lint_imports_command; lint_imports_command()
 ARGUMENTS = --config $(CONFIG) $(if $(strip $(SET)),--set $(SET)) $(if $(ROUND),--round $(ROUND)) $(if $(DRY_RUN),--dry-run)
+# python -m stages. and the name of a stage; with NPROC=4, python -m stages.launch 4 and the name.
 STAGE = $(PYTHON) -m stages$(if $(filter-out 1,$(NPROC)),.launch $(NPROC) ,.)
 
 .DEFAULT_GOAL := all

@@ -1,4 +1,4 @@
-"""The identity of each output: what it depends on. An output of another identity is neither reused nor overwritten."""
+"""The identity of each output is what it depends on. An output with another identity is not reused or overwritten."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -91,17 +91,11 @@ def _frozen_teacher(config: RunConfig) -> dict[str, Any]:
     return weights_identity(config.teacher_model, "teacher.weights")
 
 
-def state_path(network_path: Path) -> Path:
-    """The file that keeps the state of a training until its network is finished."""
-    return network_path.with_suffix(".state")
-
-
 def is_finished(network_path: Path, identity: Mapping[str, Any]) -> bool:
     """Whether a trained network exists; raises ConfigError when it has another identity."""
     if not network_path.exists():
         return False
     require_same_identity(str(network_path), read_description(network_path)["identity"], identity)
-    state_path(network_path).unlink(missing_ok=True)  # a process can be killed after writing the network
     return True
 
 
@@ -112,7 +106,7 @@ def require_student(config: RunConfig, round_index: int) -> None:
         raise ValueError(f"there is no student of round {round_index} ({path}); run `make distill` first")
 
 
-def check_folder(folder: Path, identity: Mapping[str, Any]) -> None:
+def require_same_images(folder: Path, identity: Mapping[str, Any]) -> None:
     """Raise ConfigError, with the keys that differ, when the images in the folder have another identity."""
     if (folder / MANIFEST).exists():
         require_same_identity(str(folder), read_manifest(folder)["identity"], identity)

@@ -1,4 +1,4 @@
-"""`RunConfig`: all of one run, where its outputs lie, and what each output depends on."""
+"""`RunConfig`: the configuration of a run, and the paths of its outputs."""
 
 import warnings
 from collections.abc import Sequence

@@ -10,7 +10,7 @@ import torch
 from pipeline.data.image_sets import ArrayImages, ImageSet, load_images
 from pipeline.data.loader import cache_limit_bytes, num_bytes, preload
 from pipeline.data.shard_set import ShardSet
-from pipeline.data.shards import ShardError, check_sizes, read_manifest, verify
+from pipeline.data.shards import ShardError, check_sizes, find_damage, read_manifest
 from pipeline.distillation.task import Task, build_distillation_loss
 from pipeline.evaluation.scores import Scorers
 from pipeline.identity import require_student, synthesis_identity
@@ -88,10 +88,10 @@ class Session:
         loss_function = build_distillation_loss(self.teacher, self.config.distill)
         return Task(self._student, loss_function, self.config.distill, self.config.seed, "distill")
 
-    def check_shards(self, last_round: int) -> None:
-        """Check, once in a session, that the rounds up to `last_round` are complete.
+    def require_complete_rounds(self, last_round: int) -> None:
+        """Raise ConfigError when a round up to `last_round` has another identity, ShardError when it is not complete.
 
-        Raises ConfigError when one has another identity, ShardError when a shard is missing or differs in size.
+        Shards are checked by their size, once in a session; `pool` checks their content.
         """
         for r in range(self._num_checked, last_round + 1):
             folder = self.config.round_folder(r)
@@ -109,7 +109,7 @@ class Session:
             self._shards, self._num_pooled, self._cached = ShardSet([]), 0, None
         folders = [self.config.round_folder(r) for r in range(self._num_pooled, last_round + 1)]
         for folder in folders:
-            if problems := verify(folder):
+            if problems := find_damage(folder):
                 raise ShardError(f"{'; '.join(problems)}; remove {folder} and run `make synthesize` again")
         for folder in folders:
             self._shards.add(folder)

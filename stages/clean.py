@@ -2,7 +2,7 @@
 
 import shutil
 
-from pipeline.identity import state_path
+from pipeline.distillation.state import state_path
 from pipeline.session import Session
 from stages.command import run_stage
 

@@ -1,9 +1,9 @@
 """Distill a student from the teacher's logits on the synthetic images of all rounds so far."""
 
 from pipeline.data.shards import MANIFEST
-from pipeline.distillation.state import TrainState
+from pipeline.distillation.state import TrainState, remove_state, state_path
 from pipeline.distillation.train import train
-from pipeline.identity import is_finished, require_student, state_path, student_identity
+from pipeline.identity import is_finished, require_student, student_identity
 from pipeline.models.checkpoint import save_classifier
 from pipeline.run import RunConfig
 from pipeline.runtime.recorder import Progress, open_recorder
@@ -16,10 +16,11 @@ def main(session: Session, round_index: int | None = None) -> None:
     config, context = session.config, session.context
     if round_index is None:
         round_index = context.broadcast(_next_round(config))
-    session.check_shards(round_index)
+    session.require_complete_rounds(round_index)
     path, identity = config.student_path(round_index), student_identity(config, round_index)
     if context.broadcast(is_finished(path, identity)):
         if context.is_main_process:
+            remove_state(path)  # the process may have been killed after it wrote the network
             print(f"distill: {path} is up to date")
         return
     if round_index:
@@ -38,7 +39,7 @@ def main(session: Session, round_index: int | None = None) -> None:
         train(state, session.distillation, images, context, on_step)
     if context.is_main_process:
         save_classifier(path, student, config.student, identity)
-        state_path(path).unlink(missing_ok=True)
+        remove_state(path)
         print(f"distill: {path}, {len(images.labels):,} synthetic images, steps {steps.start:,} to {steps.stop:,}")
     context.barrier()
 

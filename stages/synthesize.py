@@ -1,39 +1,39 @@
 """Invert the teacher into the class-organized synthetic images of one round."""
 
-from pipeline.data.shards import MANIFEST, check_sizes, pack, read_manifest, remove_parts
-from pipeline.identity import check_folder, synthesis_identity, write_identity
+from pipeline.data.shards import check_sizes, pack, read_manifest, remove_parts
+from pipeline.identity import require_same_images, synthesis_identity, write_identity
 from pipeline.run import RunConfig
 from pipeline.runtime.recorder import Progress, open_recorder
 from pipeline.session import Session
 from pipeline.synthesis.batches import make_batches
 from pipeline.synthesis.plan import plan_batches
-from pipeline.synthesis.store import BatchStore, manifest_facts, missing_batches
+from pipeline.synthesis.store import BatchStore, is_packed, manifest_facts, missing_batches
 from stages.command import run_stage
 
 
 def main(session: Session, round_index: int | None = None) -> None:
-    """Make every missing batch of the round, by default of the first incomplete one, and pack them into shards."""
+    """Make the missing batches of a round, by default of the first incomplete round, and pack them into shards."""
     config, context = session.config, session.context
     if round_index is None:
         round_index = context.broadcast(_next_round(config))
     folder, identity = config.round_folder(round_index), synthesis_identity(config, round_index)
-    check_folder(folder, identity)
+    require_same_images(folder, identity)
     specs = plan_batches(config.synthesis, config.images.num_classes, config.seed, round_index)
-    # All ranks use the list of rank 0: on a network file system, they may see other files for a while.
-    missing = context.broadcast(missing_batches(folder, specs))
+    # All ranks use what rank 0 sees: on a network file system, they may see other files for a while.
+    was_packed, missing = context.broadcast((is_packed(folder), missing_batches(folder, specs)))
     if missing:
         objective = session.objective(round_index)  # before anything is written: the networks may not load
         store = BatchStore(folder=folder, config=config.synthesis, scorers=session.scorers)
         if context.is_main_process:
             write_identity(folder, identity, config)
         context.barrier()  # the identity comes before the first part
-        own = [specs[i] for i in missing[context.rank :: context.size]]
+        own = missing[context.rank :: context.size]
         progress = _progress(session, round_index, len(own), len(specs) - len(missing))
         with open_recorder(config.metrics_path(context.rank), progress, visible=context.is_main_process) as recorder:
             make_batches(objective, own, store, recorder, context)
         context.barrier()
     if context.is_main_process:
-        if missing is None:
+        if was_packed:
             check_sizes(folder, read_manifest(folder))
         else:
             facts = manifest_facts(config.synthesis, config.images, config.teacher.source, round_index)
@@ -41,14 +41,14 @@ def main(session: Session, round_index: int | None = None) -> None:
         remove_parts(folder)
         manifest = read_manifest(folder)
         scores = ", ".join(f"{name} {value:.1%}" for name, value in manifest["scores"].items())
-        state = " (up to date)" if missing is None else ""
-        print(f"synthesize: {manifest['num_images']:,} images in {folder}; {scores}{state}")
+        note = " (up to date)" if was_packed else ""
+        print(f"synthesize: {manifest['num_images']:,} images in {folder}; {scores}{note}")
     context.barrier()
 
 
 def _next_round(config: RunConfig) -> int:
     rounds = range(config.synthesis.rounds)
-    return next((r for r in rounds if not (config.round_folder(r) / MANIFEST).exists()), rounds[-1])
+    return next((r for r in rounds if not is_packed(config.round_folder(r))), rounds[-1])
 
 
 def _progress(session: Session, round_index: int, num_own: int, num_done: int) -> Progress:

@@ -2,11 +2,11 @@
 
 from pipeline.data.image_sets import load_images
 from pipeline.data.loader import cache_limit_bytes, num_bytes, preload
-from pipeline.distillation.state import TrainState
+from pipeline.distillation.state import TrainState, remove_state, state_path
 from pipeline.distillation.task import Task, build_label_loss
 from pipeline.distillation.train import train
 from pipeline.evaluation.evaluate import EvaluationConfig, evaluate
-from pipeline.identity import is_finished, state_path, teacher_identity
+from pipeline.identity import is_finished, teacher_identity
 from pipeline.models.checkpoint import save_classifier
 from pipeline.models.classifier import build_classifier
 from pipeline.runtime.distributed import DistributedContext
@@ -28,6 +28,7 @@ def main(session: Session, round_index: int | None = None) -> None:
         return
     path, identity = config.trained_teacher_path, teacher_identity(config)
     if is_finished(path, identity):
+        remove_state(path)  # the process may have been killed after it wrote the network
         print(f"teacher: {path} is up to date")
         return
     images = load_images(config.data, "train", config.images)
@@ -46,7 +47,7 @@ def main(session: Session, round_index: int | None = None) -> None:
     report = evaluate(teacher, teacher, test, all_classes)
     write_json(path.with_suffix(".json"), {"test": config.data.test, "num_images": report.num_images, **report.teacher})
     save_classifier(path, teacher, config.teacher, identity)
-    state_path(path).unlink(missing_ok=True)
+    remove_state(path)
     print(f"teacher: {path}, top-1 {report.teacher['top1']:.2%} on {report.num_images} test images")
 
 

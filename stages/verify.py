@@ -1,6 +1,6 @@
 """Hash the shards of every finished round and compare them with the manifests."""
 
-from pipeline.data.shards import MANIFEST, ShardError, read_manifest, verify
+from pipeline.data.shards import MANIFEST, ShardError, find_damage, read_manifest
 from pipeline.session import Session
 from stages.command import run_stage
 
@@ -12,7 +12,7 @@ def main(session: Session, round_index: int | None = None) -> None:
     folders = [config.round_folder(r) for r in rounds if (config.round_folder(r) / MANIFEST).exists()]
     if not folders:
         raise ShardError(f"{config.round_folder(rounds[0])} holds no complete dataset; run `make synthesize` first")
-    problems = [problem for folder in folders for problem in verify(folder)]
+    problems = [problem for folder in folders for problem in find_damage(folder)]
     if problems:
         raise ShardError("\n  ".join(["shards differ from their manifest:", *problems]))
     for folder in folders:

@@ -192,7 +192,7 @@ def _size_problem(path: Path, expected: int) -> str | None:
     return None if size == expected else f"{path} has {size} bytes instead of {expected}: it was truncated or replaced"
 
 
-def verify(folder: Path) -> list[str]:
+def find_damage(folder: Path) -> list[str]:
     """Hash every shard and compare with the manifest; returns one line for each missing, truncated or altered shard."""
     problems = []
     manifest = read_manifest(folder)

@@ -106,7 +106,7 @@ def augment(
 def random_resized_crop(pixels: Tensor, area: tuple[float, float], generator: torch.Generator) -> Tensor:
     """A box of each image of (N, C, H, W), scaled up to the size of the image (Szegedy et al., 2015, arXiv 1409.4842).
 
-    The share of the box in the area is drawn from the range `area`, its aspect ratio from 3/4 to 4/3.
+    The area of the box, as a share of the image's, is drawn from the range `area`, its aspect ratio from 3/4 to 4/3.
     """
     draws = torch.rand(4, len(pixels), generator=generator)
     share = area[0] + (area[1] - area[0]) * draws[0]

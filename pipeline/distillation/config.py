@@ -27,7 +27,7 @@ class TrainingConfig:
         precision: Arithmetic of the networks. `auto`: bfloat16 where the hardware multiplies it, else float32.
         compile: Whether the step is compiled (torch.compile). `auto`: where compiling works and saves time.
         log_every: Steps between two log lines and checks for values that are not finite.
-        save_every_s: Least number of seconds between two saved states, from which a stopped training goes on.
+        save_every_s: Least number of seconds between two saved states; a stopped training run resumes from the last.
         memory_gib: Memory for decoded images on the device, in GiB. Images that fit are decoded once; otherwise they
             are read from disk again in every epoch. null: 40 % of the free memory.
     """

@@ -1,4 +1,4 @@
-"""`TrainState`: everything that a training needs to resume, and the file that keeps it."""
+"""`TrainState`: everything that a training run needs to resume, and the file that keeps it."""
 
 import io
 import json
@@ -17,7 +17,7 @@ from pipeline.models.classifier import Classifier
 from pipeline.models.weights import load_tensors
 from pipeline.runtime.config import to_plain
 from pipeline.runtime.device import synchronize
-from pipeline.runtime.files import atomic_file
+from pipeline.runtime.files import atomic_file, temporary_path
 from pipeline.runtime.fingerprint import require_same_identity
 
 # The usual momentum of SGD with Nesterov's method; AdamW has none.
@@ -48,10 +48,10 @@ class TrainState:
         identity: Mapping[str, Any],
         steps: range | None = None,
     ) -> Self:
-        """The state that `path` keeps or, if there is no such file, a new one at the first of `steps`.
+        """A state for the `steps`, by default all of the config.
 
-        `steps` are those to do, by default all of the config. Raises ValueError when the file is damaged, ConfigError
-        when it has another identity.
+        If the file `path` exists, its content is loaded into the classifier and the optimizer, and training resumes at
+        its step. Raises ValueError when the file is damaged, ConfigError when it has another identity.
         """
         steps = range(config.steps) if steps is None else steps
         optimizer = build_optimizer(classifier.network, config)
@@ -59,10 +59,6 @@ class TrainState:
         if path.exists():
             state._restore()
         return state
-
-    def save(self) -> None:
-        """Write the state atomically."""
-        write_state(self.path, self.on_host())
 
     def on_host(self) -> dict[str, Any]:
         """What the file keeps, copied to the host's memory, so that training can continue while it is written."""
@@ -85,6 +81,18 @@ class TrainState:
         self.classifier.network.load_state_dict(content["network"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.step = content["step"]
+
+
+def state_path(network_path: Path) -> Path:
+    """The file of the state of a network that is being trained."""
+    return network_path.with_suffix(".state")
+
+
+def remove_state(network_path: Path) -> None:
+    """Remove the state of a finished network, and what a killed process left of it under a temporary name."""
+    path = state_path(network_path)
+    for leftover in (path, temporary_path(path)):
+        leftover.unlink(missing_ok=True)
 
 
 def _host_copy(tensor: Tensor) -> Tensor:

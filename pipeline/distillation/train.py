@@ -33,7 +33,7 @@ def train(
     _require_even_shares(config.batch_size, context.size)
     state.classifier.train()
     rates = learning_rates(config.schedule, config.lr, config.steps, config.warmup_fraction)
-    losses = _Losses(state.end, state.step, context)
+    losses = _Losses(state.step, state.end, context)
     parallel, saved_at = context.parallel(task), time.monotonic()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), overlapped() as writer:
         shares = (task.share(len(images.labels), step, context) for step in range(state.step, state.end))
@@ -85,8 +85,8 @@ def _save_in_background(state: TrainState, writer: Overlap, saved_at: float) -> 
 class _Losses:
     """The losses of all steps, on the device; only `check` transfers them."""
 
-    def __init__(self, num_steps: int, first_step: int, context: DistributedContext) -> None:
-        self._losses, self._num_checked = torch.zeros(num_steps, device=context.device), first_step
+    def __init__(self, first_step: int, end: int, context: DistributedContext) -> None:
+        self._losses, self._num_checked = torch.zeros(end, device=context.device), first_step
         self._context = context
 
     def record(self, step: int, loss: Tensor) -> None:

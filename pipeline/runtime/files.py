@@ -22,7 +22,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     The temporary name is derived from `path`, so the next attempt overwrites what a killed process left. Raises OSError
     with the path and the fix when the folder cannot be written or the disk is full.
     """
-    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    temporary = temporary_path(path)
     with explained_errors(path):
         try:
             make_folder(path.parent)
@@ -35,6 +35,11 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         except BaseException:
             _remove_quietly(temporary)
             raise
+
+
+def temporary_path(path: Path) -> Path:
+    """The name of an incomplete file; a process that is killed while it writes leaves it behind."""
+    return path.with_name(path.name + TEMPORARY_SUFFIX)
 
 
 def make_folder(folder: Path) -> None:
@@ -55,7 +60,7 @@ def explained_errors(path: Path) -> Iterator[None]:
 
 
 def _names(path: Path) -> list[str]:
-    return [str(path), str(path) + TEMPORARY_SUFFIX, *map(str, path.parents)]
+    return [str(path), str(temporary_path(path)), *map(str, path.parents)]
 
 
 def _fix(error: OSError) -> str:
@@ -91,7 +96,10 @@ def exclusive_lock(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"another process works on {path.parent}; wait for it, or set another `name`") from None
+            raise ValueError(
+                f"another process works on {path.parent}; wait for it or end it (it can outlive a killed make), or set "
+                "another `name`"
+            ) from None
         yield
 
 

@@ -38,7 +38,7 @@ class InversionConfig:
         phases: Resolutions from coarse to fine; the images of one phase, scaled up, start the next.
         terms: Weights of the loss terms.
         init_noise: The noise that the optimization starts from.
-        lr: Peak learning rate of Adam, positive, for inputs x in the space of pixels = 0.45 + 0.225 x.
+        lr: Peak learning rate of Adam, positive, for inputs x, where pixels = 0.45 + 0.225 x.
         betas: Adam's decay rates of the first and the second moment, each in [0, 1).
         schedule: Learning rate after the warm-up of each phase: `cosine` falls to 0, `constant` stays at `lr`.
         warmup_fraction: Fraction of each phase's steps, in [0, 1), in which the learning rate rises linearly to `lr`.

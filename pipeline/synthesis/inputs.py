@@ -37,7 +37,7 @@ class InitNoiseConfig:
         spectrum: Exponent s of the amplitude over the spatial frequency f, which falls as 1 / f^s; at least 0.
             0: white noise.
         correlation: Correlation of every two color channels, in [0, 1].
-        std: Standard deviation of the noise around 0, positive, for inputs x in the space of pixels = 0.45 + 0.225 x.
+        std: Standard deviation of the noise around 0, positive, for inputs x, where pixels = 0.45 + 0.225 x.
     """
 
     spectrum: float = 0.0

@@ -1,4 +1,4 @@
-"""Inversion: optimize a batch of inputs until a frozen teacher assigns their labels, with familiar statistics."""
+"""Inversion: optimize inputs until a frozen teacher predicts their labels, with features as in its training."""
 
 from dataclasses import dataclass
 
@@ -111,7 +111,8 @@ def _run_phase(
         view = roll_and_flip(inputs, jitter_px, config.flip, batch.generator)
         if config.crop_area[0] < 1:
             view = random_resized_crop(view, config.crop_area, batch.generator)
-        leaf = view.detach().requires_grad_()  # the compiled step is one for leaves, without the graph of the view
+        # The gradient goes through the view in a second pass: the compiled step is one for leaves, without its graph.
+        leaf = view.detach().requires_grad_()
         total, terms = objective.loss(leaf, batch.labels)
         optimizer.zero_grad()
         torch.autograd.backward(total)

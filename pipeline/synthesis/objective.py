@@ -51,7 +51,7 @@ class Objective:
 
     def _eager_loss(self, view: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         networks = self.networks
-        self._statistics.clear()
+        self._statistics.clear()  # the hooks may have run outside of a step
         with torch.autocast(view.device.type, torch.bfloat16, enabled=self._precision == "bfloat16"):
             pixels = to_pixels(view)
             logits = networks.teacher(pixels)

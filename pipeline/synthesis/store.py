@@ -52,11 +52,14 @@ class BatchStore:
         ]
 
 
-def missing_batches(folder: Path, specs: Sequence[BatchSpec]) -> list[int] | None:
-    """The positions in `specs` of the batches without a part file; None when the round is packed."""
-    if (folder / MANIFEST).exists():
-        return None
-    return [i for i, spec in enumerate(specs) if not part_path(folder, spec.index).exists()]
+def is_packed(folder: Path) -> bool:
+    """Whether a round is complete; its part files are removed then."""
+    return (folder / MANIFEST).exists()
+
+
+def missing_batches(folder: Path, specs: Sequence[BatchSpec]) -> list[BatchSpec]:
+    """The batches of a round without a part file; none if the round is packed."""
+    return [] if is_packed(folder) else [spec for spec in specs if not part_path(folder, spec.index).exists()]
 
 
 def manifest_facts(config: SynthesisConfig, images: ImageConfig, teacher: str, round_index: int) -> dict[str, Any]:

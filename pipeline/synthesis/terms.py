@@ -25,7 +25,8 @@ DIVERGENCE_EPSILON = 1e-5
 class StepOutputs:
     """One optimization step as the terms see it.
 
-    `images` (N, C, H, W) in the space of the inputs, the teacher's `logits` (N, K), `labels` (N,), the `statistics` of
+    `images` (N, C, H, W) is the random view of this step, in the space of the inputs (`inputs.to_pixels` gives pixels
+    in [0, 1]). With it come the teacher's `logits` (N, K), `labels` (N,), the `statistics` of
     the BatchNorm layers in call order, the logits (N, K) of each classifier of the ensemble, and those of the student
     of Adaptive DeepInversion, if there is one.
     """
@@ -43,17 +44,17 @@ Term = Callable[[StepOutputs], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class TermConfig:
-    """The weights of the loss terms, all at least 0 (0 leaves a term out), and the constants of two of them.
+    """The weights of the loss terms, all at least 0 (0 leaves a term out), and the constants of some terms.
 
-    Feature terms compare the mean m and the variance v of a batch with the running mean and variance of each BatchNorm
-    layer of the teacher. Priors of the image are computed for inputs x in the space of pixels = 0.45 + 0.225 x.
+    Feature terms compare the mean mu and the variance v of a batch with the running mean and variance of each BatchNorm
+    layer of the teacher. Priors of the image are computed for inputs x, where pixels = 0.45 + 0.225 x.
 
     Attributes:
         classification: Weight of the cross-entropy with the labels, mean over the teacher and the `ensemble`.
         feature_norm: Weight of the feature term of DeepInversion (arXiv 1912.08795): the L2 norms of the
-            differences of m and of v, summed over the layers.
-        feature_divergence: Weight of the scale-free feature term: the KL divergence from the batch's Gaussian (m, v) to
-            the running one, mean over the channels, then over the layers.
+            differences of mu and of v, summed over the layers.
+        feature_divergence: Weight of the scale-free feature term: the KL divergence from the batch's Gaussian (mu, v)
+            to the running one, mean over the channels, then over the layers.
         tv_l2: Weight of the total variation: for each image, the L2 norms of the differences of neighbors in four
             directions, summed; then the mean over the images.
         tv_l1: Weight of the mean absolute difference of neighbors, summed over four directions.
