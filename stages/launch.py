@@ -30,7 +30,7 @@ def main() -> None:
     try:
         num_processes = int(own.num_processes) if own.num_processes.isdigit() else 0
         if num_processes < 1:
-            raise ValueError(f"NPROC={own.num_processes}: is not a number of processes; use 1 or more")
+            raise ValueError(f"NPROC={own.num_processes} is not a number of processes; use 1 or more")
         stage_arguments = parse_arguments("", arguments)
         config = read_config(stage_arguments)
         choose_device(0, num_processes)

@@ -61,7 +61,7 @@ def _parse_dataclass(kind: Any, value: Any, key: str) -> Any:
     for name in value:
         if name not in fields:
             known = ", ".join(sorted(fields))
-            raise ConfigError(f"unknown key {prefix}{name}{nearest(name, fields)} (known there: {known})")
+            raise ConfigError(f"unknown key {prefix}{name}{nearest(name, fields)} (known keys: {known})")
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in value:

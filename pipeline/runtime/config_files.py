@@ -48,7 +48,7 @@ def _read(path: Path) -> dict[str, Any]:
         mapping = yaml.safe_load(path.read_text())
     except FileNotFoundError:
         known = ", ".join(sorted(str(p) for p in path.parent.glob("*.yaml"))) or "none"
-        raise ConfigError(f"no config file {path} (found there: {known})") from None
+        raise ConfigError(f"no config file {path} (existing files: {known})") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(mapping, dict):

@@ -1,94 +1,125 @@
-"""Compiling where this machine can, one line where it cannot, and a cache that serves several kinds of processor."""
+"""Steps are compiled if this machine can; else the reason is one line. A cache serves several kinds of processors."""
 
 import os
 import platform
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+import torch._inductor.config as inductor_config
 from tiny_run import REPOSITORY
+from torch._inductor import cpu_vec_isa
+from torch._inductor.cpp_builder import cpp_compiler_search
+from torch._inductor.utils import fresh_cache
 
-from pipeline.runtime.compiler import compiled, why_not_compiled
+from pipeline.runtime.compiler import maybe_compile, why_not_compiled
 
+# Raised inside torch's compiler.
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
 CPU = torch.device("cpu")
-WHY = """
-import torch
-from pipeline.runtime.compiler import why_not_compiled
-print(why_not_compiled(torch.device("cpu")))
-"""
-# A compiler that finds no headers of Python.
+# g++ that finds no headers of Python.
 WITHOUT_HEADERS = """#!/bin/bash
-kept=()
-for argument in "$@"; do case $argument in *include/python*) ;; *) kept+=("$argument") ;; esac; done
-exec g++ "${kept[@]}"
+arguments=()
+for argument in "$@"; do case $argument in *include/python*) ;; *) arguments+=("$argument") ;; esac; done
+exec g++ "${arguments[@]}"
 """
 
 
-def run(script: str, folder: Path, **environment: str) -> str:
-    """What a script prints in a process of its own, with an empty compiler's cache in `folder`."""
-    caches = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "cache"), "XDG_CACHE_HOME": str(folder / "remembered")}
-    variables = os.environ | caches | environment
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=REPOSITORY, env=variables, capture_output=True, text=True, timeout=250
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+@pytest.fixture
+def empty_caches(monkeypatch, tmp_path):
+    """Nothing is compiled and no success is recorded, before and after the test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user_cache"))
+    # Each of up to four checks starts a Python that imports torch.
+    monkeypatch.setattr(cpu_vec_isa.VecISA, "check_build", lambda self, code: True)
+    caches = (why_not_compiled.cache_clear, cpp_compiler_search.cache_clear, torch.compiler.reset)
+    for clear in caches:
+        clear()
+    with fresh_cache():
+        yield
+    for clear in caches:
+        clear()
 
 
-def test_without_a_compiler_the_reason_is_one_line(tmp_path):
-    tools = tmp_path / "tools"
-    tools.mkdir()
+@pytest.mark.slow
+@pytest.mark.usefixtures("empty_caches")
+def test_missing_compiler_is_the_reason(monkeypatch, tmp_path):
     for name in ("env", "uname", "ls"):  # not g++, gcc, clang
-        (tools / name).symlink_to(str(shutil.which(name)))
-    assert run(WHY, tmp_path, PATH=str(tools), CXX="g++") == "there is no C++ compiler; install g++ or clang++"
+        (tmp_path / name).symlink_to(str(shutil.which(name)))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with inductor_config.patch({"cpp.cxx": (None, "g++")}):
+        assert why_not_compiled(CPU) == "there is no C++ compiler; install g++ or clang++"
 
 
-def test_without_pythons_headers_the_reason_is_one_line(tmp_path, compiler):
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler", "empty_caches")
+def test_missing_python_headers_are_the_reason(tmp_path):
     compiler = tmp_path / "g++-without-headers"
     compiler.write_text(WITHOUT_HEADERS)
     compiler.chmod(0o755)
-    found = run(WHY, tmp_path, CXX=str(compiler))
-    assert found == "Python's headers are missing; install the package with them (python3-dev)"
+    # PyTorch keeps 120 MB of precompiled headers for each compiler.
+    with inductor_config.patch({"cpp.cxx": (None, str(compiler)), "cpp_cache_precompile_headers": False}):
+        assert why_not_compiled(CPU) == "Python's headers are missing; install the package with them (python3-dev)"
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # raised inside torch's compiler
-def test_with_a_compiler_there_is_no_reason_and_that_is_remembered(device, compiler, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    why_not_compiled.cache_clear()
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler", "empty_caches")
+def test_success_is_recorded_for_the_same_tools(monkeypatch, device, tmp_path):
     assert why_not_compiled(device) is None
     assert len(list(tmp_path.rglob("compiles-*"))) == 1
+    monkeypatch.setattr(torch, "compile", None)  # raises TypeError when it is called
     why_not_compiled.cache_clear()
-    monkeypatch.setattr(torch, "compile", None)  # it is not tried again
     assert why_not_compiled(device) is None
-    monkeypatch.setattr(shutil, "which", lambda name: None)  # but with other tools
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     why_not_compiled.cache_clear()
     with pytest.raises(TypeError):
         why_not_compiled(device)
-    why_not_compiled.cache_clear()
 
 
-def test_what_cannot_be_compiled_is_told_with_the_fix(monkeypatch):
+def test_failed_compilation_raises_with_the_fix(monkeypatch):
     def fail(x: torch.Tensor) -> torch.Tensor:
         raise torch._dynamo.exc.TorchDynamoException("no such operation")
 
     monkeypatch.setattr(torch, "compile", lambda function, **options: fail)
     with pytest.raises(ValueError, match=r"a step cannot be compiled: .*no such operation.*; set compile: false"):
-        compiled(abs, CPU)(torch.zeros(2))
+        maybe_compile(abs, CPU)(torch.zeros(2))
 
 
+def test_disabled_compilation_returns_the_function():
+    assert maybe_compile(abs, CPU, enabled=False) is abs
+
+
+# PyTorch reads the processor's capability once in a process, so there is a child for each.
 SUMS = """
-import torch
-from pipeline.runtime.compiler import compiled
-x = torch.arange(64 * 96, dtype=torch.float32).view(64, 96)
-step = compiled(lambda x: (torch.sin(x) * 2).sum(1) + x.mean(1), x.device)
-print(torch.allclose(step(x), (torch.sin(x) * 2).sum(1) + x.mean(1), rtol=1e-4, atol=1e-3))
+import os, sys
+import torch, torch._dynamo, torch._inductor.compile_fx, torch._inductor.cpu_vec_isa
+from pipeline.runtime.compiler import maybe_compile
+
+torch._inductor.cpu_vec_isa.VecISA.check_build = lambda self, code: True  # each check starts a Python
+widest = "AVX512" if torch.cpu._is_avx512_supported() else "AVX2"
+
+def check(capability):
+    os.environ["ATEN_CPU_CAPABILITY"] = capability.lower()
+    x = torch.arange(64 * 96, dtype=torch.float32).view(64, 96)
+    step = maybe_compile(lambda x: (torch.sin(x) * 2).sum(1) + x.mean(1), x.device)
+    torch.testing.assert_close(step(x), (torch.sin(x) * 2).sum(1) + x.mean(1), rtol=1e-4, atol=1e-3)
+    assert torch.backends.cpu.get_cpu_capability() == capability
+
+for capability in ("AVX2", widest):
+    if (child := os.fork()) == 0:
+        check(capability)
+        sys.exit()
+    assert os.waitpid(child, 0)[1] == 0, capability
 """
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="AVX2 and AVX-512 are of x86 processors")
-def test_one_cache_serves_processors_with_vectors_of_other_widths(tmp_path, compiler):
-    assert run(SUMS, tmp_path, ATEN_CPU_CAPABILITY="avx2") == "True"
-    assert run(SUMS, tmp_path) == "True"
+def test_one_cache_serves_vectors_of_two_widths(tmp_path):
+    variables = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    process = subprocess.run(
+        [sys.executable, "-c", SUMS], cwd=REPOSITORY, env=os.environ | variables, capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr

@@ -1,4 +1,4 @@
-"""Config files: overrides, the files that they derive from, renamed keys."""
+"""Config files: overrides, base files, renamed keys."""
 
 import contextlib
 import warnings
@@ -15,15 +15,15 @@ RENAMED = {"train.shift": "train.padding", "noise": "start", "noise.deviation": 
 
 
 def write(folder, **files: str):
-    """YAML files by stem; returns the path of the first one."""
+    """Write YAML files, given by stem; returns the path of the first one."""
     for stem, text in files.items():
         (folder / f"{stem}.yaml").write_text(text)
     return folder / f"{next(iter(files))}.yaml"
 
 
 @contextlib.contextmanager
-def warned(*messages: str):
-    """The block warns once for each message, which its warning contains, and of nothing else."""
+def expect_warnings(*messages: str):
+    """Assert that the block warns once for each message, in this order, and of nothing else."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
@@ -32,7 +32,7 @@ def warned(*messages: str):
         assert message in str(warning.message)
 
 
-def test_overrides_replace_add_and_are_read_as_yaml(tmp_path):
+def test_overrides_replace_and_add_yaml_values(tmp_path):
     path = write(tmp_path, a="inner: {rate: 1, steps: 2}\nempty:\n")
     overrides = ["inner.rate=3", "new.deep.key=[1, x]", "empty.key=null", "text=a=b", "inner.rate=4"]
     assert load_yaml(path, overrides) == {
@@ -53,53 +53,53 @@ def test_overrides_replace_add_and_are_read_as_yaml(tmp_path):
         ("base=b.yaml", "base can only stand in a config file"),
     ],
 )
-def test_an_override_that_cannot_be_applied_raises(tmp_path, override, message):
+def test_invalid_override_raises(tmp_path, override, message):
     with pytest.raises(ConfigError, match=message):
         load_yaml(write(tmp_path, a="seed: 1"), [override])
 
 
-def test_an_override_reaches_the_items_of_a_list(tmp_path):
+def test_override_of_a_list_item(tmp_path):
     path = write(tmp_path, a="phases: [{steps: 1}, {steps: 2}]\nsizes: [1, 2]")
     plain = load_yaml(path, ["phases.1.steps=20", "phases.0.scale=0.5", "sizes.1=7"])
     assert plain == {"phases": [{"steps": 1, "scale": 0.5}, {"steps": 20}], "sizes": [1, 7]}
 
 
 @pytest.mark.parametrize("override", ["phases.2.steps=1", "phases.x.steps=1", "sizes.2=1", "sizes.x=1"])
-def test_an_override_of_a_missing_item_raises(tmp_path, override):
+def test_override_of_a_missing_list_item_raises(tmp_path, override):
     path = write(tmp_path, a="phases: [{steps: 1}, {steps: 2}]\nsizes: [1, 2]")
     with pytest.raises(ConfigError, match=f"override '{override}'"):
         load_yaml(path, [override])
 
 
-def test_a_file_that_is_no_mapping_raises(tmp_path):
+def test_file_without_a_mapping_raises(tmp_path):
     with pytest.raises(ConfigError, match=r"a\.yaml must hold a mapping of keys to values, it holds \[1\]"):
         load_yaml(write(tmp_path, a="[1]"))
 
 
-def test_mappings_of_a_base_are_merged_at_every_level(tmp_path):
+def test_mappings_are_merged_with_the_base_at_every_level(tmp_path):
     path = write(tmp_path, a="{base: b.yaml, x: {y: {own: 1}}}", b="{x: {y: {own: 0, kept: 2}, kept: 3}, kept: 4}")
     assert load_yaml(path) == {"x": {"y": {"own": 1, "kept": 2}, "kept": 3}, "kept": 4}
 
 
 @pytest.mark.parametrize("value", ["[1]", "null", "5", "text"])
 @pytest.mark.parametrize("inherited", ["[1, 2]", "{key: 1}", "7"])
-def test_lists_scalars_and_null_replace_what_is_inherited(tmp_path, value, inherited):
+def test_lists_scalars_and_null_replace_inherited_values(tmp_path, value, inherited):
     path = write(tmp_path, a=f"{{base: b.yaml, x: {value}}}", b=f"{{x: {inherited}}}")
     assert load_yaml(path) == load_yaml(write(tmp_path, c=f"{{x: {value}}}"))
 
 
-def test_a_mapping_replaces_an_inherited_null(tmp_path):
+def test_mapping_replaces_an_inherited_null(tmp_path):
     assert load_yaml(write(tmp_path, a="{base: b.yaml, x: {y: 1}}", b="x: null")) == {"x": {"y": 1}}
 
 
-def test_a_base_of_a_base_is_found_beside_the_file_that_names_it(tmp_path):
+def test_base_is_relative_to_the_file_that_names_it(tmp_path):
     (tmp_path / "shared").mkdir()
     write(tmp_path / "shared", b="{base: c.yaml, y: 2}", c="{x: 1, y: 1, z: 1}")
     path = write(tmp_path, a="{base: shared/b.yaml, z: 3}")
     assert load_yaml(path) == {"x": 1, "y": 2, "z": 3}
 
 
-def test_a_later_base_overrides_an_earlier_one(tmp_path):
+def test_later_base_overrides_earlier_base(tmp_path):
     path = write(tmp_path, a="{base: [b.yaml, c.yaml], z: 3}", b="{x: 1, y: 1, z: 1}", c="{y: 2, z: 2}")
     assert load_yaml(path) == {"x": 1, "y": 2, "z": 3}
 
@@ -109,12 +109,12 @@ def test_two_bases_can_share_a_base(tmp_path):
     assert load_yaml(path) == {"x": 1, "y": 1}
 
 
-def test_a_name_is_not_inherited(tmp_path):
+def test_name_is_not_inherited(tmp_path):
     path = write(tmp_path, a="{base: b.yaml}", b="{name: other, model: {name: kept}}")
     assert load_yaml(path) == {"model": {"name": "kept"}}
 
 
-def test_an_override_wins_over_file_and_base(tmp_path):
+def test_override_has_precedence_over_file_and_base(tmp_path):
     path = write(tmp_path, a="{base: b.yaml, x: {y: 2}}", b="x: {y: 1, z: 1}")
     assert load_yaml(path, ["x.y=3"]) == {"x": {"y": 3, "z": 1}}
 
@@ -143,62 +143,62 @@ def test_missing_base_raises_with_the_files_of_the_folder(tmp_path):
 
 
 @pytest.mark.parametrize("value", ["3", "null", "''", "[b.yaml, 3]", "{b.yaml: 1}"])
-def test_a_base_that_is_no_file_name_raises(tmp_path, value):
+def test_base_that_is_not_a_file_name_raises(tmp_path, value):
     path = write(tmp_path, a=f"base: {value}", b="x: 1")
     with pytest.raises(ConfigError, match=r"a\.yaml: base: expected a file name or a list of file names, got"):
         load_yaml(path)
 
 
-def test_an_old_name_in_a_file_becomes_the_new_one_with_a_warning(tmp_path):
+def test_old_key_in_a_file_is_renamed_with_a_warning(tmp_path):
     path = write(tmp_path, a="train: {shift: 1}")
-    with warned(f"{path}: train.shift is now train.padding"):
+    with expect_warnings(f"{path}: train.shift is now train.padding"):
         assert load_yaml(path, (), RENAMED) == {"train": {"padding": 1}}
 
 
-def test_a_renamed_section_can_hold_a_renamed_key(tmp_path):
+def test_renamed_section_with_a_renamed_key(tmp_path):
     path = write(tmp_path, a="noise: {deviation: 1, spectrum: 2}")
-    with warned("noise is now start", "noise.deviation is now start.std"):
+    with expect_warnings("noise is now start", "noise.deviation is now start.std"):
         assert load_yaml(path, (), RENAMED) == {"start": {"std": 1, "spectrum": 2}}
 
 
-def test_an_old_name_in_a_base_is_overridden_by_the_new_one(tmp_path):
+def test_new_key_overrides_old_key_of_the_base(tmp_path):
     path = write(tmp_path, a="{base: b.yaml, train: {padding: 2}}", b="train: {shift: 1}")
-    with warned("b.yaml: train.shift is now train.padding"):
+    with expect_warnings("b.yaml: train.shift is now train.padding"):
         assert load_yaml(path, (), RENAMED) == {"train": {"padding": 2}}
 
 
 @pytest.mark.parametrize("override", ["start={std: 2}", "start.std=2"])
-def test_an_override_with_the_new_name_reaches_the_key_without_a_warning(tmp_path, override):
-    with warned():
+def test_override_of_a_new_key_does_not_warn(tmp_path, override):
+    with expect_warnings():
         assert load_yaml(write(tmp_path, a="start: {std: 1}"), [override], RENAMED) == {"start": {"std": 2}}
 
 
 @pytest.mark.parametrize("override", ["noise={deviation: 2}", "noise.deviation=2"])
-def test_an_override_with_the_old_name_reaches_the_new_key_of_the_file(tmp_path, override):
+def test_override_of_an_old_key_sets_the_new_key(tmp_path, override):
     path = write(tmp_path, a="start: {std: 1}")
     message = f"override '{override}': "
-    with warned(f"{message}noise is now start", f"{message}noise.deviation is now start.std"):
+    with expect_warnings(f"{message}noise is now start", f"{message}noise.deviation is now start.std"):
         assert load_yaml(path, [override], RENAMED) == {"start": {"std": 2}}
 
 
 @pytest.mark.parametrize("text", ["train: {shift: 1, padding: 2}", "{start: {std: 1}, noise: {spectrum: 1}}"])
-def test_both_names_in_one_file_raise(tmp_path, text):
+def test_old_and_new_key_in_one_file_raise(tmp_path, text):
     with pytest.raises(ConfigError, match=r"a\.yaml: (\S+) is the old name of (\S+), and both are given; remove \1"):
         load_yaml(write(tmp_path, a=text), (), RENAMED)
 
 
-def test_both_names_in_one_override_raise(tmp_path):
+def test_old_and_new_key_in_one_override_raise(tmp_path):
     with pytest.raises(ConfigError, match=r"override 'train=.*': train\.shift is the old name"):
         load_yaml(write(tmp_path, a="x: 1"), ["train={shift: 1, padding: 2}"], RENAMED)
 
 
-def test_renamed_keys_lead_from_names_that_are_gone_to_keys_of_a_run():
+def test_renamed_keys_map_removed_keys_to_present_ones():
     keys = {f"{key}.{name}" for s in sections(RunConfig) for key in s.keys for name in s.kind.__dataclass_fields__}
     assert set(RENAMED_KEYS.values()) <= keys
     assert not keys & RENAMED_KEYS.keys()
 
 
-def test_a_run_with_the_names_of_the_last_release_loads_with_a_warning_for_each(tmp_path):
+def test_config_of_the_last_release_loads_with_warnings(tmp_path):
     text = """
     images: {channels: 3, height: 32, width: 32, num_classes: 10}
     data: {train: "torchvision:CIFAR10", test: "torchvision:CIFAR10"}
@@ -211,7 +211,9 @@ def test_a_run_with_the_names_of_the_last_release_loads_with_a_warning_for_each(
       inversion: {phases: [{steps: 1}], shift_px: 2, canvas: {spectrum: 1.5, deviation: 0.5}, terms: {}}
     distill: {steps: 1, batch_size: 2, lr: 0.1, augment: {shift_px: 4}}
     """
-    with warned("training.augment.shift_px", "inversion.shift_px", "canvas", "deviation", "distill.augment.shift_px"):
+    with expect_warnings(
+        "training.augment.shift_px", "inversion.shift_px", "canvas", "deviation", "distill.augment.shift_px"
+    ):
         config = load_run(write(tmp_path, a=text))
     inversion, noise = config.synthesis.inversion, config.synthesis.inversion.init_noise
     assert (inversion.jitter_px, noise.spectrum, noise.std) == (2, 1.5, 0.5)
@@ -219,7 +221,7 @@ def test_a_run_with_the_names_of_the_last_release_loads_with_a_warning_for_each(
     assert config.distill.augment.crop_padding_px == 4
 
 
-def test_the_base_of_a_run_does_not_reach_its_config(tmp_path):
+def test_run_with_a_base_has_the_name_of_its_own_file(tmp_path):
     digits = Path(__file__).parents[2] / "configs" / "digits.yaml"
     config = load_run(write(tmp_path, mine=f"{{base: '{digits}', seed: 7}}"))
     assert (config.name, config.seed, config.images.height) == ("mine", 7, 8)

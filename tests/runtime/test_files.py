@@ -1,18 +1,15 @@
+"""Files are complete or absent, and a failed write names the path and the fix."""
+
 import errno
 import os
-from pathlib import Path
 
 import pytest
 
-from pipeline.runtime.files import TEMPORARY_SUFFIX, atomic_file, write_json, write_text
-
-
-def temporary_of(path: Path) -> Path:
-    return path.with_name(path.name + TEMPORARY_SUFFIX)
+from pipeline.runtime.files import atomic_file, temporary_path, write_json, write_text
 
 
 @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt, SystemExit])
-def test_an_exception_leaves_nothing_under_either_name(tmp_path, failure):
+def test_exception_leaves_no_file(tmp_path, failure):
     path = tmp_path / "folder" / "result.bin"
     with pytest.raises(failure), atomic_file(path) as file:
         file.write(b"half")
@@ -20,7 +17,7 @@ def test_an_exception_leaves_nothing_under_either_name(tmp_path, failure):
     assert list(path.parent.iterdir()) == []
 
 
-def test_an_exception_keeps_the_earlier_file(tmp_path):
+def test_exception_keeps_the_earlier_file(tmp_path):
     path = tmp_path / "result.txt"
     write_text(path, "earlier")
     with pytest.raises(RuntimeError), atomic_file(path) as file:
@@ -30,34 +27,34 @@ def test_an_exception_keeps_the_earlier_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_final_name_appears_only_after_the_bytes_are_synced(tmp_path, monkeypatch):
-    path, seen = tmp_path / "result.txt", []
+def test_final_name_appears_after_the_bytes_are_synced(tmp_path, monkeypatch):
+    path, states = tmp_path / "result.txt", []
     real_fsync = os.fsync
 
     def fsync(descriptor):
-        seen.append((path.exists(), temporary_of(path).exists() and temporary_of(path).read_bytes()))
+        states.append((path.exists(), temporary_path(path).exists() and temporary_path(path).read_bytes()))
         real_fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
     write_text(path, "all of it")
-    of_the_file, of_the_folder = seen
-    assert of_the_file == (False, b"all of it")
-    assert of_the_folder == (True, False)
+    at_file_sync, at_folder_sync = states
+    assert at_file_sync == (False, b"all of it")
+    assert at_folder_sync == (True, False)
 
 
-def test_what_a_killed_process_left_is_overwritten(tmp_path):
+def test_temporary_file_of_a_killed_process_is_overwritten(tmp_path):
     path = tmp_path / "result.txt"
-    temporary_of(path).write_bytes(b"x" * 10_000)
+    temporary_path(path).write_bytes(b"x" * 10_000)
     write_text(path, "new")
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("size", [3, 1_000_000])  # within and beyond the buffer of a file object
-def test_a_full_disk_names_the_path_and_the_fix_and_keeps_the_earlier_file(tmp_path, size):
+@pytest.mark.parametrize("size", [3, 1_000_000])  # less and more than the buffer of a file object
+def test_full_disk_raises_and_keeps_the_earlier_file(tmp_path, size):
     path = tmp_path / "result.bin"
     path.write_bytes(b"earlier")
-    temporary_of(path).symlink_to("/dev/full")
+    temporary_path(path).symlink_to("/dev/full")
     with pytest.raises(OSError, match=f"cannot write {path}: the disk or quota is full: free space") as caught:
         write_text(path, "x" * size)
     assert caught.value.errno == errno.ENOSPC
@@ -65,7 +62,7 @@ def test_a_full_disk_names_the_path_and_the_fix_and_keeps_the_earlier_file(tmp_p
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_failing_sync_keeps_the_earlier_file(tmp_path, monkeypatch):
+def test_failed_sync_raises_and_keeps_the_earlier_file(tmp_path, monkeypatch):
     path = tmp_path / "result.txt"
     write_text(path, "earlier")
 
@@ -80,7 +77,7 @@ def test_a_failing_sync_keeps_the_earlier_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("below", ["result.txt", "deeper/result.txt"])
-def test_a_file_in_place_of_the_folder_is_named(tmp_path, below):
+def test_file_in_place_of_the_folder_raises(tmp_path, below):
     (tmp_path / "folder").write_text("a file")
     path = tmp_path / "folder" / below
     with pytest.raises(OSError, match=f"cannot write {path}: .*, or set shards_dir"):
@@ -88,8 +85,8 @@ def test_a_file_in_place_of_the_folder_is_named(tmp_path, below):
     assert (tmp_path / "folder").read_text() == "a file"
 
 
-def test_a_folder_without_write_permission_is_named(tmp_path, monkeypatch):
-    def refuse(*arguments, **keywords):  # root may write anywhere, so the refusal is played
+def test_folder_without_write_permission_raises(tmp_path, monkeypatch):
+    def refuse(*arguments, **keywords):  # in place of permissions, which root does not need
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     monkeypatch.setattr("pipeline.runtime.files.open", refuse, raising=False)
@@ -98,7 +95,7 @@ def test_a_folder_without_write_permission_is_named(tmp_path, monkeypatch):
         write_text(path, "new")
 
 
-def test_json_refuses_what_other_readers_cannot_parse(tmp_path):
+def test_json_of_nan_raises(tmp_path):
     path = tmp_path / "result.json"
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(path, {"loss": float("nan")})

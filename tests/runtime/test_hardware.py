@@ -1,4 +1,4 @@
-"""Cores, memory and drivers, as the system tells of them."""
+"""Cores, memory, bfloat16 units and drivers, as the system reports them."""
 
 import os
 import resource
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def system(monkeypatch, tmp_path):
-    """Writes what the files of the system say, by their paths below `/`; the others are missing."""
+    """Writes system files, given by name; the others are missing."""
     for module, name in ((hardware, "MEMORY_INFO"), (hardware, "NVIDIA_DRIVER"), (cgroups, "MEMBERSHIP")):
         monkeypatch.setattr(module, name, tmp_path / name)
     monkeypatch.setattr(cgroups, "ROOT", tmp_path / "cgroup")
@@ -31,6 +31,7 @@ def system(monkeypatch, tmp_path):
     return write
 
 
+# Control groups of version 2, of version 2 within a batch job, and of version 1.
 UNIFIED, NESTED, OLD = (
     {"MEMBERSHIP": "0::/"},
     {"MEMBERSHIP": "0::/slurm/job_7/step_0"},
@@ -51,13 +52,13 @@ UNIFIED, NESTED, OLD = (
         ({**OLD, "cgroup/cpu/a/cpu.cfs_quota_us": "200000", "cgroup/cpu/a/cpu.cfs_period_us": "100000"}, 2),
     ],
 )
-def test_usable_cores_are_those_of_the_affinity_and_the_tightest_quota(system, monkeypatch, files, expected):
+def test_usable_cores_are_the_least_of_affinity_and_quotas(system, monkeypatch, files, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     system(files)
     assert hardware.num_usable_cores() == expected
 
 
-def test_where_there_is_no_affinity_all_cores_are_usable(system, monkeypatch):
+def test_all_cores_are_usable_without_affinity(system, monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
     assert hardware.num_usable_cores() == 6
@@ -86,23 +87,23 @@ USED = {"cgroup/memory.current": "2500000", "cgroup/memory.stat": "anon 5\ninact
         ),
     ],
 )
-def test_free_memory_is_the_machines_within_the_groups_around_the_process(system, files, expected):
+def test_free_memory_is_the_least_of_machine_and_groups(system, files, expected):
     system({"MEMORY_INFO": "MemTotal: 99999 kB\nMemAvailable: 4000 kB\n", **files})
     assert hardware.free_memory_bytes(CPU) == expected
 
 
-def test_where_the_system_does_not_tell_half_of_the_memory_is_taken_for_free(system):
+def test_half_of_the_memory_is_free_without_a_report(system):
     assert hardware.free_memory_bytes(CPU) == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 @pytest.mark.parametrize(("platform", "unit"), [("linux", 1024), ("darwin", 1)])
-def test_the_peak_is_in_bytes_on_every_system(monkeypatch, platform, unit):
+def test_peak_memory_is_in_bytes_on_every_system(monkeypatch, platform, unit):
     monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=5))
     assert hardware.peak_memory_bytes(CPU) == 5 * unit
 
 
-def test_a_driver_that_pytorch_cannot_use_is_named(system, monkeypatch):
+def test_unusable_driver_has_a_reason(system, monkeypatch):
     assert hardware.unusable_driver() is None
     system({"NVIDIA_DRIVER": "NVRM version: 580"})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -119,27 +120,46 @@ def test_a_driver_that_pytorch_cannot_use_is_named(system, monkeypatch):
     assert hardware.unusable_driver() == "The NVIDIA driver on your system is too old (found version 11040)."
 
 
-ALLOCATIONS = """
-import resource, sys, torch
-if sys.argv[1] == "kept":
-    from pipeline.runtime.hardware import keep_freed_memory
-    keep_freed_memory()
-FLOATS = 16_000_000  # 64 MB, twice what glibc learns to keep by itself
-for _ in range(10):
-    torch.empty(FLOATS).fill_(1)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
-    torch.empty(FLOATS).fill_(1)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+@pytest.mark.parametrize(
+    ("capability", "has_units", "expected"),
+    [("AVX512", True, True), ("AVX512", False, False), ("AVX2", True, False), ("DEFAULT", True, False)],
+)
+def test_processor_needs_units_that_pytorch_uses_for_bfloat16(monkeypatch, capability, has_units, expected):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has_units})
+    assert hardware.multiplies_bfloat16(CPU) is expected
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((9, 0), True), ((8, 0), True), ((7, 5), False)])
+def test_gpu_multiplies_bfloat16_from_ampere_on(monkeypatch, capability, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert hardware.multiplies_bfloat16(torch.device("cuda")) is expected
+
+
+# In a process of its own, since conftest.py has set the allocator of this one.
+PAGE_FAULTS = """
+import resource
+import torch
+from pipeline.runtime.hardware import keep_freed_memory
+
+def page_faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.empty(16_000_000).fill_(1)  # 64 MB, twice what glibc learns to keep by itself
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+page_faults()
+print(page_faults())
+keep_freed_memory()
+page_faults()
+print(page_faults())
 """
 
 
 @pytest.mark.skipif(hardware.platform.libc_ver()[0] != "glibc", reason="other allocators stay as they are")
-def test_freed_memory_is_kept_for_the_next_allocation():
-    faults = {}
-    for way in ("kept", "returned"):
-        done = subprocess.run(
-            [sys.executable, "-c", ALLOCATIONS, way], cwd=REPOSITORY, capture_output=True, text=True, check=True
-        )
-        faults[way] = int(done.stdout)
-    assert faults["kept"] < 1000 < faults["returned"]
+def test_keep_freed_memory_avoids_page_faults():
+    process = subprocess.run(
+        [sys.executable, "-c", PAGE_FAULTS], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    before, after = map(int, process.stdout.split())
+    assert after < 1000 < before

@@ -1,10 +1,12 @@
+"""Metrics are one JSON line for each logging step, readable after a kill; the bar shows on a terminal."""
+
 import io
 import json
 import sys
 
 import pytest
 
-from pipeline.runtime.recorder import open_recorder, read_metrics
+from pipeline.runtime.recorder import Progress, open_recorder, read_metrics, seconds_of_stages
 
 
 class FakeTerminal(io.StringIO):
@@ -13,12 +15,14 @@ class FakeTerminal(io.StringIO):
 
 
 def record(path, *losses, stage="distill", visible=True, **place):
-    with open_recorder(path, stage, total=len(losses), unit="steps", visible=visible, round_index=0) as recorder:
+    """Log one line for each loss, as round 0 of a stage."""
+    progress = Progress(stage=stage, total=len(losses), unit="steps", round_index=0)
+    with open_recorder(path, progress, visible=visible) as recorder:
         for step, loss in enumerate(losses):
             recorder.log(step, {"loss": loss}, **place)
 
 
-def test_lines_hold_place_step_time_and_figures(tmp_path):
+def test_line_has_place_step_time_and_figures(tmp_path):
     path = tmp_path / "run" / "metrics.jsonl"
     record(path, 2.5, 1.5, stage="synthesize", batch=7)
     first, second = (json.loads(line) for line in path.read_text().splitlines())
@@ -27,14 +31,16 @@ def test_lines_hold_place_step_time_and_figures(tmp_path):
     assert (second["step"], second["loss"]) == (1, 1.5)
 
 
-def test_each_line_is_on_disk_before_the_next_one(tmp_path):
+def test_line_is_on_disk_at_once(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    with open_recorder(path, "teacher", total=2, unit="steps") as recorder:
+    with open_recorder(path, Progress(stage="teacher", total=2, unit="steps")) as recorder:
         recorder.log(0, {"loss": 1.0})
-        assert [line["step"] for line in read_metrics(path)] == [0]
+        (line,) = read_metrics(path)
+        assert (line["stage"], line["step"]) == ("teacher", 0)
+        assert "round" not in line
 
 
-def test_the_half_line_of_a_killed_process_is_skipped_and_spoils_no_other(tmp_path):
+def test_half_written_line_of_a_killed_process_is_skipped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     record(path, 3.0, 2.0)
     complete = path.read_text()
@@ -45,7 +51,7 @@ def test_the_half_line_of_a_killed_process_is_skipped_and_spoils_no_other(tmp_pa
     assert path.read_text().startswith(complete)
 
 
-def test_of_lines_for_the_same_place_the_last_one_counts(tmp_path):
+def test_last_line_for_a_place_counts(tmp_path):
     path = tmp_path / "metrics.jsonl"
     record(path, 9.0, 8.0, 7.0)
     record(path, 6.0, 5.0)
@@ -60,16 +66,30 @@ def test_of_lines_for_the_same_place_the_last_one_counts(tmp_path):
     ]
 
 
-def test_a_missing_file_has_no_metrics(tmp_path):
+def test_missing_file_has_no_metrics(tmp_path):
     assert read_metrics(tmp_path / "metrics.jsonl") == []
 
 
+def test_seconds_are_summed_per_stage():
+    lines = [{"stage": "distill", "elapsed_s": 1.5}, {"stage": "teacher", "elapsed_s": 4.0}]
+    assert seconds_of_stages([*lines, lines[0]]) == {"distill": 3.0, "teacher": 4.0}
+
+
 @pytest.mark.parametrize(
-    ("terminal", "visible", "shown"), [(True, True, True), (True, False, False), (False, True, False)]
+    ("is_terminal", "visible", "expected"), [(True, True, True), (True, False, False), (False, True, False)]
 )
-def test_the_bar_shows_on_a_terminal_only(tmp_path, monkeypatch, terminal, visible, shown):
-    screen = FakeTerminal() if terminal else io.StringIO()
+def test_bar_shows_on_a_terminal_only(tmp_path, monkeypatch, is_terminal, visible, expected):
+    screen = FakeTerminal() if is_terminal else io.StringIO()
     monkeypatch.setattr(sys, "stderr", screen)
     record(tmp_path / "metrics.jsonl", 1.0, 2.0, visible=visible)
-    assert bool(screen.getvalue()) == shown
-    assert ("distill 0" in screen.getvalue()) == shown
+    assert bool(screen.getvalue()) == expected
+    assert ("distill 0" in screen.getvalue()) == expected
+
+
+def test_bar_starts_at_done_units_and_adds_steps_before(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", FakeTerminal())
+    progress = Progress(stage="synthesize", total=8, unit="steps", done=2)
+    with open_recorder(tmp_path / "metrics.jsonl", progress) as recorder:
+        assert recorder._bar.n == 2
+        recorder.log(1, {}, steps_before=4)
+        assert recorder._bar.n == 6

@@ -91,11 +91,11 @@ class Stale:
         "| `parts.N.length` | whole number | `3` | Length in pixels. |",
     ],
 )
-def test_a_row_holds_key_type_default_and_meaning(row):
+def test_row_has_key_type_default_and_meaning(row):
     assert row in reference(Tree).splitlines()
 
 
-def test_a_dataclass_in_two_places_has_one_table_for_both():
+def test_dataclass_under_two_keys_has_one_table():
     assert [section.keys for section in sections(Tree)] == [("",), ("left", "right"), ("parts.N",)]
     assert "## `left`, `right`" in reference(Tree)
 
@@ -104,26 +104,26 @@ def test_inherited_fields_are_described_by_the_parent():
     assert parse_docstring(LongLeaf)[1].keys() == {"rate", "length"}
 
 
-def test_the_text_before_the_attributes_introduces_the_table():
+def test_text_before_the_attributes_is_the_summary():
     assert parse_docstring(Tree)[0] == "A tree.\n\nIt has leaves."
 
 
-def test_a_default_of_the_loader_replaces_that_of_the_dataclass():
+def test_default_of_the_loader_replaces_that_of_the_dataclass():
     assert "| `left` | mapping | a stem | One side. |" in reference(Tree, {"left": "a stem"})
 
 
-def test_a_field_without_description_raises():
+def test_field_without_description_raises():
     with pytest.raises(ValueError, match="Partial: the docstring describes no second"):
         reference(Partial)
 
 
-def test_a_description_without_field_raises():
+def test_description_without_field_raises():
     with pytest.raises(ValueError, match="Stale: the docstring describes removed, which is no field"):
         reference(Stale)
 
 
 @pytest.mark.parametrize("kind", [s.kind for s in sections(RunConfig)], ids=lambda kind: kind.__name__)
-def test_every_config_dataclass_describes_its_own_fields(kind):
+def test_every_config_dataclass_describes_its_fields(kind):
     _, meanings = parse_docstring(kind)
     assert all(re.match(r"[A-Z`].*[.]$", meaning) for meaning in meanings.values())
 

@@ -1,0 +1,91 @@
+"""Network files of a run with their descriptions, and the identity of a model."""
+
+import hashlib
+from dataclasses import replace
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from pipeline.models.checkpoint import read_description, save_classifier, weights_identity
+from pipeline.models.classifier import Classifier, build_classifier
+from pipeline.models.config import ImageConfig, ModelConfig
+from pipeline.models.weights import read_weights
+
+IMAGES = ImageConfig(channels=3, height=32, width=32, num_classes=5)
+MODEL = ModelConfig(source="cifar10:resnet8", options={"width": 4}, mean=(0.5,) * 3, std=(0.25,) * 3)
+
+
+def test_saved_classifier_loads_with_its_description(tmp_path):
+    path = tmp_path / "x.safetensors"
+    classifier = build_classifier(MODEL, IMAGES, seed=1)
+    save_classifier(path, classifier, MODEL, {"seed": 1, "shape": (3, 32)})
+    loaded = build_classifier(replace(MODEL, weights=str(path)), IMAGES, seed=2)
+    torch.testing.assert_close(dict(loaded.state_dict()), dict(classifier.state_dict()), rtol=0, atol=0)
+    assert read_description(path) == {
+        "source": "cifar10:resnet8",
+        "options": {"width": 4},
+        "mean": [0.5] * 3,
+        "std": [0.25] * 3,
+        "fingerprint": hashlib.sha256(b'{"seed": 1, "shape": [3, 32]}').hexdigest()[:16],
+        "identity": {"seed": 1, "shape": [3, 32]},
+    }
+
+
+def test_tied_weights_are_saved(tmp_path):
+    network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1))
+    network[2].weight = network[0].weight
+    path = tmp_path / "tied.safetensors"
+    save_classifier(path, Classifier(network, ((0.0,) * 3, (1.0,) * 3), 4), MODEL, {})
+    assert torch.equal(read_weights(path)["2.weight"], network[0].weight)
+
+
+def test_description_of_a_truncated_file_raises(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_classifier(path, build_classifier(MODEL, IMAGES), MODEL, {})
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(ValueError, match="is truncated or not a safetensors file"):
+        read_description(path)
+
+
+def test_description_of_another_file_raises(tmp_path):
+    safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match=r"x\.safetensors was not written by a run"):
+        read_description(tmp_path / "x.safetensors")
+
+
+def test_identity_has_the_content_of_weights_and_not_the_path(tmp_path):
+    for name, content in (("a.pt", b"1"), ("b.pt", b"1"), ("c.pt", b"2")):
+        (tmp_path / name).write_bytes(content)
+    first, same_content, other_content = (
+        weights_identity(replace(MODEL, weights=str(tmp_path / name)), "teacher.weights")
+        for name in ("a.pt", "b.pt", "c.pt")
+    )
+    assert first == same_content != other_content
+
+
+def test_identity_changes_with_the_code_of_a_users_network(tmp_path):
+    code, weights = tmp_path / "own.py", tmp_path / "w.pt"
+    weights.write_bytes(b"1")
+    config = ModelConfig(source=f"python:{code}:build", weights=str(weights))
+    identities = []
+    for text in ("first", "second"):
+        code.write_text(text)
+        identities.append(weights_identity(config, "teacher.weights"))
+    assert identities[0] != identities[1]
+
+
+@pytest.mark.parametrize(
+    ("source", "name"), [("torchvision:resnet50", "IMAGENET1K_V2"), ("timm:resnet18", "resnet18.a1_in1k")]
+)
+def test_identity_has_the_name_behind_an_alias(source, name):
+    if source.startswith("timm"):
+        pytest.importorskip("timm")
+    assert weights_identity(ModelConfig(source=source, weights="DEFAULT"), "teacher.weights")["weights"] == name
+
+
+def test_identity_of_a_missing_file_raises_with_the_key(tmp_path):
+    config = replace(MODEL, weights=str(tmp_path / "absent.pt"))
+    with pytest.raises(ValueError, match=r"^verifier\.weights: there is no file .*absent\.pt; correct the path"):
+        weights_identity(config, "verifier.weights")

@@ -1,0 +1,56 @@
+"""Fingerprints change with any part of an identity; differences name the changed keys."""
+
+import hashlib
+from dataclasses import dataclass
+
+import pytest
+
+from pipeline.runtime.config import ConfigError
+from pipeline.runtime.fingerprint import KEYS_SHOWN, differences, fingerprint, require_same_identity
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    rate: float
+    steps: int = 1
+
+
+def test_fingerprint_is_a_pinned_function_of_the_content():
+    expected = hashlib.sha256(b'{"a": [1, 2.5], "b": {"c": null}}').hexdigest()[:16]
+    assert fingerprint({"b": {"c": None}, "a": (1, 2.5)}) == expected
+    assert fingerprint({"a": [1, 2.5], "b": {"c": None}}) == expected
+    assert fingerprint({"a": Recipe(rate=1.0)}) == fingerprint({"a": {"steps": 1, "rate": 1.0}})
+
+
+@pytest.mark.parametrize(
+    "other", [{"a": 1, "b": [1, 2]}, {"a": 1, "b": [2, 1], "c": 0}, {"a": "1", "b": [2, 1]}, {"b": [2, 1]}]
+)
+def test_fingerprint_changes_with_value_order_type_and_key(other):
+    assert fingerprint(other) != fingerprint({"a": 1, "b": [2, 1]})
+
+
+def test_fingerprint_of_a_non_finite_number_raises():
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        fingerprint({"a": float("nan")})
+
+
+def test_differences_list_changed_keys_with_both_values():
+    before, now = {"a": 1, "b": {"c": 2, "d": 3}}, {"a": 1, "b": {"c": 5}, "e": 6}
+    assert differences(before, now) == "b.c: 2 before, 5 now; b.d: 3 before, absent now; e: absent before, 6 now"
+    assert differences(before, dict(before)) == ""
+
+
+def test_differences_distinguish_null_from_absent():
+    assert differences({"b": 1, "a": None}, {"b": 1}) == "a: None before, absent now"
+
+
+def test_long_differences_are_cut():
+    text = differences({"seed": 0}, {"seed": 0} | {f"key{i:02}": i for i in range(KEYS_SHOWN + 3)})
+    assert text.count(" now") == KEYS_SHOWN
+    assert text.endswith("; and 3 more")
+
+
+def test_another_identity_raises_with_the_differences():
+    require_same_identity("out", {"seed": 0}, {"seed": 0})
+    with pytest.raises(ConfigError, match=r"^out was made with another configuration \(seed: 0 before, 1 now\)"):
+        require_same_identity("out", {"seed": 0}, {"seed": 1})

@@ -1,0 +1,156 @@
+"""`stages.launch`: mistakes are reported once, before there are ranks, and a failed rank in one line."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny_run import (
+    REPOSITORY,
+    copy_run,
+    digests,
+    run_command,
+    run_in_process,
+    stage_command,
+    tiny_config,
+    write_config,
+)
+
+from pipeline.data.shards import part_path
+from pipeline.distillation.state import TrainState, state_path
+from pipeline.identity import CONFIG_FILE, student_identity
+from pipeline.run import load_run
+from pipeline.runtime.files import exclusive_lock, temporary_path
+from pipeline.session import build_student
+from stages import launch, synthesize
+
+MANY_STEPS = {"distill__steps": 100_000, "distill__log_every": 1, "distill__save_every_s": 0}
+# The time in which a command must report a lost rank.
+TIMEOUT_S = 60
+RANK_KILLED = ["error: rank 1 was killed (SIGKILL); run the same command again to continue"]
+
+
+def run_launcher(monkeypatch, *arguments: str) -> int:
+    """The exit code of the launcher, which must not start a rank."""
+    monkeypatch.setattr(launch, "launch", lambda arguments: pytest.fail("ranks were started"))
+    monkeypatch.setattr(sys, "argv", ["launch", *arguments])
+    with pytest.raises(SystemExit) as error:
+        launch.main()
+    return int(error.value.code or 0)
+
+
+def test_config_error_is_reported_before_ranks_start(monkeypatch, tmp_path, capsys):
+    path = write_config(tmp_path, synthesis__num_image=3)
+    assert run_launcher(monkeypatch, "2", "synthesize", "--config", str(path)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: unknown key synthesis.num_image; did you mean num_images?")
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "abc"])
+def test_invalid_number_of_processes_is_reported(monkeypatch, capsys, number):
+    assert run_launcher(monkeypatch, number, "verify") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: NPROC={number}")
+    assert line.endswith("is not a number of processes; use 1 or more")
+
+
+@pytest.mark.parametrize(("rank", "num_lines"), [("0", 1), ("1", 0)])
+def test_config_error_under_plain_torchrun_is_reported_by_rank_zero(monkeypatch, tmp_path, capsys, rank, num_lines):
+    monkeypatch.setenv("RANK", rank)
+    assert run_command(monkeypatch, synthesize.main, write_config(tmp_path, synthesis__num_image=3)) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.startswith("error: unknown key synthesis.num_image") for line in lines] == [True] * num_lines
+
+
+def start_two_ranks(stage: str, path: Path) -> "subprocess.Popen[str]":
+    environment = os.environ | {"DREAMDISTILL_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
+    command = stage_command(stage, path, num_processes=2)
+    return subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+
+
+def error_lines(process: "subprocess.Popen[str]") -> list[str]:
+    """What a command that ends with exit code 2 writes to its standard error."""
+    try:
+        lines = process.communicate(timeout=TIMEOUT_S)[1].splitlines()
+        assert process.returncode == 2, lines
+        return lines
+    finally:
+        process.kill()
+
+
+@pytest.mark.slow
+def test_error_of_all_ranks_is_reported_once(tmp_path):
+    (line,) = error_lines(start_two_ranks("synthesize", write_config(tmp_path)))
+    assert line.startswith("error: there is no teacher yet")
+
+
+@pytest.mark.slow
+def test_error_of_one_rank_is_reported_without_the_end_of_the_others(tmp_path):
+    path = write_config(tmp_path)
+    with exclusive_lock(load_run(path).checkpoints / ".lock"):  # only rank 0 takes it
+        (line,) = error_lines(start_two_ranks("teacher", path))
+    assert line.startswith("error: another process works on")
+
+
+def rank_pid(launcher_pid: int, rank: int) -> int:
+    """The process of a rank of a launcher (Linux)."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            variables = (folder / "environ").read_bytes().split(b"\0")
+        except (OSError, IndexError):  # it has ended
+            continue
+        if parent == launcher_pid and f"RANK={rank}".encode() in variables:
+            return int(folder.name)
+    raise ProcessLookupError(f"no rank {rank}")
+
+
+def run_and_kill_rank(stage: str, path: Path, is_running: Callable[[], bool]) -> list[str]:
+    """Kill rank 1 of a stage once `is_running`; what the command then writes to its standard error."""
+    process = start_two_ranks(stage, path)
+    while process.poll() is None and not is_running():
+        time.sleep(0.01)
+    assert process.poll() is None, error_lines(process)
+    os.kill(rank_pid(process.pid, 1), signal.SIGKILL)
+    return error_lines(process)
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the ranks in /proc")
+
+
+@needs_proc
+@pytest.mark.slow
+def test_rank_killed_in_synthesis_is_reported_and_the_shards_do_not_change(finished, tmp_path):
+    path, expected = write_config(tmp_path), tiny_config(finished).shards
+    config = load_run(path)
+    config.checkpoints.mkdir(parents=True)
+    shutil.copy(tiny_config(finished).trained_teacher_path, config.checkpoints)
+    first, second = (part_path(config.round_folder(0), index) for index in range(2))
+    first.parent.mkdir(parents=True)
+    os.mkfifo(temporary_path(second))  # rank 1 waits in its first write for a reader
+    assert run_and_kill_rank("synthesize", path, first.exists) == RANK_KILLED
+    assert first.exists()
+    temporary_path(second).unlink()
+    run_in_process(synthesize.main, config)
+    assert digests(config.shards, exclude=[CONFIG_FILE, ".lock"]) == digests(expected, exclude=[CONFIG_FILE])
+
+
+@needs_proc
+@pytest.mark.slow
+def test_rank_killed_in_distillation_is_reported_and_the_state_is_kept(finished, tmp_path):
+    path = copy_run(finished, tmp_path, **MANY_STEPS)
+    config = load_run(path)
+    student_path = config.student_path(0)
+    student_path.unlink()
+    assert run_and_kill_rank("distill", path, state_path(student_path).exists) == RANK_KILLED
+    assert not student_path.exists()
+    student = build_student(config, ((0.0,), (1.0,)))
+    state = TrainState.open(student, config.distill, state_path(student_path), student_identity(config, 0))
+    assert 0 < state.step < 100_000
