@@ -1,6 +1,7 @@
 """What a run would make: each output, and how much of it exists; nothing is computed or changed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,13 @@ def planned_outputs(config: RunConfig) -> Iterator[str]:
         yield f"teacher     {config.teacher.source} with weights {config.teacher.weights}"
     else:
         path = config.trained_teacher_path
-        progress = _progress(path, teacher_identity(config))
+        progress = _progress(path, partial(teacher_identity, config))
         yield f"teacher     {path}: {training.steps:,} steps of {training.batch_size} images{progress}"
     has_teacher = training is None or config.trained_teacher_path.exists()
     for r in range(min(config.synthesis.rounds, MAX_ROUNDS_LISTED)):
         yield _synthesis_line(config, r, has_teacher)
         path, steps = config.student_path(r), config.distill_steps(r)
-        progress = _progress(path, student_identity(config, r)) if has_teacher else ""
+        progress = _progress(path, partial(student_identity, config, r)) if has_teacher else ""
         yield f"distill     {path}: steps {steps.start:,} to {steps.stop:,}{progress}"
     if config.synthesis.rounds > MAX_ROUNDS_LISTED:
         yield f"...         and {config.synthesis.rounds - MAX_ROUNDS_LISTED:,} more rounds like these"
@@ -48,13 +49,18 @@ def _synthesis_line(config: RunConfig, round_index: int, has_teacher: bool) -> s
     num_images, num_missing = sum(len(spec.labels) for spec in specs), len(missing_batches(folder, specs))
     size = f"{num_images:,} images in {len(specs):,} batches of {inversion.num_steps:,} steps"
     num_done = len(specs) - num_missing
-    progress = " (exists)" if is_packed(folder) else f" ({num_done:,} batches exist)" if num_done else ""
+    progress = (
+        " (exists)" if is_packed(folder) else f" ({num_done:,} of {len(specs):,} batches exist)" if num_done else ""
+    )
     return f"synthesize  {folder}: {size}{progress}"
 
 
-def _progress(path: Path, identity: Mapping[str, Any]) -> str:
-    """Whether a network is trained, or has a state to resume from; raises ConfigError if it has another identity."""
+def _progress(path: Path, identity: Callable[[], Mapping[str, Any]]) -> str:
+    """Whether a network is trained, or has a state to resume from; raises ConfigError if it has another identity.
+
+    The identity is taken only of what exists: that of a teacher reads, and may download, its training images.
+    """
     if path.exists():
-        require_same_identity(str(path), read_description(path)["identity"], identity)
+        require_same_identity(str(path), read_description(path)["identity"], identity())
         return " (exists)"
     return f" (resumes from {state_path(path).name})" if state_path(path).exists() else ""

@@ -2,7 +2,6 @@
 
 import csv
 import io
-from dataclasses import asdict
 
 from pipeline.data.image_sets import load_images
 from pipeline.evaluation.evaluate import EvalReport, evaluate
@@ -35,7 +34,7 @@ def main(session: Session, round_index: int | None = None) -> None:
         recorder.log(report.num_compared - 1, report.row())
     write_text(path.with_suffix(".csv"), _csv(config.name, round_index, report))
     head = {"round": round_index, "fingerprint": fingerprint(identity), "identity": identity}
-    write_json(path, {**head, **asdict(report), "line": report.line()})
+    write_json(path, {**head, **vars(report), "line": report.line()})
     print(f"evaluate: {report.line()}")
 
 

@@ -5,7 +5,7 @@ from pipeline.data.loader import cache_limit_bytes, num_bytes, preload
 from pipeline.distillation.state import TrainState, remove_state, state_path
 from pipeline.distillation.task import Task, build_label_loss
 from pipeline.distillation.train import train
-from pipeline.evaluation.evaluate import EvaluationConfig, evaluate
+from pipeline.evaluation.evaluate import measure
 from pipeline.identity import is_finished, teacher_identity
 from pipeline.models.checkpoint import save_classifier
 from pipeline.models.classifier import build_classifier
@@ -43,12 +43,11 @@ def main(session: Session, round_index: int | None = None) -> None:
     with open_recorder(config.metrics_path(), progress) as recorder:
         train(state, task, images, DistributedContext(device=device), recorder.log)
     test = load_images(config.data, "test", config.images)
-    all_classes = EvaluationConfig(batch_size=config.evaluation.batch_size)
-    report = evaluate(teacher, teacher, test, all_classes)
-    write_json(path.with_suffix(".json"), {"test": config.data.test, "num_images": report.num_images, **report.teacher})
+    metrics = measure(teacher, test, config.evaluation)
+    write_json(path.with_suffix(".json"), {"test": config.data.test, "num_images": len(test.labels), **metrics})
     save_classifier(path, teacher, config.teacher, identity)
     remove_state(path)
-    print(f"teacher: {path}, top-1 {report.teacher['top1']:.2%} on {report.num_images} test images")
+    print(f"teacher: {path}, top-1 {metrics['top1']:.2%} on {len(test.labels)} test images")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
-"""A tiny network and the device that the tests share."""
+"""Fixtures that the tests share: a tiny network, the device, and the outputs of a tiny run."""
 
 import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_run import run_in_process, tiny_config
+from tiny_run import RUN_NAME, digests, run_command, run_in_process, tiny_config, write_round
 from torch import Tensor, nn
 
 from pipeline.models.classifier import Classifier
@@ -17,11 +18,11 @@ from pipeline.runtime.hardware import keep_freed_memory
 from stages import chain
 
 keep_freed_memory()
-torch.set_num_threads(1)  # tensors this small only lose by threads, and a reduction's order depends on them
+torch.set_num_threads(1)  # small tensors are slower with more, and the order of a reduction depends on them
 
 
 class TinyClassifier(nn.Module):
-    """Two convolutions with BatchNorm, any size of image."""
+    """Two convolutions with BatchNorm, for any image size."""
 
     def __init__(self, channels: int, num_classes: int, width: int = 8) -> None:
         super().__init__()
@@ -36,16 +37,16 @@ class TinyClassifier(nn.Module):
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:
-    """Where tensors of the tests live: DREAMDISTILL_DEVICE, or the CPU."""
-    found = torch.device(os.environ.get("DREAMDISTILL_DEVICE", "cpu"))
-    if found.type == "cuda":
+    """The device of the tests: DREAMDISTILL_DEVICE, by default the CPU."""
+    device = torch.device(os.environ.get("DREAMDISTILL_DEVICE", "cpu"))
+    if device.type == "cuda":
         torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
-    return found
+    return device
 
 
 @pytest.fixture(scope="session")
 def compiler(device: torch.device) -> None:
-    """Skips a test where nothing can be compiled for the device."""
+    """Skip the test if nothing can be compiled for the device."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # raised inside torch's compiler
         if missing := why_not_compiled(device):
@@ -54,7 +55,7 @@ def compiler(device: torch.device) -> None:
 
 @pytest.fixture
 def make_classifier(device: torch.device) -> Callable[..., Classifier]:
-    """Builds a TinyClassifier whose BatchNorm layers have seen random images; not frozen."""
+    """Build a TinyClassifier, not frozen, whose BatchNorm statistics come from random images."""
 
     def build(
         seed: int = 0,
@@ -67,7 +68,7 @@ def make_classifier(device: torch.device) -> Callable[..., Classifier]:
             torch.manual_seed(seed)
             classifier = Classifier(TinyClassifier(len(mean), num_classes), (mean, std), num_classes).to(device)
             with torch.no_grad():
-                classifier.network.fc.weight.mul_(5)  # answers that differ between images, as a trained network's do
+                classifier.network.fc.weight.mul_(5)  # logits differ between images, as after training
                 for _ in range(20):
                     classifier(torch.rand(32, len(mean), 8, 8).to(device))
         return classifier
@@ -77,7 +78,37 @@ def make_classifier(device: torch.device) -> Callable[..., Classifier]:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with all outputs of the tiny run, to be copied rather than changed."""
+    """A folder with all outputs of the tiny run; tests copy it before they change anything."""
     folder = tmp_path_factory.mktemp("finished")
     run_in_process(chain.main, tiny_config(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def teacher_weights(finished: Path) -> Path:
+    """The file of the teacher of the tiny run."""
+    return finished / "checkpoints" / RUN_NAME / "teacher.safetensors"
+
+
+@pytest.fixture
+def error_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a stage that must exit with 2 and leave every file as it was; returns its error message."""
+
+    def run(stage: ModuleType, path: Path, *arguments: str) -> str:
+        before = digests(path.parent, exclude=["metrics.jsonl"])
+        capsys.readouterr()
+        assert run_command(monkeypatch, stage.main, path, *arguments) == 2
+        after = digests(path.parent)
+        assert {name: after.get(name) for name in before} == before
+        message = capsys.readouterr().err
+        assert message.startswith("error: ")
+        return message
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def packed_round(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tensor]:
+    """The folder of the packed round of `write_round`, and its pixels; not to be changed."""
+    folder = tmp_path_factory.mktemp("packed_round") / "0"
+    return folder, write_round(folder)

@@ -1,10 +1,19 @@
 """What benchmarks share: results name the commit that they measured, so a tree with changes is refused."""
 
+import importlib
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from benchmarks import harness
+
+MODULES = sorted(path.stem for path in Path(harness.__file__).parent.glob("[a-z]*.py"))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_benchmarks_can_be_imported(name):
+    importlib.import_module(f"benchmarks.{name}")
 
 
 @pytest.fixture

@@ -3,10 +3,8 @@
 import hashlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -17,7 +15,7 @@ import torch
 import yaml
 
 from pipeline.data.codec import encode_image
-from pipeline.data.shards import Sample
+from pipeline.data.shards import Sample, pack, write_part
 from pipeline.run import RunConfig, load_run
 from pipeline.runtime.distributed import DistributedContext
 from pipeline.runtime.seeds import make_generator
@@ -26,12 +24,20 @@ from stages.command import Stage, run_stage
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RUN_NAME = "tiny"
-# What tests compare does not depend on the machine that they run on.
+# Overrides of `write_config`: two rounds, the second with competition.
+TWO_ROUNDS = {
+    "synthesis__rounds": 2,
+    "synthesis__batch_size": 15,
+    "synthesis__inversion__terms__competition": 10.0,
+    "distill__batch_size": 15,
+    "distill__steps": 6,
+}
+# Outputs that tests compare must not depend on the machine.
 PLAIN = {"precision": "float32", "compile": False}
 
 
 class FreeCoresContext(DistributedContext):
-    """A worker on the CPU that acts as if its device left the cores free, as a GPU does."""
+    """A process on the CPU that acts as if its device left the cores free, as a GPU does."""
 
     leaves_cores_free = True
 
@@ -83,7 +89,7 @@ def tiny_config(folder: Path, **overrides: Any) -> RunConfig:
 
 
 def run_in_process(stage: Callable[..., None], config: RunConfig, round_index: int | None = None) -> None:
-    """One stage as a single worker on `DREAMDISTILL_DEVICE`, by default the CPU."""
+    """Run one stage as a single process on `DREAMDISTILL_DEVICE`, by default the CPU."""
     context = DistributedContext(device=torch.device(os.environ.get("DREAMDISTILL_DEVICE", "cpu")))
     with open_session(config, context) as session:
         stage(session, round_index)
@@ -102,13 +108,13 @@ def run_command(monkeypatch: Any, stage: Stage, path: Path, *arguments: str) -> 
 
 
 def stage_command(stage: str, path: Path, *, num_processes: int = 1, arguments: Sequence[str] = ()) -> list[str]:
-    """The command line of a stage, as make has it."""
+    """The command line of a stage, as in the Makefile."""
     module = ["stages.launch", str(num_processes), stage] if num_processes > 1 else [f"stages.{stage}"]
     return [sys.executable, "-m", *module, "--config", str(path), *arguments]
 
 
 def start(command: Sequence[str]) -> "subprocess.Popen[bytes]":
-    """A command started in the repository, on the CPU, with one thread a worker; its output is dropped."""
+    """Start a command in the repository, on the CPU, with one thread per process; its output is dropped."""
     environment = os.environ | {"DREAMDISTILL_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -123,38 +129,34 @@ def finish(process: "subprocess.Popen[bytes]") -> int:
         process.kill()
 
 
-def kill_once(process: "subprocess.Popen[bytes]", is_under_way: Callable[[], bool], delay_s: float) -> bool:
-    """SIGKILL a command `delay_s` after it is under way; whether it was still running then."""
-    while process.poll() is None and not is_under_way():
-        time.sleep(0.001)
-    time.sleep(delay_s)
-    process.kill()
-    return process.wait() == -signal.SIGKILL
+def with_weights(path: Path | str, **overrides: Any) -> dict[str, Any]:
+    """Overrides of `write_config` for a teacher with weights in place of one that the run trains."""
+    return {"teacher_training": None, "teacher__weights": str(path), **overrides}
 
 
 def copy_run(source: Path, folder: Path, **overrides: Any) -> Path:
-    """A config file in `folder`, with all outputs of the run under `source` beside it."""
+    """A config file in `folder`, beside a copy of all outputs of the run in `source`."""
     for outputs in ("shards", "checkpoints"):
         if (source / outputs).exists():
             shutil.copytree(source / outputs, folder / outputs)
     return write_config(folder, **overrides)
 
 
-def digests(folder: Path, *, leave_out: Iterable[str] = ()) -> dict[str, str]:
-    """SHA-256 of every file under `folder`, by its path there, without the names in `leave_out`."""
-    left_out = set(leave_out)
+def digests(folder: Path, *, exclude: Iterable[str] = ()) -> dict[str, str]:
+    """SHA-256 of every file under `folder`, by its relative path, without the file names in `exclude`."""
+    excluded = set(exclude)
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in left_out
+        if path.is_file() and path.name not in excluded
     }
 
 
 def modification_times(folder: Path) -> dict[str, int]:
-    """Nanoseconds of the last change of every file under `folder`, by its path there."""
+    """Time in ns of the last change of every file under `folder`, by its relative path."""
     times = {}
     for path in sorted(folder.rglob("*")):
-        with suppress(FileNotFoundError):  # a process under way may rename it meanwhile
+        with suppress(FileNotFoundError):  # a running process may rename it
             if path.is_file():
                 times[str(path.relative_to(folder))] = path.stat().st_mtime_ns
     return times
@@ -179,7 +181,7 @@ def make_samples(
 
 
 def make_facts(*, num_classes: int = 10, channels: int = 1, image_format: str = "png", images_per_shard: int = 1000):
-    """What `pack` writes into the manifest beside the identity."""
+    """The facts that `pack` writes into the manifest."""
     return {
         "round": 0,
         "teacher": "cifar10:resnet8",
@@ -189,3 +191,16 @@ def make_facts(*, num_classes: int = 10, channels: int = 1, image_format: str = 
         "images_per_shard": images_per_shard,
         "versions": {},
     }
+
+
+# The set that `write_round` packs.
+ROUND_IMAGES, ROUND_CLASSES = 36, 12
+
+
+def write_round(folder: Path, *, first_image: int = 0) -> torch.Tensor:
+    """Pack a round of 36 color images, label = number modulo 12, in shards of two; returns the pixels (N, 3, 8, 8)."""
+    labels = [(first_image + i) % ROUND_CLASSES for i in range(ROUND_IMAGES)]
+    samples, pixels = make_samples(labels, channels=3, first_image=first_image)
+    write_part(folder, 0, samples, "png")
+    pack(folder, [0], {"seed": 0}, make_facts(num_classes=ROUND_CLASSES, channels=3, images_per_shard=2))
+    return pixels

@@ -79,6 +79,17 @@ class EvalReport:
 
 
 @torch.no_grad()
+def measure(network: Classifier, images: ImageSet, config: EvaluationConfig) -> dict[str, Any]:
+    """The `ClassificationMetrics` of one network over all images."""
+    metrics = ClassificationMetrics(network.num_classes, network.device)
+    ranges = batch_ranges(len(images.labels), config.batch_size)
+    for indices, batch in zip(ranges, read_batches(images, ranges), strict=True):
+        labels = images.labels[indices.start : indices.stop].to(network.device)
+        metrics.add(network.eval()(to_unit(batch.to(network.device))), labels)
+    return metrics.summary()
+
+
+@torch.no_grad()
 def evaluate(
     student: Classifier,
     teacher: Classifier,

@@ -1,4 +1,4 @@
-"""Photographs in folders and tars: labels, scaling, cropping, and what is refused."""
+"""Real images in folders and tars: labels, scaling, cropping, and errors."""
 
 import os
 import tarfile
@@ -19,7 +19,7 @@ COLOR = ImageConfig(channels=3, height=8, width=8, num_classes=12)
 
 
 def save_folder(root: Path, class_names, size=(8, 8)) -> Path:
-    """Two PNGs a class, their first channel 20 times the class's place, their second the image's number."""
+    """Two PNGs per class; the first channel is 20 times the index of the class, the second the number of the image."""
     for i, name in enumerate(class_names):
         (root / name).mkdir(parents=True)
         for j in range(2):
@@ -28,7 +28,7 @@ def save_folder(root: Path, class_names, size=(8, 8)) -> Path:
     return root
 
 
-def test_imagefolder_labels_follow_the_sorted_folders(tmp_path):
+def test_imagefolder_labels_follow_sorted_folder_names(tmp_path):
     names = [f"class-{letter}" for letter in "lkjihgfedcba"]
     root = save_folder(tmp_path / "images", names)
     images = load_images(DataConfig(test=f"imagefolder:{root}"), "test", COLOR)
@@ -41,7 +41,7 @@ def test_imagefolder_labels_follow_the_sorted_folders(tmp_path):
 
 
 @pytest.mark.parametrize("size", [(16, 16), (24, 16), (5, 9)])
-def test_imagefolder_scales_the_short_side_and_crops_the_center(tmp_path, size):
+def test_imagefolder_scales_short_side_and_crops_center(tmp_path, size):
     root = save_folder(tmp_path / "images", [f"{i:02d}" for i in range(12)], size)
     pixels = load_images(DataConfig(test=f"imagefolder:{root}"), "test", COLOR).batch([0, 23])
     assert pixels.shape == (2, 3, 8, 8)
@@ -49,14 +49,14 @@ def test_imagefolder_scales_the_short_side_and_crops_the_center(tmp_path, size):
 
 
 @pytest.mark.parametrize("num_folders", [1, 11, 13])
-def test_imagefolder_with_another_number_of_classes_is_refused(tmp_path, num_folders):
+def test_imagefolder_with_wrong_number_of_classes_raises(tmp_path, num_folders):
     root = save_folder(tmp_path / "images", [f"{i:02d}" for i in range(num_folders)])
     with pytest.raises(ValueError, match=f"imagefolder:{root} has {num_folders} classes, images.num_classes=12"):
         load_images(DataConfig(test=f"imagefolder:{root}"), "test", COLOR)
 
 
 @pytest.mark.parametrize("content", [None, [], ["empty"]])
-def test_an_imagefolder_that_holds_no_images_is_refused(tmp_path, content):
+def test_imagefolder_without_images_raises(tmp_path, content):
     root = tmp_path / "images"
     for name in () if content is None else (".", *content):
         (root / name).mkdir(exist_ok=True)
@@ -64,7 +64,7 @@ def test_an_imagefolder_that_holds_no_images_is_refused(tmp_path, content):
         load_images(DataConfig(test=f"imagefolder:{root}"), "test", COLOR)
 
 
-def test_imagefolder_covers_a_target_that_is_not_square(tmp_path):
+def test_imagefolder_covers_a_rectangular_image_size(tmp_path):
     for label in range(2):
         (tmp_path / str(label)).mkdir()
         Image.fromarray(np.full((20, 20, 3), 200, np.uint8)).save(tmp_path / str(label) / "0.png")
@@ -75,7 +75,7 @@ def test_imagefolder_covers_a_target_that_is_not_square(tmp_path):
 
 
 def save_tar(path: Path, names, size=(8, 8)) -> Path:
-    """A tar of PNGs, the first channel of the i-th 20 times i."""
+    """A tar of PNGs; the first channel of image i is 20 i."""
     with tarfile.open(path, "w") as tar:
         for i, name in enumerate(names):
             file = path.with_name("image.png")
@@ -84,27 +84,27 @@ def save_tar(path: Path, names, size=(8, 8)) -> Path:
     return path
 
 
-@pytest.mark.parametrize("form", ["n{:02d}_some_name.png", "val/n{:02d}/7.png"])
-def test_the_classes_of_a_tar_are_folders_or_what_comes_before_the_underscore(tmp_path, form):
-    path = save_tar(tmp_path / "x.tar", [form.format(11 - i) for i in range(12)] + ["readme.txt"])
+@pytest.mark.parametrize("pattern", ["n{:02d}_some_name.png", "val/n{:02d}/7.png"])
+def test_tar_class_is_the_folder_or_the_name_prefix(tmp_path, pattern):
+    path = save_tar(tmp_path / "x.tar", [pattern.format(11 - i) for i in range(12)] + ["readme.txt"])
     images = load_images(DataConfig(test=f"tar:{path}"), "test", COLOR)
     assert images.labels.tolist() == list(range(12))
     assert images.batch(range(12))[:, 0, 0, 0].tolist() == [20 * (11 - label) for label in range(12)]
 
 
 @pytest.mark.parametrize("kind", ["imagefolder", "tar"])
-def test_labels_follow_the_file_of_class_names(tmp_path, kind):
+def test_labels_follow_the_class_list(tmp_path, kind):
     names = [f"n{i:02d}" for i in range(12)]
     if kind == "tar":
-        place = save_tar(tmp_path / "x.tar", [f"{name}_x.png" for name in names])
+        source = save_tar(tmp_path / "x.tar", [f"{name}_x.png" for name in names])
     else:
-        place = save_folder(tmp_path / "tree", names)
+        source = save_folder(tmp_path / "tree", names)
     order = [*reversed(names)]
     (tmp_path / "classes.txt").write_text("".join(f"{name} a comment\n" for name in order))
-    data = DataConfig(test=f"{kind}:{place}", classes=str(tmp_path / "classes.txt"))
+    data = DataConfig(test=f"{kind}:{source}", classes=str(tmp_path / "classes.txt"))
     images = load_images(data, "test", COLOR)
-    shown = [int(value) // 20 for value in images.batch(range(len(images.labels)))[:, 0, 0, 0]]
-    assert [order[label] for label in images.labels.tolist()] == [names[i] for i in shown]
+    class_indices = [int(value) // 20 for value in images.batch(range(len(images.labels)))[:, 0, 0, 0]]
+    assert [order[label] for label in images.labels.tolist()] == [names[i] for i in class_indices]
 
 
 CLASS_LISTS = {
@@ -120,21 +120,21 @@ CLASS_LISTS = {
 }
 
 
-@pytest.mark.parametrize(("listed", "message"), CLASS_LISTS.values(), ids=CLASS_LISTS)
-def test_folders_that_differ_from_the_expected_classes_are_refused_with_the_difference(tmp_path, listed, message):
+@pytest.mark.parametrize(("class_names", "message"), CLASS_LISTS.values(), ids=CLASS_LISTS)
+def test_class_list_mismatch_raises_with_the_difference(tmp_path, class_names, message):
     root = save_folder(tmp_path / "tree", [f"n{i:02d}" for i in range(12)])
-    (tmp_path / "classes.txt").write_text("\n".join(listed))
+    (tmp_path / "classes.txt").write_text("\n".join(class_names))
     with pytest.raises(ValueError, match=message):
         load_images(DataConfig(test=f"imagefolder:{root}", classes=str(tmp_path / "classes.txt")), "test", COLOR)
 
 
-def test_a_missing_file_of_class_names_is_named(tmp_path):
+def test_missing_class_list_raises(tmp_path):
     root = save_folder(tmp_path / "tree", [f"n{i:02d}" for i in range(12)])
     with pytest.raises(ValueError, match=r"data.classes: there is no file nowhere\.txt"):
         load_images(DataConfig(test=f"imagefolder:{root}", classes="nowhere.txt"), "test", COLOR)
 
 
-def test_a_class_without_images_is_named(tmp_path):
+def test_class_without_images_raises(tmp_path):
     root = save_folder(tmp_path / "tree", [f"n{i:02d}" for i in range(12)])
     for path in (root / "n03").iterdir():
         path.unlink()
@@ -143,7 +143,7 @@ def test_a_class_without_images_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("damage", [b"", b"no image"])
-def test_images_that_cannot_be_read_are_counted_and_named(tmp_path, damage):
+def test_unreadable_images_are_counted_and_named(tmp_path, damage):
     root = save_folder(tmp_path / "tree", [f"n{i:02d}" for i in range(12)])
     for name in ("n02/1.png", "n07/0.png"):
         (root / name).write_bytes(damage)
@@ -152,20 +152,20 @@ def test_images_that_cannot_be_read_are_counted_and_named(tmp_path, damage):
         images.batch(range(24))
 
 
-def test_images_that_cannot_be_read_are_counted_by_one_of_the_threads(tmp_path, monkeypatch):
+def test_unreadable_images_are_counted_by_one_thread(tmp_path, monkeypatch):
     root = save_folder(tmp_path / "tree", [f"n{i:02d}" for i in range(12)])
     for path in root.rglob("*.png"):
         path.write_bytes(b"no image")
     images = open_folder(root, COLOR, None, None)
-    looked_at = []
-    monkeypatch.setattr(FolderImages, "_is_readable", lambda self, index: looked_at.append(index))
+    checked = []
+    monkeypatch.setattr(FolderImages, "_is_readable", lambda self, index: checked.append(index))
     with ThreadPoolExecutor(8) as threads:
         futures = [threads.submit(images.batch, [i]) for i in range(24)]
     assert all("24 of 24 images cannot be read" in str(future.exception()) for future in futures)
-    assert sorted(looked_at) == list(range(24))
+    assert sorted(checked) == list(range(24))
 
 
-def test_the_short_side_is_scaled_before_the_centre_is_cut_out(tmp_path):
+def test_short_side_is_scaled_before_the_center_crop(tmp_path):
     ramp = np.linspace(0, 255, 64).astype(np.uint8)
     for label in range(12):
         (tmp_path / f"{label:02d}").mkdir()
@@ -179,7 +179,7 @@ def test_the_short_side_is_scaled_before_the_centre_is_cut_out(tmp_path):
     assert slopes == pytest.approx([16, 16, 8, 4], rel=0.1)  # 64 pixels of 255 in 16, 16, 32 and 64 columns
 
 
-def test_the_identity_of_photographs_is_their_names_sizes_labels_and_scale(tmp_path):
+def test_identity_of_a_folder_is_names_sizes_labels_and_scale(tmp_path):
     def digest(**changes):
         return source_identity(DataConfig(**{"test": f"imagefolder:{root}"} | changes), "test", COLOR)["hash"]
 
@@ -191,7 +191,7 @@ def test_the_identity_of_photographs_is_their_names_sizes_labels_and_scale(tmp_p
 
 
 @pytest.mark.parametrize("content", [None, b"no tar"])
-def test_a_tar_that_is_none_is_refused(tmp_path, content):
+def test_missing_or_invalid_tar_raises(tmp_path, content):
     path = tmp_path / "x.tar"
     if content:
         path.write_bytes(content)
@@ -199,15 +199,15 @@ def test_a_tar_that_is_none_is_refused(tmp_path, content):
         load_images(DataConfig(test=f"tar:{path}"), "test", COLOR)
 
 
-def test_a_short_side_that_cannot_be_meant_is_refused():
+def test_short_side_below_one_raises():
     with pytest.raises(ConfigError, match="short_side_px: 0 must be at least 1"):
         DataConfig(test="tar:x.tar", short_side_px=0)
 
 
 @pytest.mark.skipif("DREAMDISTILL_DATA" not in os.environ, reason="DREAMDISTILL_DATA names no folder of real images")
-def test_the_imagenet_samples_are_one_image_a_class():
+def test_imagenet_samples_have_one_image_per_class():
     path = Path(os.environ["DREAMDISTILL_DATA"]) / "imagenet_samples" / "imagenet1k_1per_class_s256_q95.tar"
     images = ImageConfig(channels=3, height=224, width=224, num_classes=1000)
-    found = load_images(DataConfig(test=f"tar:{path}", short_side_px=256), "test", images)
-    assert found.labels.tolist() == list(range(1000))
-    assert found.batch([0, 999]).shape == (2, 3, 224, 224)
+    samples = load_images(DataConfig(test=f"tar:{path}", short_side_px=256), "test", images)
+    assert samples.labels.tolist() == list(range(1000))
+    assert samples.batch([0, 999]).shape == (2, 3, 224, 224)

@@ -1,4 +1,4 @@
-"""Random views: which pixels they keep, and targets that match them."""
+"""Random views: their pixels, and the targets that belong to them."""
 
 import os
 import platform
@@ -25,24 +25,24 @@ def numbered(*shape: int) -> Tensor:
 
 
 def one_hot_images(count: int, num_classes: int, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Images whose channels say their class in every pixel, and the targets."""
+    """Images whose pixels are the one-hot vector of their class, and these vectors as targets."""
     targets = F.one_hot(torch.arange(count) % num_classes, num_classes).float()
     return targets[:, :, None, None].expand(-1, -1, height, width).clone(), targets
 
 
-def test_roll_wraps_by_every_shift_within_reach_and_keeps_all_pixels(device):
+def test_roll_wraps_by_every_shift_up_to_jitter_px(device):
     inputs = numbered(2, 3, 7, 9).to(device)
-    reach = [-2, -1, 0, 1, 2]
-    rolls = {(y, x): torch.roll(inputs, (y, x), (2, 3)) for y in reach for x in reach}
-    seen = set()
+    shifts = [-2, -1, 0, 1, 2]
+    rolls = {(y, x): torch.roll(inputs, (y, x), (2, 3)) for y in shifts for x in shifts}
+    drawn_shifts = set()
     for seed in range(300):
         view = roll_and_flip(inputs, 2, False, seeded(seed))
         (shift,) = (shift for shift, rolled in rolls.items() if torch.equal(view, rolled))
-        seen.add(shift)
-    assert seen == set(rolls)
+        drawn_shifts.add(shift)
+    assert drawn_shifts == set(rolls)
 
 
-def test_flip_mirrors_left_and_right_about_half_of_the_time(device):
+def test_flip_mirrors_half_of_the_views(device):
     inputs = numbered(2, 1, 3, 4).to(device)
     mirrored = 0
     for seed in range(200):
@@ -52,37 +52,37 @@ def test_flip_mirrors_left_and_right_about_half_of_the_time(device):
     assert 70 < mirrored < 130
 
 
-def test_without_shift_and_flip_the_canvas_is_seen_as_it_is(device):
+def test_view_without_jitter_and_flip_is_the_input(device):
     inputs = numbered(1, 1, 3, 4).to(device)
     for seed in range(20):
         assert torch.equal(roll_and_flip(inputs, 0, False, seeded(seed)), inputs)
 
 
-def test_a_roll_passes_gradients_to_the_canvas(device):
+def test_gradients_pass_through_roll_and_flip(device):
     inputs = numbered(1, 1, 4, 4).to(device).requires_grad_()
     roll_and_flip(inputs, 2, True, seeded(0)).sum().backward()
     assert torch.equal(inputs.grad, torch.ones_like(inputs))
 
 
-def test_crops_pad_with_zeros_and_are_drawn_for_each_image(device):
+def test_crop_pads_with_zeros_and_is_drawn_per_image(device):
     pixels = 1 + numbered(40, 2, 4, 5).to(device)
     targets = torch.zeros(40, 3, device=device)
     view, _ = augment(pixels, targets, AugmentConfig(crop_padding_px=1), seeded(0))
     padded = F.pad(pixels, (1, 1, 1, 1))
-    seen = set()
+    drawn_shifts = set()
     for image, source in zip(view, padded, strict=True):
         (shift,) = ((y, x) for y in range(3) for x in range(3) if torch.equal(image, source[:, y : y + 4, x : x + 5]))
-        seen.add(shift)
-    assert seen == {(y, x) for y in range(3) for x in range(3)}
+        drawn_shifts.add(shift)
+    assert drawn_shifts == {(y, x) for y in range(3) for x in range(3)}
 
 
-def test_a_zoom_shows_a_box_of_the_wanted_area_and_aspect(device):
+def test_random_resized_crop_has_the_configured_area_and_aspect(device):
     size, count = 64, 200
     ramp = (torch.arange(size) + 0.5) / size
     image = torch.stack([ramp.expand(size, size), ramp[:, None].expand(size, size)]).to(device)  # x, then y
     pixels, targets = image.expand(count, 2, size, size), torch.zeros(count, 1, device=device)
     view, _ = augment(pixels, targets, AugmentConfig(crop_area=(0.2, 0.6)), seeded(0))
-    inner = view[:, :, 8:-8, 8:-8]  # a linear image stays linear, but for its border
+    inner = view[:, :, 8:-8, 8:-8]  # a linear image stays linear, except at its border
     width = (inner[:, 0, 0, -1] - inner[:, 0, 0, 0]) * size / (inner.shape[3] - 1)
     height = (inner[:, 1, -1, 0] - inner[:, 1, 0, 0]) * size / (inner.shape[2] - 1)
     area, aspect = (width * height).cpu(), (width / height).cpu()
@@ -97,7 +97,7 @@ def test_a_zoom_shows_a_box_of_the_wanted_area_and_aspect(device):
 
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
-def test_colors_are_scaled_around_their_fixed_point_by_a_factor_of_each_image(device, name):
+def test_color_jitter_scales_around_its_fixed_point_per_image(device, name):
     pixels = 0.4 + 0.2 * torch.rand(100, 3, 4, 4, generator=seeded(1)).to(device)  # nothing is clipped
     targets = torch.zeros(100, 1, device=device)
     view, _ = augment(pixels, targets, AugmentConfig(**{name: 0.5}), seeded(0))
@@ -112,23 +112,23 @@ def test_colors_are_scaled_around_their_fixed_point_by_a_factor_of_each_image(de
     assert 1.45 < factor.max() <= 1.5
 
 
-def test_colors_stay_in_the_range_of_pixels(device):
+def test_color_jitter_stays_in_the_pixel_range(device):
     pixels, targets = torch.rand(50, 3, 4, 4, generator=seeded(0)).to(device), torch.zeros(50, 1, device=device)
     view, _ = augment(pixels, targets, AugmentConfig(brightness=1.0, contrast=1.0, saturation=1.0), seeded(0))
     assert view.min() == 0
     assert view.max() == 1
 
 
-def test_augment_mirrors_about_half_of_the_images(device):
+def test_augment_mirrors_half_of_the_images(device):
     pixels = numbered(200, 1, 2, 3).to(device)
     view, _ = augment(pixels, torch.zeros(200, 2, device=device), AugmentConfig(flip=True), seeded(0))
     mirrored = (view == pixels.flip(3)).flatten(1).all(1)
-    kept = (view == pixels).flatten(1).all(1)
-    assert torch.equal(mirrored, ~kept)
+    unchanged = (view == pixels).flatten(1).all(1)
+    assert torch.equal(mirrored, ~unchanged)
     assert 70 < mirrored.sum() < 130
 
 
-def test_mixup_mixes_targets_by_the_shares_of_the_pixels(device):
+def test_mixup_mixes_targets_like_pixels(device):
     pixels, targets = (t.to(device) for t in one_hot_images(12, 4, 5, 6))
     config = AugmentConfig(mixup_probability=1.0)
     for seed in range(20):
@@ -140,10 +140,10 @@ def test_mixup_mixes_targets_by_the_shares_of_the_pixels(device):
         assert len({tuple(sorted(round(v, 5) for v in row if v > 0)) for row in shares.tolist()}) == 1
 
 
-def test_cutmix_mixes_targets_by_the_areas_of_unmixed_pixels(device):
+def test_cutmix_mixes_targets_by_area(device):
     pixels, targets = (t.to(device) for t in one_hot_images(12, 4, 7, 10))
     config = AugmentConfig(cutmix_probability=1.0)
-    cut = 0
+    num_cut = 0
     for seed in range(40):
         view, mixed = augment(pixels, targets, config, seeded(seed))
         assert ((view == 0) | (view == 1)).all()
@@ -153,11 +153,11 @@ def test_cutmix_mixes_targets_by_the_areas_of_unmixed_pixels(device):
             if changed.any():
                 rows, columns = changed.any(1).nonzero()[:, 0], changed.any(0).nonzero()[:, 0]
                 assert changed[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all(), "not one rectangle"
-                cut += 1
-    assert cut > 100
+                num_cut += 1
+    assert num_cut > 100
 
 
-def test_mixing_methods_are_used_as_often_as_their_probabilities_say():
+def test_mixup_and_cutmix_follow_their_probabilities():
     pixels, targets = one_hot_images(8, 4, 6, 6)
     config = AugmentConfig(mixup_probability=0.3, cutmix_probability=0.3)
     counts = {"mixup": 0, "cutmix": 0, "none": 0}
@@ -167,7 +167,7 @@ def test_mixing_methods_are_used_as_often_as_their_probabilities_say():
         counts["none" if torch.equal(view, pixels) else "cutmix" if whole else "mixup"] += 1
     assert 60 < counts["mixup"] < 120
     assert 60 < counts["cutmix"] < 120
-    assert 80 < counts["none"] < 180  # some cuts are empty
+    assert 80 < counts["none"] < 180  # some boxes are empty
 
 
 EVERYTHING = AugmentConfig(
@@ -182,7 +182,7 @@ EVERYTHING = AugmentConfig(
 )
 
 
-def test_the_same_seed_gives_the_same_view_and_another_seed_another(device):
+def test_view_depends_on_the_seed(device):
     pixels, targets = numbered(6, 3, 8, 8).to(device), torch.eye(6, device=device)
     first, again, other = (augment(pixels, targets, EVERYTHING, seeded(seed)) for seed in (3, 3, 4))
     assert torch.equal(first[0], again[0])
@@ -190,7 +190,7 @@ def test_the_same_seed_gives_the_same_view_and_another_seed_another(device):
     assert not torch.equal(first[0], other[0])
 
 
-def test_views_neither_read_nor_move_the_global_generator():
+def test_views_leave_the_global_generator_alone():
     torch.manual_seed(1)
     before = torch.get_rng_state()
     augment(numbered(6, 3, 8, 8), torch.eye(6), EVERYTHING, seeded(0))
@@ -198,7 +198,7 @@ def test_views_neither_read_nor_move_the_global_generator():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_batch_of_one_image_works(device):
+def test_augment_of_a_single_image(device):
     pixels, targets = numbered(1, 3, 4, 4).to(device), torch.eye(3, device=device)[:1]
     for seed in range(20):
         view, mixed = augment(pixels, targets, EVERYTHING, seeded(seed))
@@ -206,13 +206,13 @@ def test_a_batch_of_one_image_works(device):
         torch.testing.assert_close(mixed, targets)
 
 
-def test_the_input_is_not_changed():
+def test_augment_does_not_change_its_input():
     pixels, targets = numbered(4, 3, 6, 6), torch.eye(4)
-    kept = pixels.clone(), targets.clone()
+    pixels_before, targets_before = pixels.clone(), targets.clone()
     for seed in range(10):
         augment(pixels, targets, EVERYTHING, seeded(seed))
-    assert torch.equal(pixels, kept[0])
-    assert torch.equal(targets, kept[1])
+    assert torch.equal(pixels, pixels_before)
+    assert torch.equal(targets, targets_before)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_the_input_is_not_changed():
         ({"mixup_probability": 0.6, "cutmix_probability": 0.6}, "their sum must be at most 1"),
     ],
 )
-def test_augmentation_that_cannot_be_meant_is_refused(values, message):
+def test_invalid_augment_config_raises(values, message):
     with pytest.raises(ConfigError, match=message):
         AugmentConfig(**values)
 
@@ -253,14 +253,14 @@ def test_augmentation_that_cannot_be_meant_is_refused(values, message):
         ),
     ],
 )
-def test_networks_get_contiguous_images_whatever_the_decoder_and_the_view(device, channels, view_of):
+def test_every_view_is_contiguous(device, channels, view_of):
     decoded = torch.zeros(4, 8, 6, channels, dtype=torch.uint8, device=device).permute(0, 3, 1, 2)  # channels-last
     for seed in range(5):
         view = view_of(to_unit(decoded), torch.eye(4, device=device), seeded(seed))
         assert view.stride() == (channels * 48, 48, 6, 1)
 
 
-# oneDNN's convolution for processors without AVX-512, in PyTorch alone: why networks get contiguous images.
+# A convolution of oneDNN for processors without AVX-512, with PyTorch only: the reason for contiguous images.
 CHANNELS_LAST = """
 import torch
 layer = torch.nn.Conv2d(4, 8, 1, 2, bias=False)
@@ -269,13 +269,14 @@ for _ in range(400):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="a defect of oneDNN on x86 processors")
-def test_pytorch_still_writes_past_the_buffer_of_a_channels_last_convolution():
-    small = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "1"}
-    codes = [
-        subprocess.run([sys.executable, "-c", CHANNELS_LAST], env=os.environ | small, capture_output=True).returncode
+def test_channels_last_convolution_of_pytorch_still_writes_past_its_buffer():
+    avx2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "1"}
+    codes = (
+        subprocess.run([sys.executable, "-c", CHANNELS_LAST], env=os.environ | avx2, capture_output=True).returncode
         for _ in range(3)
-    ]
+    )
     assert any(code < 0 for code in codes), (
-        f"PyTorch {torch.__version__} is mended: say so in `to_unit`, and remove this test"
+        f"PyTorch {torch.__version__} has fixed it: say so in `to_unit`, and remove this test"
     )

@@ -1,25 +1,26 @@
+"""The HTML report: its sections, pictures and curves."""
+
 import base64
 import io
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_run import run_in_process, tiny_config
+from tiny_run import tiny_config
 
 from pipeline.evaluation import report
-from pipeline.evaluation.report import MAX_TABLE_CLASSES, render
+from pipeline.evaluation.charts import HEIGHT, WIDTH
+from pipeline.evaluation.report import MAX_TABLE_CLASSES, RunRecord, render
 from pipeline.run import resolved_yaml
-from stages import chain
 
 NO_END_TAG = ("meta", "img", "line", "polyline")
 
 
 class Page(HTMLParser):
-    """What a reader of the page sees; fails where tags are not nested."""
+    """Tags, attributes and texts of a page; fails if tags are not nested."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -47,24 +48,21 @@ class Page(HTMLParser):
 
     def picture(self, alternative: str) -> np.ndarray:
         """The pixels of the embedded picture with this alternative text."""
-        place = self.attributes.index(("img", "alt", alternative))
-        tag, name, value = self.attributes[place + 1]
+        index = self.attributes.index(("img", "alt", alternative))
+        tag, name, value = self.attributes[index + 1]
         header, _, data = value.partition(",")
         assert (tag, name, header) == ("img", "src", "data:image/png;base64")
         return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> tuple[Path, str]:
-    """The folder of a finished tiny run, and its report."""
-    folder = tmp_path_factory.mktemp("finished")
-    config = tiny_config(folder)
-    run_in_process(chain.main, config)
-    return folder, (config.checkpoints / "report.html").read_text()
+def report_html(finished) -> str:
+    """The report of the tiny run."""
+    return (finished / "checkpoints/tiny/report.html").read_text()
 
 
 def make_evaluation(num_classes: int, line: str = "one line") -> dict:
-    """Figures of a student that is right on all nine images of each class but one, and of a teacher that is right."""
+    """An evaluation with nine images per class: the student errs on three of class 0, the teacher on none."""
     confusion = 9 * np.eye(num_classes, dtype=int)
     confusion[0, [0, 1]] = 6, 3
     network = {
@@ -89,45 +87,45 @@ def make_evaluation(num_classes: int, line: str = "one line") -> dict:
     }
 
 
-def render_page(*, num_classes=10, metrics=(), tiles=None, name="a run", config_yaml="seed: 0\n", line="one line"):
+def render_page(*, num_classes=10, line="one line", **values) -> str:
+    """The page of an invented run; `values` are fields of its record."""
     manifest = {"round": 0, "num_images": 40, "scores": {"teacher_top1": 0.875}, "fingerprint": "0123456789abcdef"}
-    return render(
-        name=name,
-        manifests=[manifest, {**manifest, "round": 1, "num_images": 41}],
-        metrics=metrics,
-        evaluation=make_evaluation(num_classes, line),
-        tiles=torch.zeros(2, 3, 1, 8, 8, dtype=torch.uint8) if tiles is None else tiles,
-        config_yaml=config_yaml,
-    )
+    record = {
+        "name": "a run",
+        "manifests": [manifest, {**manifest, "round": 1, "num_images": 41}],
+        "metrics": [],
+        "evaluation": make_evaluation(num_classes, line),
+        "tiles": torch.zeros(2, 3, 1, 8, 8, dtype=torch.uint8),
+        "config_yaml": "seed: 0\n",
+    }
+    return render(RunRecord(**{**record, **values}))
 
 
 def metric(stage: str, step: int, **more) -> dict:
     return {"stage": stage, "round": 0, "step": step, "elapsed_s": 0.5, **more}
 
 
-def test_the_page_of_a_run_is_nested_and_needs_no_other_file(finished):
-    _, text = finished
-    page = Page(text)
+def test_page_is_nested_and_self_contained(report_html):
+    page = Page(report_html)
     assert {"script", "link", "iframe"}.isdisjoint(page.tags)
     references = [value for _, name, value in page.attributes if name in ("src", "href", "srcset", "xlink:href")]
     assert references
     assert all(value.startswith("data:image/png;base64,") for value in references)
-    assert not re.search(r"https?:|//\w|@import|url\(", re.sub(r'src="data:[^"]*"', "", text))
+    assert not re.search(r"https?:|//\w|@import|url\(", re.sub(r'src="data:[^"]*"', "", report_html))
 
 
-def test_the_page_of_a_run_holds_figures_curves_grid_and_configuration(finished):
-    folder, text = finished
-    page = Page(text)
+def test_page_has_metrics_curves_grid_and_config(finished, report_html):
+    page = Page(report_html)
     assert {"top-1", "agreement", "5,142"} <= set(page.texts["td"])
     assert "on 500 real images" in page.texts["th"]
     assert page.tags.count("svg") == 3
     assert {"classification", "feature_divergence", "loss"} <= set(page.texts["span"])
     assert page.picture("grid of synthetic images").shape == (10 * 9, 6 * 9)
     (config_yaml,) = page.texts["pre"]
-    assert config_yaml == resolved_yaml(tiny_config(folder))
+    assert config_yaml == resolved_yaml(tiny_config(finished))
 
 
-def test_the_figures_are_those_of_the_evaluation():
+def test_metrics_are_those_of_the_evaluation():
     cells = Page(render_page()).texts["td"]
     assert cells[cells.index("top-1") : cells.index("top-5")] == ["top-1", "96.67%", "100.00%"]
     assert cells[cells.index("parameters") + 1 : cells.index("parameters") + 3] == ["12,345", "67,890"]
@@ -137,7 +135,7 @@ def test_the_figures_are_those_of_the_evaluation():
     assert rounds[:8] == ["0", "40", "87.50%", "0123456789abcdef", "1", "41", "87.50%", "0123456789abcdef"]
 
 
-def test_what_a_user_wrote_is_escaped():
+def test_text_of_the_user_is_escaped():
     page = Page(render_page(name="<script>x</script>", config_yaml="name: <img src=x> & more", line="5 < 6 & 7"))
     assert "script" not in page.tags
     assert page.texts["h1"] == ["dreamdistill: <script>x</script>"]
@@ -145,7 +143,7 @@ def test_what_a_user_wrote_is_escaped():
     assert "5 < 6 & 7" in page.texts["p"]
 
 
-def test_the_grid_shows_each_tile_at_its_place():
+def test_grid_places_each_tile():
     tiles = torch.arange(2 * 3 * 3).view(2, 3, 3, 1, 1).expand(2, 3, 3, 4, 5).to(torch.uint8)
     picture = Page(render_page(tiles=tiles)).picture("grid of synthetic images")
     assert picture.shape == (2 * 5, 3 * 6, 3)
@@ -157,14 +155,14 @@ def test_the_grid_shows_each_tile_at_its_place():
     assert (picture[4::5] == 255).all()
 
 
-def test_up_to_twenty_classes_the_matrix_is_a_table():
+def test_confusion_matrix_of_20_classes_is_a_table():
     page = Page(render_page(num_classes=MAX_TABLE_CLASSES))
     matrix = [cell for cell in page.texts["td"] if cell in ("0", "3", "6", "9")][-(MAX_TABLE_CLASSES**2) :]
     expected = make_evaluation(MAX_TABLE_CLASSES)["student"]["confusion"]
     assert matrix == [str(count) for row in expected for count in row]
 
 
-def test_beyond_twenty_classes_the_matrix_is_a_picture():
+def test_confusion_matrix_of_25_classes_is_a_picture():
     page = Page(render_page(num_classes=25))
     picture = page.picture("confusion matrix")
     expected = np.full((25, 25), 255) - 255 * np.eye(25)
@@ -181,7 +179,7 @@ def curve_points(page: Page) -> list[list[tuple[float, float]]]:
     ]
 
 
-def test_a_curve_is_the_mean_over_batches_at_each_step():
+def test_curve_is_the_mean_over_batches():
     metrics = [
         metric("synthesize", step, batch=batch, tv_l2=value + batch)
         for batch in (0, 1)
@@ -191,17 +189,17 @@ def test_a_curve_is_the_mean_over_batches_at_each_step():
     xs, ys = zip(*curve, strict=True)
     assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1])
     assert ys[1] - ys[0] == pytest.approx(ys[2] - ys[1])
-    assert ys[0] < ys[2]  # SVG counts from the top
+    assert ys[0] < ys[2]  # SVG counts y from the top
 
 
-def test_curves_of_several_rounds_are_told_apart():
+def test_each_round_has_its_own_curve():
     metrics = [metric("distill", step, loss=1.0 + r, lr=0.1) | {"round": r} for r in (0, 1) for step in (0, 1)]
     page = Page(render_page(metrics=metrics))
     assert len(curve_points(page)) == 2
     assert page.texts["span"] == ["loss, round 0", "loss, round 1"]
 
 
-def test_times_are_summed_over_lines_and_workers():
+def test_times_are_summed_over_lines_and_ranks():
     metrics = [metric("distill", 0, loss=1.0), metric("distill", 1, loss=1.0), metric("synthesize", 0, tv_l2=1.0)]
     cells = Page(render_page(metrics=metrics)).texts["td"]
     assert cells[cells.index("synthesize") + 1] == "0.5"
@@ -209,19 +207,19 @@ def test_times_are_summed_over_lines_and_workers():
 
 
 @pytest.mark.parametrize("losses", [[1.0], [0.0, 0.0], [1e-9, 1e9], [-1.0, 1.0], [5.0, 5.0]])
-def test_any_curve_stays_within_its_chart(losses):
+def test_curve_stays_inside_the_chart(losses):
     page = Page(render_page(metrics=[metric("teacher", step, loss=loss) for step, loss in enumerate(losses)]))
     (curve,) = curve_points(page)
     assert len(curve) == len(losses)
-    assert all(0 <= x <= 640 and 0 <= y <= 300 for x, y in curve)
+    assert all(0 <= x <= WIDTH and 0 <= y <= HEIGHT for x, y in curve)
 
 
-def test_a_run_without_metrics_has_a_page():
+def test_run_without_metrics_has_a_page():
     page = Page(render_page(metrics=[]))
     assert "svg" not in page.tags
 
 
 @pytest.mark.parametrize(("size_px", "rendering"), [(8, "pixelated"), (224, "auto")])
-def test_only_enlarged_images_keep_the_edges_of_their_pixels(size_px, rendering):
+def test_only_enlarged_images_are_pixelated(size_px, rendering):
     page = report._image("tiles", torch.zeros(1, size_px, 2 * size_px, dtype=torch.uint8), 2 * 64)
     assert f"image-rendering:{rendering}" in page

@@ -1,4 +1,4 @@
-"""Inversion: what it returns, what it leaves alone, and what it does when numbers break."""
+"""Inversion: its images, its phases and views, and its errors."""
 
 import copy
 import math
@@ -58,10 +58,10 @@ def labels(device) -> Tensor:
 
 
 def record_views(classifier: Classifier) -> list[Tensor]:
-    """A list that grows by every view that the network of `classifier` is shown."""
-    seen: list[Tensor] = []
-    classifier.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
-    return seen
+    """A list to which every input of the network of `classifier` is appended."""
+    views: list[Tensor] = []
+    classifier.network.register_forward_pre_hook(lambda _, inputs: views.append(inputs[0].detach().clone()))
+    return views
 
 
 class Scale(torch.nn.Module):
@@ -74,30 +74,30 @@ class Scale(torch.nn.Module):
 
 
 def pixels_of(classifier: Classifier, view: Tensor) -> Tensor:
-    """What the classifier was shown, before its own normalization."""
+    """The pixels of a view, without the normalization of the classifier."""
     return view * classifier.std + classifier.mean
 
 
 @pytest.mark.parametrize("size", [(8, 8), (5, 12)])
 @pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.0), (0.01, 0.7, 1.0)])
-def test_images_are_bytes_of_the_wanted_shape(make_classifier, labels, size, scales):
+def test_images_are_uint8_of_the_configured_shape(make_classifier, labels, size, scales):
     teacher = make_classifier(0, mean=(0.3,), std=(0.4,)).freeze()
     config = replace(CONFIG, phases=phases(*((scale, 2) for scale in scales)))
-    found = invert(teacher, labels, size, config, seeded())
-    assert found.images.dtype == torch.uint8
-    assert found.images.shape == (6, 1, *size)
-    assert torch.equal(found.labels, labels.cpu())
-    assert found.term_names == ("classification", "feature_divergence", "tv_l2")
-    assert found.trace.shape == (2 * len(scales), 3)
-    assert torch.isfinite(found.trace).all()
+    inversion = invert(teacher, labels, size, config, seeded())
+    assert inversion.images.dtype == torch.uint8
+    assert inversion.images.shape == (6, 1, *size)
+    assert torch.equal(inversion.labels, labels.cpu())
+    assert inversion.term_names == ("classification", "feature_divergence", "tv_l2")
+    assert inversion.trace.shape == (2 * len(scales), 3)
+    assert torch.isfinite(inversion.trace).all()
 
 
-def test_phase_sizes_are_rounded_and_never_empty():
-    assert [phase_size(scale, 32, 9) for scale in (1, 0.5, 0.01)] == [(32, 9), (16, 4), (2, 2)]
+def test_phase_size_is_rounded_and_at_least_two():
+    assert [phase_size(scale, (32, 9)) for scale in (1, 0.5, 0.01)] == [(32, 9), (16, 4), (2, 2)]
 
 
-def test_the_last_iterate_is_returned_not_the_one_of_lowest_loss(make_classifier, labels):
-    """The half-size phase has the lower loss, and so have earlier steps of the last: both tempt a best-of."""
+def test_images_are_those_of_the_last_step_not_of_the_lowest_loss(make_classifier, labels):
+    """The half-size phase and earlier steps of the last phase have lower losses."""
     config = replace(
         CONFIG,
         phases=phases((0.5, 20), (1.0, 7)),
@@ -108,19 +108,19 @@ def test_the_last_iterate_is_returned_not_the_one_of_lowest_loss(make_classifier
         jitter_px=0,
         flip=False,
     )
-    found = invert(make_classifier(0).freeze(), labels, SIZE, config, seeded())
-    losses = found.trace[:, 0]
+    inversion = invert(make_classifier(0).freeze(), labels, SIZE, config, seeded())
+    losses = inversion.trace[:, 0]
     teacher = make_classifier(0).freeze()
-    seen = record_views(teacher)
+    views = record_views(teacher)
     invert(teacher, labels, SIZE, replace(config, phases=phases((0.5, 20), (1.0, 8))), seeded())
     assert losses[:20].min() < losses[20:].min()
-    assert seen[-1].flatten(1).norm(dim=1).mean() > losses[20:].min()
-    shown = pixels_of(teacher, seen[-1]).cpu()  # after as many updates as the first run made
-    torch.testing.assert_close(found.images / 255, shown.clamp(0, 1), atol=0.5 / 255 + 1e-5, rtol=0)
+    assert views[-1].flatten(1).norm(dim=1).mean() > losses[20:].min()
+    pixels = pixels_of(teacher, views[-1]).cpu()  # after as many updates as in the first run
+    torch.testing.assert_close(inversion.images / 255, pixels.clamp(0, 1), atol=0.5 / 255 + 1e-5, rtol=0)
 
 
 def test_pixels_are_rounded_not_truncated(teacher, labels):
-    """A inputs of norm zero is 0.45 * 255 = 114.75 levels bright."""
+    """Inputs of zero are pixels of 0.45 * 255 = 114.75."""
     config = replace(CONFIG, phases=phases((1.0, 300)), terms=ONLY_L2, lr=0.05)
     images = invert(teacher, labels, SIZE, config, seeded()).images
     assert (images == 115).float().mean() > 0.9
@@ -136,7 +136,7 @@ def test_pixels_are_rounded_not_truncated(teacher, labels):
     ],
 )
 def test_any_normalization_channels_size_and_classes(make_classifier, device, mean, std, size, num_classes):
-    """A inputs of norm zero is the same gray, whatever the network was trained on."""
+    """Inputs of zero are the same gray for every teacher."""
     teacher = make_classifier(0, mean=mean, std=std, num_classes=num_classes).freeze()
     config = replace(CONFIG, phases=phases((0.5, 50), (1.0, 150)), terms=ONLY_L2)
     labels = torch.arange(num_classes, device=device)
@@ -145,16 +145,16 @@ def test_any_normalization_channels_size_and_classes(make_classifier, device, me
     torch.testing.assert_close(images / 255, torch.full(images.shape, INPUT_MEAN), atol=3 / 255, rtol=0)
 
 
-def test_the_images_do_not_depend_on_how_the_teacher_states_its_normalization(make_classifier, labels):
+def test_images_do_not_depend_on_where_the_teacher_normalizes(make_classifier, labels):
     teacher = make_classifier(0).freeze()
-    raw = Classifier(copy.deepcopy(teacher), ((0.0,) * 3, (1.0,) * 3), 4).freeze()  # normalizes inside its network
+    raw = Classifier(copy.deepcopy(teacher), ((0.0,) * 3, (1.0,) * 3), 4).freeze()  # normalizes inside the network
     bytes_ = Classifier(torch.nn.Sequential(Scale(1 / 255), raw), ((0.0,) * 3, (1 / 255,) * 3), 4).freeze()
-    found = [invert(t.to(labels.device), labels, SIZE, CONFIG, seeded()).images for t in (teacher, raw, bytes_)]
-    assert (found[0].int() - found[1].int()).abs().max() <= 1
-    assert (found[0].int() - found[2].int()).abs().max() <= 1
+    images = [invert(t.to(labels.device), labels, SIZE, CONFIG, seeded()).images for t in (teacher, raw, bytes_)]
+    assert (images[0].int() - images[1].int()).abs().max() <= 1
+    assert (images[0].int() - images[2].int()).abs().max() <= 1
 
 
-def test_the_same_generator_gives_the_same_images_and_another_seed_others(teacher, labels):
+def test_images_depend_on_the_generator(teacher, labels):
     torch.manual_seed(1)
     first = invert(teacher, labels, SIZE, CONFIG, seeded(5))
     torch.manual_seed(2)
@@ -166,7 +166,7 @@ def test_the_same_generator_gives_the_same_images_and_another_seed_others(teache
     assert not torch.equal(first.images, invert(teacher, labels, SIZE, CONFIG, seeded(6)).images)
 
 
-def test_teacher_and_rival_are_left_as_they_were(teacher, make_classifier, labels):
+def test_teacher_and_student_do_not_change(teacher, make_classifier, labels):
     student = make_classifier(1).freeze()
     before = {id(n): {k: v.clone() for k, v in n.state_dict().items()} for n in (teacher, student)}
     config = replace(CONFIG, terms=replace(CONFIG.terms, competition=1.0))
@@ -178,12 +178,12 @@ def test_teacher_and_rival_are_left_as_they_were(teacher, make_classifier, label
         assert not any(module._forward_pre_hooks or module._forward_hooks for module in network.modules())
 
 
-def test_the_loss_falls_and_the_teacher_sees_the_wanted_classes(teacher, labels, device):
+def test_loss_falls_and_the_teacher_predicts_the_labels(teacher, labels, device):
     config = replace(CONFIG, phases=phases((1.0, 120)), terms=TermConfig(feature_divergence=0.1), lr=0.2)
-    found = invert(teacher, labels, SIZE, config, seeded())
-    totals = found.trace.sum(1)
+    inversion = invert(teacher, labels, SIZE, config, seeded())
+    totals = inversion.trace.sum(1)
     assert totals[-10:].mean() < 0.7 * totals[:10].mean()
-    predictions = teacher(found.images.to(device).float() / 255).argmax(1)
+    predictions = teacher(inversion.images.to(device).float() / 255).argmax(1)
     assert torch.equal(predictions, labels)
 
 
@@ -195,23 +195,23 @@ def test_statistics_are_matched(teacher, labels):
     assert trace[-1] < 0.3 * trace[0]
 
 
-def test_clamping_keeps_the_canvas_among_valid_pixels(make_classifier, labels):
+def test_clamp_keeps_the_inputs_in_the_pixel_range(make_classifier, labels):
     extremes = {}
     for clamp in (True, False):
         teacher = make_classifier(0).freeze()
-        seen = record_views(teacher)
+        views = record_views(teacher)
         invert(teacher, labels, SIZE, replace(CONFIG, phases=phases((1.0, 5)), lr=0.5, clamp=clamp), seeded())
-        pixels = torch.cat([pixels_of(teacher, view) for view in seen[1:]])
+        pixels = torch.cat([pixels_of(teacher, view) for view in views[1:]])
         extremes[clamp] = (pixels.min().item(), pixels.max().item())
     assert extremes[True] == (pytest.approx(0, abs=1e-6), pytest.approx(1, abs=1e-6))
     assert extremes[False][0] < -0.01
     assert extremes[False][1] > 1.01
 
 
-def test_every_phase_starts_with_a_fresh_adam_and_its_own_warm_up(make_classifier, labels):
-    """The first step of a fresh Adam moves every pixel by the learning rate."""
+def test_every_phase_has_a_new_adam_and_its_own_warmup(make_classifier, labels):
+    """The first step of a new Adam changes every input by the learning rate."""
     teacher = make_classifier(0).freeze()
-    seen = record_views(teacher)
+    views = record_views(teacher)
     config = replace(
         CONFIG,
         phases=phases((0.5, 10), (1.0, 20)),
@@ -223,61 +223,61 @@ def test_every_phase_starts_with_a_fresh_adam_and_its_own_warm_up(make_classifie
         clamp=False,
     )
     invert(teacher, labels, SIZE, config, seeded())
-    assert [view.shape[2] for view in seen] == [4] * 10 + [8] * 20
+    assert [view.shape[2] for view in views] == [4] * 10 + [8] * 20
     for first, warmup_steps in ((0, 3), (10, 6)):
-        moved = (pixels_of(teacher, seen[first + 1]) - pixels_of(teacher, seen[first])).abs() / INPUT_STD
-        torch.testing.assert_close(moved.median().item(), 0.1 / (warmup_steps + 1), atol=1e-4, rtol=0)
+        change = (pixels_of(teacher, views[first + 1]) - pixels_of(teacher, views[first])).abs() / INPUT_STD
+        torch.testing.assert_close(change.median().item(), 0.1 / (warmup_steps + 1), atol=1e-4, rtol=0)
 
 
-def test_a_phase_starts_from_the_canvas_of_the_one_before_at_its_own_size(make_classifier, labels):
-    """Of bilinear doubling, the mean of two neighbors is 3/4 of the pixel below them and 1/8 of each next to it."""
+def test_phase_starts_from_the_scaled_inputs_of_the_phase_before(make_classifier, labels):
+    """After bilinear doubling, the mean of two neighbors is 3/4 of their source pixel and 1/8 of each one beside it."""
     teacher = make_classifier(0).freeze()
-    seen = record_views(teacher)
+    views = record_views(teacher)
     config = replace(CONFIG, phases=phases((0.5, 10), (1.0, 1)), jitter_px=0, flip=False, schedule="constant", lr=1e-6)
     invert(teacher, labels, (16, 16), config, seeded())
-    last_small, first_large = seen[9], seen[10]
+    last_small, first_large = views[9], views[10]
     kernel = torch.tensor([1 / 8, 3 / 4, 1 / 8], device=labels.device)
     blurred = F.conv2d(last_small, torch.outer(kernel, kernel).expand(3, 1, 3, 3), groups=3)
     torch.testing.assert_close(F.avg_pool2d(first_large, 2)[:, :, 1:-1, 1:-1], blurred, atol=1e-4, rtol=0)
 
 
-def test_the_shift_is_scaled_with_the_phase(monkeypatch, teacher, labels):
-    shifts = []
+def test_jitter_is_scaled_with_the_phase(monkeypatch, teacher, labels):
+    calls = []
 
-    def spy(inputs, jitter_px, flip, generator):
-        shifts.append((jitter_px, flip))
+    def record(inputs, jitter_px, flip, generator):
+        calls.append((jitter_px, flip))
         return inputs
 
-    monkeypatch.setattr(pipeline.synthesis.invert, "roll_and_flip", spy)
+    monkeypatch.setattr(pipeline.synthesis.invert, "roll_and_flip", record)
     config = replace(CONFIG, phases=phases((0.5, 2), (1.0, 1)), jitter_px=4, flip=False)
     invert(teacher, labels, SIZE, config, seeded())
-    assert shifts == [(2, False), (2, False), (4, False)]
+    assert calls == [(2, False), (2, False), (4, False)]
 
 
-def test_with_crop_area_every_step_sees_a_box_scaled_up(make_classifier, labels):
-    """Of a box of at most a tenth of the area, scaled up, neighboring pixels are nearly the same."""
+def test_crop_area_shows_a_scaled_up_box_in_every_step(make_classifier, labels):
+    """In a scaled-up box of a tenth of the area, neighboring pixels differ little."""
     roughness = {}
     for area in ((1.0, 1.0), (0.1, 0.1)):
         teacher = make_classifier(0).freeze()
-        seen = record_views(teacher)
+        views = record_views(teacher)
         invert(teacher, labels, SIZE, replace(CONFIG, crop_area=area), seeded())
-        roughness[area] = [(view[..., 1:] - view[..., :-1]).abs().mean().item() for view in seen]
+        roughness[area] = [(view[..., 1:] - view[..., :-1]).abs().mean().item() for view in views]
     assert max(roughness[0.1, 0.1]) < 0.6 * min(roughness[1.0, 1.0])
 
 
 @pytest.mark.parametrize(("log_every", "expected"), [(3, [0, 3, 6, 9, 10]), (1, list(range(11))), (50, [0, 10])])
-def test_steps_are_reported_on_logging_steps_alone(teacher, labels, log_every, expected):
+def test_on_step_is_called_on_logging_steps_only(teacher, labels, log_every, expected):
     reports: list[tuple[int, dict[str, float]]] = []
     config = replace(CONFIG, phases=phases((0.5, 4), (1.0, 7)), log_every=log_every)
-    found = invert(teacher, labels, SIZE, config, seeded(), on_step=lambda *report: reports.append(report))
+    inversion = invert(teacher, labels, SIZE, config, seeded(), on_step=lambda *report: reports.append(report))
     assert [step for step, _ in reports] == expected
     for step, parts in reports:
-        assert list(parts) == list(found.term_names)
-        assert list(parts.values()) == found.trace[step].tolist()
+        assert list(parts) == list(inversion.term_names)
+        assert list(parts.values()) == inversion.trace[step].tolist()
 
 
 @pytest.mark.parametrize("log_every", [1, 2, 50])
-def test_a_term_that_is_not_finite_stops_with_its_name_and_step(teacher, labels, log_every):
+def test_non_finite_term_raises_with_name_and_step(teacher, labels, log_every):
     calls = 0
 
     def poison(module, inputs, logits):
@@ -297,7 +297,7 @@ def test_a_term_that_is_not_finite_stops_with_its_name_and_step(teacher, labels,
     assert not any(module._forward_pre_hooks for module in teacher.network.modules())
 
 
-def test_hooks_are_gone_after_an_exception_inside(teacher, labels):
+def test_objective_removes_hooks_after_an_exception(teacher, labels):
     def interrupt(step, parts):
         raise KeyboardInterrupt
 
@@ -306,58 +306,58 @@ def test_hooks_are_gone_after_an_exception_inside(teacher, labels):
     assert not any(module._forward_pre_hooks for module in teacher.network.modules())
 
 
-def test_the_rival_is_shown_the_same_pixels_and_made_to_disagree(make_classifier, labels):
+def test_competition_shows_the_student_the_same_pixels_and_makes_it_disagree(make_classifier, labels):
     teacher = make_classifier(0).freeze()
     student = make_classifier(1, mean=(0.1, 0.2, 0.3), std=(1.0, 0.5, 0.7)).freeze()
-    views, rival_views = record_views(teacher), record_views(student)
+    views, student_views = record_views(teacher), record_views(student)
     config = replace(CONFIG, phases=phases((1.0, 60)), terms=TermConfig(competition=5.0, competition_temperature=1.0))
-    found = invert(teacher, labels, SIZE, config, seeded(), student=student)
-    assert found.term_names == ("classification", "competition")
-    for view, rival_view in zip(views, rival_views, strict=True):
-        torch.testing.assert_close(pixels_of(student, rival_view), pixels_of(teacher, view), atol=1e-5, rtol=1e-4)
-    assert found.trace[-1, 1] < found.trace[0, 1] - 0.1
-    assert ((found.trace[:, 1] > 5 * (1 - math.log(2)) - 1e-3) & (found.trace[:, 1] <= 5 + 1e-3)).all()
+    inversion = invert(teacher, labels, SIZE, config, seeded(), student=student)
+    assert inversion.term_names == ("classification", "competition")
+    for view, student_view in zip(views, student_views, strict=True):
+        torch.testing.assert_close(pixels_of(student, student_view), pixels_of(teacher, view), atol=1e-5, rtol=1e-4)
+    assert inversion.trace[-1, 1] < inversion.trace[0, 1] - 0.1
+    assert ((inversion.trace[:, 1] > 5 * (1 - math.log(2)) - 1e-3) & (inversion.trace[:, 1] <= 5 + 1e-3)).all()
 
 
-def test_an_ensemble_is_shown_the_same_pixels_and_made_sure_of_the_labels_too(make_classifier, labels):
+def test_ensemble_sees_the_same_pixels_and_its_loss_falls(make_classifier, labels):
     teacher = make_classifier(0).freeze()
-    other = make_classifier(1, mean=(0.1, 0.2, 0.3), std=(1.0, 0.5, 0.7)).freeze()
+    second = make_classifier(1, mean=(0.1, 0.2, 0.3), std=(1.0, 0.5, 0.7)).freeze()
     config = replace(CONFIG, phases=phases((1.0, 80)), terms=TermConfig())
-    alone = invert(teacher, labels, SIZE, config, seeded())
-    views, other_views = record_views(teacher), record_views(other)
-    together = invert(teacher, labels, SIZE, config, seeded(), ensemble=[other])
+    without = invert(teacher, labels, SIZE, config, seeded())
+    views, second_views = record_views(teacher), record_views(second)
+    with_ensemble = invert(teacher, labels, SIZE, config, seeded(), ensemble=[second])
     pixels = pixels_of(teacher, views[5])
-    torch.testing.assert_close(pixels_of(other, other_views[5]), pixels, atol=1e-5, rtol=1e-4)
-    losses = [F.cross_entropy(other(found.images.to(labels.device) / 255), labels) for found in (alone, together)]
+    torch.testing.assert_close(pixels_of(second, second_views[5]), pixels, atol=1e-5, rtol=1e-4)
+    losses = [F.cross_entropy(second(run.images.to(labels.device) / 255), labels) for run in (without, with_ensemble)]
     assert losses[1] < losses[0] - 0.3
 
 
-def test_without_a_rival_the_competition_is_left_out(teacher, labels):
+def test_competition_without_a_student_is_left_out(teacher, labels):
     config = replace(CONFIG, terms=replace(CONFIG.terms, competition=1.0))
-    alone, plain = invert(teacher, labels, SIZE, config, seeded()), invert(teacher, labels, SIZE, CONFIG, seeded())
-    assert alone.term_names == plain.term_names
-    assert torch.equal(alone.images, plain.images)
+    with_term, without = (invert(teacher, labels, SIZE, c, seeded()) for c in (config, CONFIG))
+    assert with_term.term_names == without.term_names
+    assert torch.equal(with_term.images, without.images)
 
 
-def test_a_teacher_without_batch_norm_is_refused(device, labels):
+def test_teacher_without_batch_norm_raises(device, labels):
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4))
     plain = Classifier(network, ((0.5,), (0.5,)), 4).freeze().to(device)
     with pytest.raises(ValueError, match=r"the teacher \(Sequential\) has no BatchNorm layer .*choose a teacher with"):
         invert(plain, labels, SIZE, CONFIG, seeded())
 
 
-def test_bfloat16_runs_and_stays_near_single_precision(teacher, labels):
-    single, half = (
+def test_bfloat16_is_close_to_float32(teacher, labels):
+    float32, bfloat16 = (
         invert(teacher, labels, SIZE, replace(CONFIG, precision=precision), seeded())
         for precision in ("float32", "bfloat16")
     )
-    torch.testing.assert_close(half.trace[0], single.trace[0], atol=0.02, rtol=0.02)
-    assert not torch.equal(half.trace[0], single.trace[0])
-    assert (half.images.float() - single.images.float()).abs().mean() < 20
+    torch.testing.assert_close(bfloat16.trace[0], float32.trace[0], atol=0.02, rtol=0.02)
+    assert not torch.equal(bfloat16.trace[0], float32.trace[0])
+    assert (bfloat16.images.float() - float32.images.float()).abs().mean() < 20
 
 
 @pytest.mark.parametrize(("schedule", "last"), [("cosine", 0.05), ("constant", 1.0)])
-def test_schedules_warm_up_linearly_then_fall_or_stay(schedule, last):
+def test_learning_rates_warm_up_then_fall_or_stay(schedule, last):
     rates = learning_rates(schedule, 2.0, 100, 0.2)
     assert len(rates) == 100
     assert rates[:20] == pytest.approx([2.0 * (i + 1) / 21 for i in range(20)])
@@ -371,7 +371,7 @@ def test_schedules_warm_up_linearly_then_fall_or_stay(schedule, last):
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3])
-def test_schedules_of_a_few_steps_have_positive_rates(num_steps):
+def test_schedules_of_few_steps_have_positive_rates(num_steps):
     for fraction in (0.0, 0.05, 0.9):
         rates = learning_rates("cosine", 0.1, num_steps, fraction)
         assert len(rates) == num_steps
@@ -392,22 +392,21 @@ def test_schedules_of_a_few_steps_have_positive_rates(num_steps):
         ({"log_every": 0}, "log_every: 0 must be at least 1"),
     ],
 )
-def test_an_inversion_that_cannot_be_run_is_refused(values, message):
+def test_invalid_inversion_config_raises(values, message):
     with pytest.raises(ConfigError, match=message):
         replace(CONFIG, **values)
     with pytest.raises(ConfigError, match=r"scale: 1\.5 must be in \(0, 1\]"):
         PhaseConfig(scale=1.5, steps=1)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # raised inside torch's compiler
 @pytest.mark.parametrize("cuda_graphs", [False, True])
-def test_a_compiled_step_makes_the_images_of_the_eager_one_for_batches_of_any_size(
-    teacher, labels, compiler, cuda_graphs
-):
+def test_compiled_step_makes_the_images_of_the_eager_step(teacher, labels, compiler, cuda_graphs):
     eager = [invert(teacher, labels[:n], SIZE, CONFIG, seeded()) for n in (6, 5)]
     compiled_config = replace(CONFIG, compile=True, cuda_graphs=cuda_graphs)
     with open_objective(Networks(teacher=teacher), compiled_config, SIZE) as objective:
         compiled = [pipeline.synthesis.invert.invert(objective, labels[:n], CONFIG, seeded()) for n in (6, 5)]
-    for plain, fast in zip(eager, compiled, strict=True):
-        torch.testing.assert_close(fast.trace, plain.trace, rtol=1e-3, atol=1e-4)
-        assert (fast.images.int() - plain.images.int()).abs().max() <= 1
+    for expected, inversion in zip(eager, compiled, strict=True):
+        torch.testing.assert_close(inversion.trace, expected.trace, rtol=1e-3, atol=1e-4)
+        assert (inversion.images.int() - expected.images.int()).abs().max() <= 1

@@ -1,4 +1,4 @@
-"""The plan of a synthesis: balanced, complete, and a function of configuration and seed alone."""
+"""The plan of a synthesis is balanced and complete, and depends only on configuration and seed."""
 
 import hashlib
 from collections import Counter
@@ -33,7 +33,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("values", CASES)
-def test_classes_are_balanced_within_one_image_in_each_round_and_overall(values):
+def test_classes_are_balanced_per_round_and_overall(values):
     config = synthesis(**values)
     classes = config.classes or range(10)
     overall: Counter[int] = Counter()
@@ -46,7 +46,7 @@ def test_classes_are_balanced_within_one_image_in_each_round_and_overall(values)
 
 
 @pytest.mark.parametrize("values", CASES)
-def test_every_image_number_is_planned_once_and_rounds_are_even(values):
+def test_every_image_is_planned_once_in_even_rounds(values):
     config = synthesis(**values)
     rounds = plan_all(config)
     numbers = [spec.first_image + i for specs in rounds for spec in specs for i in range(len(spec.labels))]
@@ -57,7 +57,7 @@ def test_every_image_number_is_planned_once_and_rounds_are_even(values):
 
 
 @pytest.mark.parametrize("values", CASES)
-def test_batches_of_a_round_differ_by_at_most_one_image_and_keep_to_the_limit(values):
+def test_batches_differ_by_at_most_one_image(values):
     config = synthesis(**values)
     for specs in plan_all(config):
         sizes = [len(spec.labels) for spec in specs]
@@ -65,18 +65,18 @@ def test_batches_of_a_round_differ_by_at_most_one_image_and_keep_to_the_limit(va
         assert max(sizes) - min(sizes) <= 1
 
 
-def test_with_fewer_images_than_classes_some_are_drawn_from_all_of_them():
+def test_fewer_images_than_classes_draw_from_all_classes():
     config = synthesis(num_images=84, batch_size=40, rounds=2)
     labels = [
         {label for specs in plan_all(config, 1000, seed) for spec in specs for label in spec.labels} for seed in (0, 1)
     ]
-    assert [len(found) for found in labels] == [84, 84]
+    assert [len(classes) for classes in labels] == [84, 84]
     assert len(labels[0] & labels[1]) < 30
     assert max(labels[0]) > 900
 
 
 @pytest.mark.parametrize("batch_size", range(3, 61, 7))
-def test_any_batch_size_works(batch_size):
+def test_any_batch_size_covers_all_images(batch_size):
     specs = plan_batches(synthesis(num_images=60, batch_size=batch_size), 10, 0, 0)
     assert sum(len(spec.labels) for spec in specs) == 60
     assert len(specs) == -(-60 // batch_size)
@@ -90,32 +90,32 @@ def test_batches_mix_classes():
             assert list(spec.labels) != sorted(spec.labels)
 
 
-def test_seeds_of_all_batches_of_all_rounds_differ_and_change_with_the_run():
+def test_batch_seeds_differ_over_rounds_and_runs():
     config = synthesis(num_images=400, batch_size=4, rounds=5)
     seeds = [[spec.seed for specs in plan_all(config, seed=seed) for spec in specs] for seed in range(3)]
-    together = [seed for run in seeds for seed in run]
-    assert len(set(together)) == len(together) == 3 * 100
+    all_seeds = [seed for run in seeds for seed in run]
+    assert len(set(all_seeds)) == len(all_seeds) == 3 * 100
 
 
-def test_the_plan_depends_on_configuration_and_seed_alone():
+def test_plan_depends_on_config_and_seed():
     config = synthesis(num_images=103, batch_size=7, rounds=2)
     torch.manual_seed(1)
     first = plan_all(config)
-    later_round_alone = plan_batches(config, 10, 0, 1)
+    second_round = plan_batches(config, 10, 0, 1)
     torch.manual_seed(2)
     assert plan_all(config) == first
-    assert later_round_alone == first[1]
+    assert second_round == first[1]
     assert plan_all(config, seed=1) != first
 
 
-def test_the_plan_of_a_seed_is_pinned():
-    """Shards that exist were made from this plan: a change of it makes resuming mix two data sets."""
+def test_plan_of_a_seed_is_pinned():
+    """Existing shards were made from this plan; if it changes, a resumed run mixes two data sets."""
     (spec,) = plan_batches(synthesis(num_images=6, batch_size=6, classes=(1, 4, 9)), 10, 0, 0)
     assert spec.labels == (9, 4, 1, 4, 9, 1)
     assert spec.seed == int(hashlib.sha256(b"0/batch/0").hexdigest()[:16], 16) // 2
 
 
-def test_labels_of_different_rounds_are_in_different_orders():
+def test_rounds_have_different_orders_of_labels():
     first, second = (
         [label for spec in specs for label in spec.labels] for specs in plan_all(synthesis(num_images=200, rounds=2))
     )
@@ -123,7 +123,7 @@ def test_labels_of_different_rounds_are_in_different_orders():
 
 
 @pytest.mark.parametrize(("total", "parts"), [(10, 3), (3, 3), (7, 1), (100, 7)])
-def test_even_ranges_cover_everything_in_order(total, parts):
+def test_even_ranges_cover_all_in_order(total, parts):
     ranges = even_ranges(total, parts)
     assert [i for r in ranges for i in r] == list(range(total))
     assert len(ranges) == parts
@@ -151,12 +151,12 @@ def test_batch_ranges_are_as_few_as_possible():
         ({"classes": ()}, "classes: an empty list leaves nothing to synthesize"),
     ],
 )
-def test_a_synthesis_that_cannot_be_run_is_refused(values, message):
+def test_invalid_synthesis_config_raises(values, message):
     with pytest.raises(ConfigError, match=message):
         synthesis(**values)
 
 
-def test_seeds_differ_by_run_purpose_and_index_and_fit_a_generator():
+def test_derived_seeds_differ_by_run_purpose_and_index():
     seeds = {derive_seed(s, p, i) for s in range(5) for p in ("batch", "labels", "1/batch") for i in range(20)}
     assert len(seeds) == 5 * 3 * 20
     assert all(0 <= seed < 2**63 for seed in seeds)

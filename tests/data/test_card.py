@@ -1,0 +1,66 @@
+"""Other libraries read the packed shards."""
+
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_run import ROUND_CLASSES, ROUND_IMAGES
+
+
+def assert_same_images(images: dict[int, tuple[np.ndarray, int]], pixels: torch.Tensor) -> None:
+    """`images` maps the number of an image to its pixels (H, W, C) and label; `pixels` is (N, C, H, W)."""
+    assert sorted(images) == list(range(len(pixels)))
+    for number, (image, label) in images.items():
+        assert label == number % ROUND_CLASSES
+        assert np.array_equal(image, pixels[number].permute(1, 2, 0).numpy())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset does not close its tars
+def test_webdataset_reads_every_image_with_its_label(packed_round):
+    import webdataset
+
+    folder, pixels = packed_round
+    tars = [str(path) for path in sorted((folder / "train").glob("*.tar"))]
+    reader = webdataset.WebDataset(tars, shardshuffle=False).decode("pil").to_tuple("png", "cls", "__key__")
+    images = {int(key.split("/")[1]): (np.asarray(image), label) for image, label, key in reader}
+    assert_same_images(images, pixels)
+
+
+def test_datasets_reads_every_image_with_its_label(packed_round, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    import datasets
+
+    folder, pixels = packed_round
+    dataset = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
+    assert list(dataset) == ["train"]
+    images = {int(row["__key__"].split("/")[1]): (np.asarray(row["png"]), row["cls"]) for row in dataset["train"]}
+    assert_same_images(images, pixels)
+    assert {row["json"]["label"] for row in dataset["train"]} == set(range(ROUND_CLASSES))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset does not close its tars
+def test_timm_reads_every_image_with_its_label(packed_round):
+    from timm.data import create_dataset
+
+    folder, pixels = packed_round
+    dataset = create_dataset("wds/", root=str(folder), split="train")
+    assert len(dataset) == ROUND_IMAGES
+    by_content = {image.permute(1, 2, 0).numpy().tobytes(): number for number, image in enumerate(pixels)}
+    images = {by_content[np.asarray(image).tobytes()]: (np.asarray(image), label) for image, label in dataset}
+    assert_same_images(images, pixels)
+
+
+def test_torchvision_reads_the_unpacked_images_with_their_labels(packed_round, tmp_path):
+    from torchvision.datasets import ImageFolder
+
+    folder, pixels = packed_round
+    for path in (folder / "train").glob("*.tar"):
+        with tarfile.open(path) as tar:
+            tar.extractall(tmp_path, filter="data")
+    dataset = ImageFolder(str(tmp_path))
+    images = {int(Path(path).stem): (np.asarray(Image.open(path)), label) for path, label in dataset.samples}
+    assert_same_images(images, pixels)

@@ -1,0 +1,84 @@
+"""The command line of the stages: arguments, the first line, locks, and interrupts."""
+
+import pytest
+import torch
+from tiny_run import copy_run, run_command, write_config
+
+from pipeline.run import load_run
+from pipeline.runtime.files import exclusive_lock
+from stages import chain, command, distill, evaluate, report, synthesize, teacher, verify
+from stages.command import parse_arguments, read_config, run_stage
+
+STAGES = (teacher, synthesize, distill, evaluate, report, verify, chain)
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.__name__)
+def test_unknown_key_raises_in_every_stage(error_of, tmp_path, stage):
+    assert "unknown key sead; did you mean seed?" in error_of(stage, write_config(tmp_path), "--set", "sead=1")
+
+
+@pytest.mark.parametrize("round_index", ["1", "-1"])
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.__name__)
+def test_round_out_of_range_raises_in_every_stage(error_of, tmp_path, stage, round_index):
+    message = error_of(stage, write_config(tmp_path), "--round", round_index)
+    assert message == f"error: --round {round_index}: synthesis.rounds=1 has rounds 0 to 0\n"
+
+
+def test_set_can_be_repeated(tmp_path):
+    path = write_config(tmp_path)
+    arguments = parse_arguments("", ["--config", str(path), "--set", "seed=5", "name=other", "--set", "distill.lr=0.5"])
+    config = read_config(arguments)
+    assert (config.seed, config.name, config.distill.lr) == (5, "other", 0.5)
+
+
+def test_interrupt_says_how_to_continue(tmp_path, monkeypatch, capsys):
+    def interrupted(session, round_index):
+        raise KeyboardInterrupt
+
+    assert run_command(monkeypatch, interrupted, write_config(tmp_path)) == 130
+    assert capsys.readouterr().err == "interrupted; run the same command again to continue\n"
+
+
+def test_unknown_device_raises(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DREAMDISTILL_DEVICE", "gpu")
+    monkeypatch.setattr("sys.argv", ["stage", "--config", str(write_config(tmp_path))])
+    with pytest.raises(SystemExit, match="2"):
+        run_stage(teacher.main, "")
+    assert (
+        capsys.readouterr().err
+        == "error: DREAMDISTILL_DEVICE=gpu is not a device to compute on; use cpu, cuda or cuda:N\n"
+    )
+
+
+@pytest.mark.parametrize("reason", [None, "PyTorch is built without CUDA; install a build with it"])
+def test_first_line_names_device_processes_and_precision(tmp_path, monkeypatch, capsys, finished, reason):
+    monkeypatch.setattr(command, "unusable_driver", lambda: reason)
+    monkeypatch.setattr(command, "is_device_named", lambda: False)
+    assert run_command(monkeypatch, verify.main, copy_run(finished, tmp_path)) == 0
+    first, *others = capsys.readouterr().out.splitlines()
+    num_threads = torch.get_num_threads()
+    assert first.startswith("on cpu (")
+    assert first.endswith(
+        f"): 1 process with {num_threads} thread{'s' * (num_threads > 1)}; "
+        "teacher in float32, uncompiled; synthesis in float32, uncompiled; distillation in float32, uncompiled"
+    )
+    assert [line for line in others if "driver" in line] == (
+        [f"the NVIDIA driver of this machine is not used: {reason}"] if reason else []
+    )
+
+
+def test_second_process_on_the_same_run_raises(error_of, finished, tmp_path):
+    path = copy_run(finished, tmp_path)
+    with exclusive_lock(load_run(path).checkpoints / ".lock"):
+        assert "another process works on" in error_of(chain, path)
+
+
+def test_second_process_on_the_same_shards_raises(error_of, finished, tmp_path):
+    path = copy_run(finished, tmp_path, checkpoints_dir=str(tmp_path / "others"))
+    with exclusive_lock(load_run(path).shards / ".lock"):
+        assert f"another process works on {tmp_path}/shards/tiny; wait for it" in error_of(synthesize, path)
+
+
+def test_shards_and_checkpoints_can_share_a_folder(tmp_path, monkeypatch):
+    path = write_config(tmp_path, shards_dir=str(tmp_path / "all"), checkpoints_dir=str(tmp_path / "all"))
+    assert run_command(monkeypatch, teacher.main, path) == 0

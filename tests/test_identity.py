@@ -1,0 +1,77 @@
+"""Outputs of another identity are neither reused nor overwritten; settings without effect on outputs do not count."""
+
+import shutil
+
+import pytest
+import safetensors.torch
+from tiny_run import copy_run, run_command, run_in_process, tiny_config
+
+from pipeline.data.shards import read_manifest
+from pipeline.identity import synthesis_identity
+from pipeline.run import load_run
+from pipeline.runtime.fingerprint import fingerprint
+from stages import chain, distill, evaluate, report, synthesize, teacher
+
+# Stage, key, value of the finished run, value now, and the output that has another identity.
+OTHER_IDENTITIES = {
+    "shards": (synthesize, "synthesis.num_images", "60", "50", "shards/tiny/0"),
+    "shards in distill": (distill, "synthesis.num_images", "60", "50", "shards/tiny/0"),
+    "shards in the chain": (chain, "synthesis.inversion.lr", "0.1", "0.2", "shards/tiny/0"),
+    "student": (distill, "distill.lr", "0.1", "0.2", "checkpoints/tiny/student-0.safetensors"),
+    "student in evaluate": (evaluate, "distill.lr", "0.1", "0.2", "checkpoints/tiny/student-0.safetensors"),
+    "student in the report": (report, "distill.lr", "0.1", "0.2", "checkpoints/tiny/student-0.safetensors"),
+    "teacher": (teacher, "teacher_training.steps", "42", "43", "checkpoints/tiny/teacher.safetensors"),
+}
+
+
+@pytest.mark.parametrize(("stage", "key", "old", "new", "name"), OTHER_IDENTITIES.values(), ids=OTHER_IDENTITIES)
+def test_output_of_another_identity_raises(error_of, finished, tmp_path, stage, key, old, new, name):
+    message = error_of(stage, copy_run(finished, tmp_path), "--set", f"{key}={new}")
+    assert f"{tmp_path / name} was made with another configuration (" in message
+    assert f"{key.removeprefix('teacher_')}: {old} before, {new} now" in message
+    assert "Set another `name`, or remove it (`make clean`" in message
+
+
+def test_settings_that_change_no_output_are_accepted(finished, tmp_path, monkeypatch):
+    path = copy_run(finished, tmp_path)
+    settings = [
+        "synthesis.inversion.log_every=1",
+        "distill.log_every=1",
+        "distill.save_every_s=1",
+        "distill.memory_gib=1",
+        "teacher_training.log_every=1",
+    ]
+    assert run_command(monkeypatch, chain.main, path, "--set", *settings) == 0
+
+
+def test_manifest_has_the_fingerprint_of_the_identity(finished):
+    config = tiny_config(finished)
+    assert read_manifest(config.round_folder(0))["fingerprint"] == fingerprint(synthesis_identity(config, 0))
+
+
+@pytest.mark.parametrize("stage", [distill, evaluate])
+def test_student_file_without_identity_raises(error_of, finished, tmp_path, stage):
+    path = copy_run(finished, tmp_path)
+    student = load_run(path).student_path(0)
+    safetensors.torch.save_file(safetensors.torch.load_file(student), student)
+    assert f"{student} was not written by a run" in error_of(stage, path)
+
+
+def test_parts_without_identity_raise(error_of, finished, tmp_path):
+    path = copy_run(finished, tmp_path)
+    folder = load_run(path).round_folder(0)
+    (folder / "manifest.json").unlink()
+    (folder / "identity.json").unlink()
+    (folder / "parts").mkdir()
+    shutil.copy(folder / "train" / "0003-00000.tar", folder / "parts" / "000000.tar")
+    assert f"{folder} holds parts without identity.json, so their identity is unknown; remove it" in error_of(
+        synthesize, path
+    )
+
+
+def test_training_state_beside_a_finished_student_is_removed(finished, tmp_path):
+    config = load_run(copy_run(finished, tmp_path))
+    state = config.student_path(0).with_suffix(".state")
+    state.write_bytes(b"of a process that was killed after it wrote the student")
+    run_in_process(distill.main, config)
+    assert not state.exists()
