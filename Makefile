@@ -44,7 +44,7 @@ estimate teacher synthesize distill evaluate report verify clean: $(READY)
 	@$(STAGE)$@ $(ARGUMENTS)
 
 estimate:    ## predict hours, memory and disk of this CONFIG from a few steps on this machine
-teacher:     ## train a teacher where the config names no weights
+teacher:     ## train a teacher if the config names no weights
 synthesize:  ## invert the teacher into shards: the next round that is not complete
 distill:     ## train the student on the shards: the next round that has no student
 evaluate:    ## the student beside its teacher on real images

@@ -31,7 +31,7 @@ from pipeline.distillation.task import Task, build_distillation_loss
 from pipeline.distillation.train import train
 from pipeline.models.classifier import Classifier, build_classifier
 from pipeline.models.config import ImageConfig, ModelConfig
-from pipeline.runtime.acceleration import PIXELS_WORTH_COMPILING, resolved
+from pipeline.runtime.acceleration import PIXELS_WORTH_COMPILING, resolve_acceleration
 from pipeline.runtime.distributed import DistributedContext
 from pipeline.runtime.seeds import make_generator
 
@@ -102,7 +102,7 @@ def build_config(arguments: argparse.Namespace, context: DistributedContext) -> 
         log_every=arguments.steps,
         save_every_s=math.inf,
     )
-    return resolved(config, context.device, PIXELS_WORTH_COMPILING, "the benchmark")
+    return resolve_acceleration(config, context.device, PIXELS_WORTH_COMPILING, "the benchmark")
 
 
 def measure(arguments: argparse.Namespace, context: DistributedContext) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from benchmarks.harness import compared, make_parser, open_benchmark, options_of
 from benchmarks.reference import reference_invert
 from pipeline.models.classifier import Classifier, build_classifier
 from pipeline.models.config import ImageConfig, ModelConfig
-from pipeline.runtime.acceleration import PIXELS_WORTH_COMPILING, resolved
+from pipeline.runtime.acceleration import PIXELS_WORTH_COMPILING, resolve_acceleration
 from pipeline.runtime.distributed import DistributedContext
 from pipeline.runtime.seeds import make_generator
 from pipeline.synthesis.config import InversionConfig, PhaseConfig
@@ -46,7 +46,7 @@ def build_config(arguments: argparse.Namespace, context: DistributedContext) -> 
     """The inversion for the options of the command line; `auto` is resolved for this machine."""
     phases = (PhaseConfig(steps=arguments.steps),)
     config = replace(CONFIG, phases=phases, log_every=arguments.steps, cuda_graphs=arguments.cuda_graphs)
-    return resolved(config, context.device, PIXELS_WORTH_COMPILING, "the benchmark")
+    return resolve_acceleration(config, context.device, PIXELS_WORTH_COMPILING, "the benchmark")
 
 
 def build_images(arguments: argparse.Namespace) -> ImageConfig:

@@ -1,1 +1,1 @@
-"""Networks, data and recipes of the CIFAR-10 literature; the networks serve any small image."""
+"""Networks of the CIFAR-10 literature, for any small image."""

@@ -8,7 +8,7 @@ LAYERS: tuple[int | None, ...] = (64, None, 128, None, 256, 256, None, 512, 512,
 
 
 class VGG(nn.Module):
-    """Convolutions with BatchNorm and ReLU; members are named `features.N` as public checkpoints have them.
+    """Convolutions with BatchNorm and ReLU. Layers are named `features.N`, as in public checkpoints.
 
     `width` is that of the first convolution, the others keep their ratio to it.
     """

@@ -15,7 +15,7 @@ class WideBlock(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
-        self.convShortcut = (
+        self.convShortcut = (  # camel case, as in public checkpoints
             nn.Conv2d(in_channels, out_channels, 1, stride, bias=False) if in_channels != out_channels else None
         )
 

@@ -1,1 +1,1 @@
-"""Data-free knowledge distillation: invert a teacher into images, distil a student from them, evaluate it."""
+"""Data-free knowledge distillation: invert a teacher into images, distill a student from them, evaluate it."""

@@ -48,12 +48,12 @@ class Estimate:
     num_files: int
 
     def lines(self) -> list[str]:
-        """Lines for a person."""
+        """The estimate as lines of text."""
         return [
-            f"synthesis     {_duration(self.synthesize_s)}, {self.image_steps_per_s:,.0f} images x steps a second",
-            f"distillation  {_duration(self.distill_s)}, {self.trained_images_per_s:,.0f} images a second",
+            f"synthesis     {_duration(self.synthesize_s)}, {self.image_steps_per_s:,.0f} images x steps per second",
+            f"distillation  {_duration(self.distill_s)}, {self.trained_images_per_s:,.0f} images per second",
             f"compilation   {_duration(self.compile_s)} of it, once for each process",
-            f"memory        {self.peak_memory_bytes / 2**30:.2f} GiB at most, so far as these steps can tell",
+            f"memory        {self.peak_memory_bytes / 2**30:.2f} GiB at most, as far as these steps show",
             f"disk          {self.shard_bytes / 2**30:.2f} GiB of shards in {self.num_files:,} files",
         ]
 

@@ -20,7 +20,8 @@ MAX_ROUNDS_LISTED = 8
 def planned_outputs(config: RunConfig) -> Iterator[str]:
     """One line for each output of the run, in the order in which `make` makes them.
 
-    Raises ConfigError when an output has another identity: the stage would refuse to continue.
+    Raises ConfigError when a finished network, or images of a teacher that exists, have another identity: the stage
+    would refuse to continue.
     """
     training = config.teacher_training
     if training is None:
@@ -56,7 +57,7 @@ def _synthesis_line(config: RunConfig, round_index: int, has_teacher: bool) -> s
 
 
 def _progress(path: Path, identity: Callable[[], Mapping[str, Any]]) -> str:
-    """Whether a network is trained, or has a state to resume from; raises ConfigError if it has another identity.
+    """Whether a network is trained (raises ConfigError if it has another identity), or has a state to resume from.
 
     The identity is taken only of what exists: that of a teacher reads, and may download, its training images.
     """

@@ -14,7 +14,7 @@ from pipeline.data.image_sets import NOT_MIRRORABLE, DataConfig
 from pipeline.distillation.config import DistillConfig, TrainingConfig
 from pipeline.evaluation.evaluate import EvaluationConfig
 from pipeline.models.config import ImageConfig, ModelConfig
-from pipeline.runtime.acceleration import PIXELS_WORTH_COMPILING, resolved
+from pipeline.runtime.acceleration import PIXELS_WORTH_COMPILING, resolve_acceleration
 from pipeline.runtime.config import ConfigError, parse, to_plain
 from pipeline.runtime.config_files import load_yaml
 from pipeline.runtime.ranges import even_ranges
@@ -41,7 +41,7 @@ class RunConfig:
         distill: How the student is trained.
         teacher_training: How a teacher without `weights` is trained; null for a teacher with `weights`.
         verifier: An independent network that scores the stored images and takes no part in making them; needs
-            `weights`. null: no scores.
+            `weights`. null: only the teacher scores them.
         ensemble: Further networks that the `classification` term averages over, beside the teacher; each needs
             `weights`.
         evaluation: How the student is scored beside its teacher.
@@ -113,8 +113,8 @@ class RunConfig:
                 "images; lower it or raise synthesis.num_images"
             )
 
-    def has_live_student(self, round_index: int) -> bool:
-        """Whether the student of the previous round takes part in the synthesis of a round (Adaptive DeepInversion)."""
+    def is_adaptive(self, round_index: int) -> bool:
+        """Whether the student of the previous round competes in the synthesis of a round (Adaptive DeepInversion)."""
         return round_index > 0 and self.synthesis.inversion.terms.competition > 0
 
     @property
@@ -168,7 +168,7 @@ RENAMED_KEYS = {
     "synthesis.inversion.shift_px": "synthesis.inversion.jitter_px",
     "synthesis.inversion.canvas": "synthesis.inversion.init_noise",
     "synthesis.inversion.canvas.deviation": "synthesis.inversion.init_noise.std",
-    # For a file in which only `canvas` has its new name so far.
+    # No former key: a file in which only the section has its new name.
     "synthesis.inversion.init_noise.deviation": "synthesis.inversion.init_noise.std",
     "distill.augment.shift_px": "distill.augment.crop_padding_px",
     "teacher_training.augment.shift_px": "teacher_training.augment.crop_padding_px",
@@ -198,17 +198,17 @@ def _warn_of_mirrors(config: RunConfig) -> None:
 
 
 def resolve(config: RunConfig, device: torch.device) -> RunConfig:
-    """The configuration as it runs on `device`, without `auto` (see `acceleration.resolved`)."""
+    """The configuration as it runs on `device`, without `auto` (see `acceleration.resolve_acceleration`)."""
     image_pixels = config.images.height * config.images.width
 
     def resolved_training(training: Training, key: str) -> Training:
-        return resolved(training, device, training.steps * training.batch_size * image_pixels, key)
+        return resolve_acceleration(training, device, training.steps * training.batch_size * image_pixels, key)
 
     original = config.synthesis.inversion
     num_pixels = config.synthesis.num_images * original.num_steps * image_pixels
     if original.cuda_graphs:
         num_pixels = max(num_pixels, PIXELS_WORTH_COMPILING)  # graphs are made of compiled steps
-    inversion = resolved(replace(original, cuda_graphs=False), device, num_pixels, "synthesis.inversion")
+    inversion = resolve_acceleration(replace(original, cuda_graphs=False), device, num_pixels, "synthesis.inversion")
     inversion = replace(inversion, cuda_graphs=original.cuda_graphs and bool(inversion.compile))
     return replace(
         config,

@@ -55,7 +55,7 @@ class Session:
 
         Raises ValueError when the teacher cannot be inverted at the size of a phase, or when that student is missing.
         """
-        if not self.config.has_live_student(round_index):
+        if not self.config.is_adaptive(round_index):
             return self.plain_objective
         require_student(self.config, round_index - 1)
         student = self.adaptive_objective.networks.student

@@ -1,1 +1,1 @@
-"""The executables, one a stage: `python -m stages.synthesize --config configs/digits.yaml`."""
+"""The executables, one per stage: `python -m stages.synthesize --config configs/digits.yaml`."""

@@ -2,7 +2,7 @@
 
 import shutil
 
-from pipeline.distillation.state import state_path
+from pipeline.distillation.state import remove_state
 from pipeline.session import Session
 from stages.command import run_stage
 
@@ -15,15 +15,10 @@ def main(session: Session, round_index: int | None = None) -> None:
     if round_index is None:
         outputs = [config.shards, config.checkpoints]
     else:
-        student = config.student_path(round_index)
-        evaluation = config.evaluation_path(round_index)
-        outputs = [config.round_folder(round_index), student, state_path(student)]
-        outputs += [
-            evaluation,
-            evaluation.with_suffix(".csv"),
-            config.checkpoints / "report.html",
-            config.checkpoints / "grid.png",
-        ]
+        student, evaluation = config.student_path(round_index), config.evaluation_path(round_index)
+        remove_state(student)
+        pages = [config.checkpoints / name for name in ("report.html", "grid.png")]
+        outputs = [config.round_folder(round_index), student, evaluation, evaluation.with_suffix(".csv"), *pages]
     for path in outputs:
         if path.is_dir():
             shutil.rmtree(path)

@@ -41,12 +41,11 @@ def run_stage(stage: Stage, description: str, *, exclusive: bool = True) -> None
     Only one of the `exclusive` stages at a time works on a run.
     """
     arguments = parse_arguments(description)
-    warnings.showwarning = _show_warning
+    warnings.showwarning = show_warning
     try:
         config = read_config(arguments)  # before the ranks connect
         if arguments.dry_run:
-            show_plan(config)
-            return
+            return print_preview(config)
     except (ValueError, OSError) as error:
         fail(error, _message(error), is_common=True)
     try:
@@ -97,8 +96,10 @@ def read_config(arguments: argparse.Namespace) -> RunConfig:
     return config
 
 
-def show_plan(config: RunConfig) -> None:
-    """Print the configuration as it would run here, and the outputs of the run."""
+def print_preview(config: RunConfig) -> None:
+    """Print, on rank 0, the configuration as it would run here, and the outputs of the run."""
+    if not is_rank_zero():
+        return
     resolved = resolve(config, choose_device(0, 1))
     print(resolved_yaml(resolved), *planned_outputs(resolved), sep="\n")
 
@@ -115,20 +116,20 @@ def fail(error: Exception, message: str, *, is_common: bool = False) -> NoReturn
 
 
 def _start_line(config: RunConfig, context: DistributedContext) -> str:
-    """The hardware and the way in which the stage uses it, so that nobody wonders whether a GPU is in use."""
+    """The device, the processes and the precision of the stage, so that an unused GPU is noticed."""
     threads, each = torch.get_num_threads(), " each" if context.size > 1 else ""
     sections = {
         "teacher": config.teacher_training,
         "synthesis": config.synthesis.inversion,
         "distillation": config.distill,
     }
-    ways = [f"{name} in {c.precision}, {'' if c.compile else 'un'}compiled" for name, c in sections.items() if c]
-    driver = unusable_driver() if context.device.type == "cpu" and not is_device_named() else None
+    settings = [f"{name} in {c.precision}, {'' if c.compile else 'un'}compiled" for name, c in sections.items() if c]
+    driver_problem = unusable_driver() if context.device.type == "cpu" and not is_device_named() else None
     return (
         f"on {device_name(context.device)}: {counted(context.size, 'process')} with "
         f"{counted(threads, 'thread')}{each}; "
-        + "; ".join(ways)
-        + (f"\nthe NVIDIA driver of this machine is not used: {driver}" if driver else "")
+        + "; ".join(settings)
+        + (f"\nthe NVIDIA driver of this machine is not used: {driver_problem}" if driver_problem else "")
     )
 
 
@@ -145,6 +146,7 @@ def _message(error: Exception) -> str:
     return str(error)
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *place: object, **more: object) -> None:
+def show_warning(message: Warning | str, category: type[Warning], *location: object, **details: object) -> None:
+    """Print a warning of rank 0 in one line; takes the place of `warnings.showwarning`."""
     if is_rank_zero():
         print(f"warning: {message}", file=sys.stderr)

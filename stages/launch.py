@@ -17,7 +17,7 @@ from torch.distributed.run import parse_args
 from torch.distributed.run import run as launch
 
 from pipeline.runtime.distributed import choose_device, prepare_launch
-from stages.command import FAILED, INTERRUPTED, fail, parse_arguments, read_config, show_plan
+from stages.command import FAILED, INTERRUPTED, fail, parse_arguments, print_preview, read_config, show_warning
 
 
 def main() -> None:
@@ -26,16 +26,19 @@ def main() -> None:
     parser.add_argument("num_processes")
     parser.add_argument("stage")
     own, arguments = parser.parse_known_args()
-    warnings.simplefilter("ignore")  # rank 0 shows them
     try:
         num_processes = int(own.num_processes) if own.num_processes.isdigit() else 0
         if num_processes < 1:
             raise ValueError(f"NPROC={own.num_processes} is not a number of processes; use 1 or more")
         stage_arguments = parse_arguments("", arguments)
+        if stage_arguments.dry_run:
+            warnings.showwarning = show_warning
+        else:
+            warnings.simplefilter("ignore")  # rank 0 shows them
         config = read_config(stage_arguments)
         choose_device(0, num_processes)
         if stage_arguments.dry_run:
-            show_plan(config)
+            print_preview(config)
             return
     except (ValueError, OSError) as error:
         fail(error, str(error))

@@ -61,7 +61,7 @@ Old names are accepted with a warning in files, in bases and in overrides; the n
 a key in one file are an error.
 """
 
-# What the loader fills in where a file has no such key.
+# The loader fills these in if a file has no such key.
 DEFAULTS = {"name": "the file's name without `.yaml`"}
 
 
@@ -71,7 +71,8 @@ def document() -> str:
 
 
 def _renamed_keys() -> str:
-    rows = "\n".join(f"| `{old}` | `{new}` |" for old, new in RENAMED_KEYS.items())
+    former = {old: new for old, new in RENAMED_KEYS.items() if old.rpartition(".")[0] not in RENAMED_KEYS.values()}
+    rows = "\n".join(f"| `{old}` | `{new}` |" for old, new in former.items())
     return f"{RENAMED_INTRODUCTION}\n| old | new |\n|---|---|\n{rows}"
 
 

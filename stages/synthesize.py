@@ -27,10 +27,10 @@ def main(session: Session, round_index: int | None = None) -> None:
         if context.is_main_process:
             write_identity(folder, identity, config)
         context.barrier()  # the identity comes before the first part
-        own = missing[context.rank :: context.size]
-        progress = _progress(session, round_index, len(own), len(specs) - len(missing))
+        own_specs = missing[context.rank :: context.size]
+        progress = _progress(session, round_index, len(own_specs), len(specs) - len(missing))
         with open_recorder(config.metrics_path(context.rank), progress, visible=context.is_main_process) as recorder:
-            make_batches(objective, own, store, recorder, context)
+            make_batches(objective, own_specs, store, recorder, context)
         context.barrier()
     if context.is_main_process:
         if was_packed:
@@ -51,11 +51,11 @@ def _next_round(config: RunConfig) -> int:
     return next((r for r in rounds if not is_packed(config.round_folder(r))), rounds[-1])
 
 
-def _progress(session: Session, round_index: int, num_own: int, num_done: int) -> Progress:
+def _progress(session: Session, round_index: int, num_own_batches: int, num_finished_batches: int) -> Progress:
     """The steps of this rank: those of its own batches, and its share of the batches that exist."""
     num_steps = session.config.synthesis.inversion.num_steps
-    done = num_done // session.context.size * num_steps
-    total = done + num_own * num_steps
+    done = num_finished_batches // session.context.size * num_steps
+    total = done + num_own_batches * num_steps
     return Progress(stage="synthesize", total=total, unit="steps", done=done, round_index=round_index)
 
 

@@ -44,7 +44,8 @@ def main(session: Session, round_index: int | None = None) -> None:
         train(state, task, images, DistributedContext(device=device), recorder.log)
     test = load_images(config.data, "test", config.images)
     metrics = measure(teacher, test, config.evaluation)
-    write_json(path.with_suffix(".json"), {"test": config.data.test, "num_images": len(test.labels), **metrics})
+    facts = {"test": config.data.test, "num_images": len(test.labels), "parameters": teacher.num_parameters}
+    write_json(path.with_suffix(".json"), {**facts, **metrics})
     save_classifier(path, teacher, config.teacher, identity)
     remove_state(path)
     print(f"teacher: {path}, top-1 {metrics['top1']:.2%} on {len(test.labels)} test images")

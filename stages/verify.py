@@ -8,6 +8,8 @@ from stages.command import run_stage
 def main(session: Session, round_index: int | None = None) -> None:
     """Raise ShardError with one line for each shard that is missing, truncated or altered."""
     config = session.config
+    if not session.context.is_main_process:
+        return
     rounds = range(config.synthesis.rounds) if round_index is None else [round_index]
     folders = [config.round_folder(r) for r in rounds if (config.round_folder(r) / MANIFEST).exists()]
     if not folders:

@@ -50,6 +50,14 @@ BANNED = {
 BANNED_WORD = re.compile(rf"(?<![-\w])(?:{'|'.join(BANNED)})(?![-\w])")
 
 
+SOURCES = sorted(
+    path
+    for folder in ("pipeline", "stages", "cifar10", "configs")
+    for path in (REPOSITORY / folder).rglob("*")
+    if path.suffix in (".py", ".yaml")
+)
+
+
 def name_of(page: Path) -> str:
     return str(page.relative_to(REPOSITORY))
 
@@ -129,3 +137,11 @@ def test_the_layout_of_the_architecture_page_is_the_tree():
     }
     modules = chain.from_iterable((REPOSITORY / folder).rglob("*.py") for folder in ("stages", "pipeline", "cifar10"))
     assert listed == {name_of(path) for path in modules if path.name != "__init__.py"}
+
+
+@pytest.mark.parametrize("path", [*SOURCES, REPOSITORY / "pyproject.toml", REPOSITORY / "Makefile"], ids=name_of)
+def test_sources_use_the_words_of_the_field(path):
+    text = path.read_text()
+    for old in RENAMED_KEYS:
+        text = text.replace(f'"{old}"', "")
+    assert BANNED_WORD.findall(text) == []

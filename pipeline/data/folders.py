@@ -78,7 +78,7 @@ class FolderImages:
 def open_folder(
     root: Path, images: ImageConfig, short_side_px: int | None, classes: Sequence[str] | None
 ) -> FolderImages:
-    """An `imagefolder`: one sub-folder a class. Labels follow `classes`, by default the sorted folder names."""
+    """An `imagefolder`: one sub-folder per class. Labels follow `classes`, by default the sorted folder names."""
     source = f"imagefolder:{root}"
     if not root.is_dir():
         raise ValueError(f"{source}: there is no such folder")
@@ -103,11 +103,11 @@ def open_tar(path: Path, images: ImageConfig, short_side_px: int | None, classes
             members = sorted((m for m in tar if m.isfile() and _is_image(m.name)), key=lambda member: member.name)
     except tarfile.TarError as error:
         raise ValueError(f"{source} is not an uncompressed tar ({error})") from error
-    names_of_classes = [_class_of(member.name) for member in members]
-    label_of = _labels_of(sorted(set(names_of_classes)), classes, images, source)
+    class_names = [_class_of(member.name) for member in members]
+    label_of = _labels_of(sorted(set(class_names)), classes, images, source)
     locations = [(path, member.offset_data, member.size) for member in members]
     names = [f"{member.name} in {path}" for member in members]
-    return FolderImages(names, locations, [label_of[name] for name in names_of_classes], images, short_side_px)
+    return FolderImages(names, locations, [label_of[name] for name in class_names], images, short_side_px)
 
 
 def _is_image(name: str) -> bool:
@@ -125,7 +125,7 @@ def _labels_of(names: Sequence[str], classes: Sequence[str] | None, images: Imag
         if len(names) != images.num_classes:
             raise ValueError(
                 f"{source} has {len(names)} classes, images.num_classes={images.num_classes}; to see which differ, set "
-                "data.classes to a file that names the classes in the order of the labels, one a line"
+                "data.classes to a file that names the classes in the order of the labels, one per line"
             )
         classes = names
     if len(classes) != images.num_classes or len(set(classes)) != len(classes):

@@ -1,4 +1,4 @@
-"""Image sets: synthetic shards and real images behind one small interface, and the order in which they are learned."""
+"""Image sets: synthetic shards and real images behind one small interface."""
 
 import hashlib
 from collections.abc import Sequence

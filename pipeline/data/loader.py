@@ -21,7 +21,7 @@ READ_BATCH, READ_PIECE = 256, 32
 # The most bytes of decoded images that wait for the device; one batch at least is always read ahead.
 READ_AHEAD_BYTES = 256 * 2**20
 # Share of the free memory for cached images, unless the user sets a limit: a network trains beside them, and the images
-# of a new round are there twice for a moment.
+# of a new round exist twice for a moment.
 CACHE_SHARE = 0.4
 
 

@@ -47,7 +47,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _TarSample:
     """The position of one sample: its tar file, and (offset, size) of the member of each extension."""
 
     file: Path
@@ -102,14 +102,14 @@ def pack(folder: Path, batch_indices: Iterable[int], identity: Mapping[str, Any]
     `identity` is what the images depend on. `facts` go into the manifest (see `synthesis.store.manifest_facts`). Raises
     ShardError when a part is missing or damaged.
     """
-    by_class: dict[int, list[tuple[str, _Place]]] = defaultdict(list)
+    by_class: dict[int, list[tuple[str, _TarSample]]] = defaultdict(list)
     metadata = []
     for index in batch_indices:
         path = part_path(folder, index)
         for key, members in read_members(path).items():
-            place = _Place(path, members)
-            by_class[int(key.partition("/")[0])].append((key, place))
-            metadata.append(json.loads(_read(place, "json")))
+            sample = _TarSample(path, members)
+            by_class[int(key.partition("/")[0])].append((key, sample))
+            metadata.append(json.loads(_read(sample, "json")))
     entries = []
     for label, samples in sorted(by_class.items()):
         samples.sort(key=lambda sample: sample[0])
@@ -130,10 +130,10 @@ def pack(folder: Path, batch_indices: Iterable[int], identity: Mapping[str, Any]
     write_json(folder / MANIFEST, manifest, indent=None)
 
 
-def _write_shard(path: Path, label: int, samples: list[tuple[str, _Place]], extension: str) -> dict[str, Any]:
+def _write_shard(path: Path, label: int, samples: list[tuple[str, _TarSample]], extension: str) -> dict[str, Any]:
     with atomic_file(path) as file, TarWriter(file, encoder=False, mtime=0) as tar:
-        for key, place in samples:
-            tar.write({"__key__": key, **{name: _read(place, name) for name in place.members}})
+        for key, sample in samples:
+            tar.write({"__key__": key, **{name: _read(sample, name) for name in sample.members}})
     members = read_members(path)
     return {
         "file": f"{SPLIT}/{path.name}",
@@ -147,8 +147,8 @@ def _write_shard(path: Path, label: int, samples: list[tuple[str, _Place]], exte
     }
 
 
-def _read(place: _Place, extension: str) -> bytes:
-    return read_range(place.file, *place.members[extension])
+def _read(sample: _TarSample, extension: str) -> bytes:
+    return read_range(sample.file, *sample.members[extension])
 
 
 def mean_scores(metadata: list[dict[str, Any]]) -> dict[str, float]:

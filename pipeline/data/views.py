@@ -94,7 +94,7 @@ def augment(
         mirrored = torch.rand(count, generator=generator) < 0.5
         pixels = torch.where(to_device(mirrored, pixels.device)[:, None, None, None], pixels.flip(3), pixels)
     if config.brightness or config.contrast or config.saturation:
-        pixels = _jitter(pixels, config, generator)
+        pixels = _color_jitter(pixels, config, generator)
     draw = torch.rand((), generator=generator).item()
     if draw < config.mixup_probability:
         return _mixup(pixels, targets, config.mixup_alpha, generator)
@@ -119,7 +119,7 @@ def random_resized_crop(pixels: Tensor, area: tuple[float, float], generator: to
     return F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
 
 
-def _jitter(pixels: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+def _color_jitter(pixels: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
     draws = 2 * torch.rand(3, len(pixels), 1, 1, 1, generator=generator) - 1
     brightness, contrast, saturation = (
         1 + strength * to_device(draw, pixels.device)

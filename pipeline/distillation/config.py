@@ -15,7 +15,8 @@ class TrainingConfig:
 
     Attributes:
         steps: Number of updates, at least 1.
-        batch_size: Images per update over all processes, at least 2 per process and a multiple of their number.
+        batch_size: Images per update, at least 2. In distillation all processes share them: a multiple of their number,
+            at least 2 for each, and at most the images of one round.
         lr: Peak learning rate, positive.
         optimizer: `sgd` with Nesterov momentum, or `adamw`.
         momentum: Momentum of SGD, in [0, 1). null: 0.9; AdamW has none.
@@ -26,7 +27,7 @@ class TrainingConfig:
         label_smoothing: Label smoothing of the cross-entropy, in [0, 1).
         precision: Arithmetic of the networks. `auto`: bfloat16 where the hardware multiplies it, else float32.
         compile: Whether the step is compiled (torch.compile). `auto`: where compiling works and saves time.
-        log_every: Steps between two log lines and checks for values that are not finite.
+        log_every: Steps between two log lines; losses are checked for NaN and infinity at the same steps.
         save_every_s: Least number of seconds between two saved states; a stopped training run resumes from the last.
         memory_gib: Memory for decoded images on the device, in GiB. Images that fit are decoded once; otherwise they
             are read from disk again in every epoch. null: 40 % of the free memory.

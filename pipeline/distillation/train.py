@@ -29,6 +29,7 @@ def train(
     Raises ValueError when the ranks cannot share a batch evenly, FloatingPointError when a loss is not finite; the
     state that was saved last stays as it was.
     """
+    assert task.classifier is state.classifier and task.config.batch_size == state.config.batch_size
     config, device = state.config, context.device
     _require_even_shares(config.batch_size, context.size)
     state.classifier.train()

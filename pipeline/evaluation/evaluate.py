@@ -28,7 +28,7 @@ class EvaluationConfig:
 
     Attributes:
         batch_size: Images per forward pass, at least 1. It changes memory and time, not the scores.
-        classes: The labels that answers are chosen from, for a student that has learned no others; at least two.
+        classes: The labels among which predictions are made, for a student that has learned no others; at least two.
             Accuracy counts the test images of these classes, agreement counts all images. null: all classes.
     """
 
@@ -69,7 +69,7 @@ class EvalReport:
         return flat | {"agreement": self.agreement, "kl": self.kl, "accuracy_retention": self.accuracy_retention}
 
     def line(self) -> str:
-        """One line for a person."""
+        """The main metrics in one line."""
         student, teacher = self.student, self.teacher
         return (
             f"student top-1 {student['top1']:.2%}, teacher {teacher['top1']:.2%} on {self.num_images} real images; "
@@ -80,13 +80,26 @@ class EvalReport:
 
 @torch.no_grad()
 def measure(network: Classifier, images: ImageSet, config: EvaluationConfig) -> dict[str, Any]:
-    """The `ClassificationMetrics` of one network over all images."""
+    """The `ClassificationMetrics.summary` of one network over all images and classes; sets evaluation mode.
+
+    Raises FloatingPointError when a logit is not finite.
+    """
     metrics = ClassificationMetrics(network.num_classes, network.device)
+    network.eval()
     ranges = batch_ranges(len(images.labels), config.batch_size)
     for indices, batch in zip(ranges, read_batches(images, ranges), strict=True):
-        labels = images.labels[indices.start : indices.stop].to(network.device)
-        metrics.add(network.eval()(to_unit(batch.to(network.device))), labels)
+        logits = network(to_unit(batch.to(network.device)))
+        _require_finite(logits, "network", indices)
+        metrics.add(logits, images.labels[indices.start : indices.stop].to(network.device))
     return metrics.summary()
+
+
+def _require_finite(logits: Tensor, name: str, indices: range) -> None:
+    if not torch.isfinite(logits).all():
+        raise FloatingPointError(
+            f"evaluation: the {name}'s logits are not finite on images {indices.start} to {indices.stop - 1}; train it "
+            "with a lower lr"
+        )
 
 
 @torch.no_grad()
@@ -107,6 +120,7 @@ def evaluate(
     if not num_images:
         raise ValueError(f"evaluation.classes: there is no test image of the classes {classes.tolist()}")
     position = torch.full((teacher.num_classes,), -1).index_put_((classes,), torch.arange(len(classes))).to(device)
+    classes = classes.to(device)
     metrics = {name: ClassificationMetrics(len(classes), device) for name in networks}
     agreement = Agreement()
     ranges = batch_ranges(len(images.labels), config.batch_size)
@@ -115,8 +129,7 @@ def evaluate(
         labels = position[images.labels[indices.start : indices.stop].to(device)]
         logits = {name: network(pixels)[:, classes] for name, network in networks.items()}
         for name in networks:
-            if not torch.isfinite(logits[name]).all():
-                raise FloatingPointError(f"evaluation: the {name}'s logits are not finite on images {indices}")
+            _require_finite(logits[name], name, indices)
             metrics[name].add(logits[name][labels >= 0], labels[labels >= 0])
         agreement.add(logits["student"], logits["teacher"])
         if on_batch:

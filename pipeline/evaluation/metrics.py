@@ -13,7 +13,7 @@ CALIBRATION_BINS = 15
 
 
 def top5_hits(logits: Tensor, labels: Tensor) -> Tensor:
-    """Whether the label is among the five highest logits (all of them where there are fewer); bool (N,)."""
+    """Whether the label is among the five highest logits, or among all if there are fewer; bool (N,)."""
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices
     return (best == labels[:, None]).any(1)
 

@@ -58,7 +58,9 @@ def render(run: RunRecord) -> str:
     evaluation, tiles = run.evaluation, run.tiles
     sections = {
         "Metrics": _metrics(evaluation) + _rounds(run.manifests) + _times(run.metrics, run.manifests, run.estimate),
-        "Synthetic images, one class a row": _image("grid of synthetic images", grid(tiles), tiles.shape[1] * TILE_PX),
+        "Synthetic images, one class per row": _image(
+            "grid of synthetic images", grid(tiles), tiles.shape[1] * TILE_PX
+        ),
         "Curves": _curves(run.metrics),
         "Confusion matrix of the student: rows are labels, columns predictions": _confusion(
             evaluation["student"]["confusion"], evaluation["classes"]
@@ -161,7 +163,7 @@ def _series(lines: Sequence[Mapping[str, Any]]) -> dict[str, Points]:
 
 
 def grid(tiles: Tensor) -> Tensor:
-    """uint8 (classes, images, C, H, W) as one picture (C, H, W), one class a row, with gaps of one pixel."""
+    """uint8 (classes, images, C, H, W) as one picture (C, H, W), one class per row, with gaps of one pixel."""
     padded = torch.nn.functional.pad(tiles, (0, 1, 0, 1), value=255)
     classes, images, channels, height, width = padded.shape
     return padded.permute(2, 0, 3, 1, 4).reshape(channels, classes * height, images * width)

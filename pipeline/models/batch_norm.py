@@ -16,11 +16,11 @@ def along_channels(values: Tensor, features: Tensor) -> Tensor:
 
 
 class FrozenBatchNorm(_BatchNorm):
-    """`layer` with a factor weight / sqrt(running_var + eps) that is computed once for each channel.
+    """`layer`, with a factor weight / sqrt(running_var + eps) for each channel that is computed once.
 
-    It shares the tensors of `layer`, and its state dict has the same keys. Only compiled and in evaluation mode it
-    multiplies by the factor: a compiler fuses the normalization with its neighbors, and would compute the root and the
-    quotient again for every value. Otherwise it is an ordinary layer.
+    It shares the tensors of `layer`, and its state dict has the same keys. It multiplies by the factor only when it is
+    compiled and in evaluation mode: a compiler fuses the normalization with its neighbors and would repeat the root and
+    the quotient for every value. Otherwise it is an ordinary layer.
     """
 
     factor: Tensor
@@ -63,19 +63,18 @@ def freeze_batch_norms(network: nn.Module) -> nn.Module:
 
     Layers without running statistics stay as they are, and so do layers with hooks, which a replacement would lose.
     """
-    frozen: dict[nn.Module, nn.Module] = {}  # a layer can have several places in a network
-
-    def convert(module: nn.Module) -> nn.Module:
-        if module not in frozen:
-            frozen[module] = FrozenBatchNorm(module) if isinstance(module, _BatchNorm) and _is_plain(module) else module
-            for name, child in module._modules.items():  # `named_children` would leave out a layer's second place
-                if child is not None:
-                    setattr(module, name, convert(child))
-        return frozen[module]
-
-    return convert(network)
+    plain = [m for m in network.modules() if isinstance(m, _BatchNorm) and _is_plain(m)]
+    frozen: dict[nn.Module, nn.Module] = {layer: FrozenBatchNorm(layer) for layer in plain}
+    for module in network.modules():
+        for name, child in module._modules.items():  # `named_children` would leave out a layer's second place
+            if child in frozen:
+                setattr(module, name, frozen[child])
+        for value in vars(module).values():
+            if isinstance(value, list):  # a plain list of layers, beside their registration as modules
+                value[:] = [frozen.get(item, item) if isinstance(item, nn.Module) else item for item in value]
+    return frozen.get(network, network)
 
 
 def _is_plain(layer: _BatchNorm) -> bool:
-    has_hooks = layer._forward_hooks or layer._forward_pre_hooks
-    return type(layer) in PLAIN and layer.running_var is not None and not has_hooks
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return type(layer) in PLAIN and layer.running_var is not None and not any(hooks)

@@ -39,8 +39,9 @@ class Classifier(nn.Module):
 
         Weights can be loaded afterwards, but not trained.
         """
+        self.eval()  # before layers are replaced, so that references to replaced ones keep this mode
         self.network = freeze_batch_norms(self.network)
-        return self.eval().requires_grad_(False)
+        return self.requires_grad_(False)
 
     @property
     def normalization(self) -> Normalization:

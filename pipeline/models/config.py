@@ -6,7 +6,7 @@ from typing import Any
 from pipeline.runtime.config import ConfigError
 
 SOURCES = ("cifar10", "torchvision", "timm", "python")
-# (mean, std), one value a channel.
+# (mean, std), one value per channel.
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 
 
@@ -78,4 +78,4 @@ class ModelConfig:
         if (self.mean is None) != (self.std is None):
             raise ConfigError("mean, std: give both or neither")
         if self.std is not None and not (self.std and min(self.std) > 0):
-            raise ConfigError(f"std: {list(self.std)} must be one positive value a channel")
+            raise ConfigError(f"std: {list(self.std)} must be one positive value per channel")

@@ -111,13 +111,13 @@ def _import_timm(name: str) -> Any:
 
 
 def _python(name: str, config: ModelConfig, images: ImageConfig) -> tuple[nn.Module, None]:
-    place, separator, function_name = name.rpartition(":")
+    module_name, separator, function_name = name.rpartition(":")
     if not separator:
         raise ValueError(f"python:{name} must be python:package.module:function or python:path/to/file.py:function")
-    module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
+    module = _import_file(Path(module_name)) if module_name.endswith(".py") else _import_module(module_name)
     function: Callable[..., nn.Module] | None = getattr(module, function_name, None)
     if function is None:
-        raise ValueError(f"python:{name}: {place} has no {function_name!r}")
+        raise ValueError(f"python:{name}: {module_name} has no {function_name!r}")
     return function(**config.options), None
 
 

@@ -1,1 +1,1 @@
-"""What everything runs on: configuration, files, ranks, threads, compiler, seeds."""
+"""Configuration, files, processes, threads, compiler and seeds, for all other folders."""

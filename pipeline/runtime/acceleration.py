@@ -8,7 +8,7 @@ import torch
 
 from pipeline.runtime.compiler import why_not_compiled
 from pipeline.runtime.config import ConfigError
-from pipeline.runtime.hardware import SLOWDOWN, device_name, multiplies_bfloat16
+from pipeline.runtime.hardware import BFLOAT16_SLOWDOWN, device_name, multiplies_bfloat16
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", True, False]
@@ -30,7 +30,7 @@ class _Accelerated(Protocol):
 Config = TypeVar("Config", bound=_Accelerated)
 
 
-def resolved(config: Config, device: torch.device, num_pixels: int, key: str) -> Config:
+def resolve_acceleration(config: Config, device: torch.device, num_pixels: int, key: str) -> Config:
     """`config` (the section `key`) with both settings resolved, for steps that process `num_pixels` pixels on `device`.
 
     `precision: auto` is bfloat16 if the hardware multiplies it, else float32. `compile: auto` is true if compilation
@@ -42,8 +42,8 @@ def resolved(config: Config, device: torch.device, num_pixels: int, key: str) ->
         precision = "bfloat16" if multiplies_bfloat16(device) else "float32"
     elif precision == "bfloat16" and not multiplies_bfloat16(device):
         warnings.warn(
-            f"{key}.precision: bfloat16, but {device_name(device)} has no hardware for it, which makes it {SLOWDOWN} "
-            "slower than float32; set it to auto or float32",
+            f"{key}.precision: bfloat16, but {device_name(device)} has no hardware for it: {BFLOAT16_SLOWDOWN} slower "
+            "than float32; set it to auto or float32",
             stacklevel=2,
         )
     if compile == "auto":

@@ -78,8 +78,8 @@ def _check_base(base: Path, chain: tuple[Path, ...]) -> None:
         )
     resolved = [p.resolve() for p in chain]
     if base.resolve() in resolved:
-        circle = " -> ".join(p.name for p in (*chain[resolved.index(base.resolve()) :], base))
-        raise ConfigError(f"{path}: base: {base.name} closes a circle ({circle}); remove one of these base keys")
+        cycle = " -> ".join(p.name for p in (*chain[resolved.index(base.resolve()) :], base))
+        raise ConfigError(f"{path}: base: {base.name} forms a cycle ({cycle}); remove one of these base keys")
 
 
 def _merge(inherited: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,17 +91,17 @@ def _merge(inherited: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, An
     return merged
 
 
-def _rename(layer: Any, renamed_keys: Mapping[str, str], origin: str, prefix: str = "") -> Any:
-    """`layer` with the new names of its keys; `origin` names the file or override in warnings and errors."""
-    if not isinstance(layer, Mapping):
-        return layer
+def _rename(mapping: Any, renamed_keys: Mapping[str, str], origin: str, prefix: str = "") -> Any:
+    """`mapping` with the new names of its keys; `origin` names the file or override in warnings and errors."""
+    if not isinstance(mapping, Mapping):
+        return mapping
     renamed = {}
-    for key, value in layer.items():
+    for key, value in mapping.items():
         old = f"{prefix}{key}"
         new = renamed_keys.get(old)
         if new is not None:
             *_, key = new.split(".")
-            if key in layer:
+            if key in mapping:
                 raise ConfigError(f"{origin}: {old} is the old name of {new}, and both are given; remove {old}")
             warnings.warn(f"{origin}: {old} is now {new}; the old name will be refused", FutureWarning, stacklevel=2)
         renamed[key] = _rename(value, renamed_keys, origin, f"{old}.")
@@ -128,24 +128,24 @@ def _parse_override(override: str, renamed_keys: Mapping[str, str]) -> tuple[lis
     if not separator or not key:
         raise ConfigError(f"override {override!r} must look like key=value, for example synthesis.num_images=500")
     try:
-        layer = yaml.safe_load(text)
+        node = yaml.safe_load(text)
     except yaml.YAMLError:
         raise ConfigError(f"override {override!r}: {text!r} is not a valid YAML value") from None
     old_names = key.split(".")
     if old_names[0] == BASE:
         raise ConfigError(f"override {override!r}: base can only stand in a config file; name that file with --config")
     for name in reversed(old_names):
-        layer = {name: layer}
-    layer = _rename(layer, renamed_keys, f"override {override!r}")
+        node = {name: node}
+    node = _rename(node, renamed_keys, f"override {override!r}")
     new_names = []
     for _ in old_names:
-        ((name, layer),) = layer.items()
+        ((name, node),) = node.items()
         new_names.append(name)
-    return new_names, layer
+    return new_names, node
 
 
 def _child(node: Any, name: str) -> Any:
-    """The value under `name`, a new mapping where there is none; items of lists are named by their number."""
+    """The value under `name`, a new mapping if there is none; items of lists are named by their number."""
     if isinstance(node, list):
         return node[int(name)] if name.isdigit() and int(name) < len(node) else None
     if node.get(name) is None:

@@ -23,7 +23,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     with the path and the fix when the folder cannot be written or the disk is full.
     """
     temporary = temporary_path(path)
-    with explained_errors(path):
+    with explain_os_errors(path):
         try:
             make_folder(path.parent)
             with open(temporary, "wb") as file:
@@ -44,12 +44,12 @@ def temporary_path(path: Path) -> Path:
 
 def make_folder(folder: Path) -> None:
     """Make `folder` and its parents if they do not exist; raises OSError with the fix."""
-    with explained_errors(folder):
+    with explain_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
-def explained_errors(path: Path) -> Iterator[None]:
+def explain_os_errors(path: Path) -> Iterator[None]:
     """Turn an OSError about `path` into one that names the path and the fix; errors about other files pass."""
     try:
         yield
@@ -90,7 +90,7 @@ def _sync_folder(folder: Path) -> None:
 def exclusive_lock(path: Path) -> Iterator[None]:
     """Hold `path` as a lock; raises ValueError when another process holds it. A killed process releases its lock."""
     make_folder(path.parent)
-    with explained_errors(path):
+    with explain_os_errors(path):
         path.touch()
     with open(path, "a") as file:  # network file systems lock only files that are open for writing
         try:

@@ -22,7 +22,7 @@ NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 # The first CUDA architecture with tensor cores for bfloat16; older ones emulate it.
 BFLOAT16_CAPABILITY = (8, 0)
 # Slowdown of bfloat16 relative to float32 on processors without hardware for it (docs/performance.md).
-SLOWDOWN = "8 to 18 times"
+BFLOAT16_SLOWDOWN = "8 to 18 times"
 # glibc's options of mallopt(3) that keep freed memory in the process.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 # Share of the free memory up to which the heap uses large pages; above, it uses small ones.
@@ -87,7 +87,7 @@ def keep_freed_memory(num_sharing: int = 1) -> None:
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16; without such hardware it is slower than float32 (see SLOWDOWN)."""
+    """Whether the hardware multiplies bfloat16; without it, it is slower than float32 (BFLOAT16_SLOWDOWN)."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= BFLOAT16_CAPABILITY
     units = torch.cpu.get_capabilities()

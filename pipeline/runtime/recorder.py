@@ -1,4 +1,4 @@
-"""Where numbers go while a stage runs: a progress bar, and one JSON line for each logging step."""
+"""Metrics of a running stage: a progress bar, and one JSON line for each logging step."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from pipeline.runtime.files import explained_errors, make_folder
+from pipeline.runtime.files import explain_os_errors, make_folder
 
 # A loop calls this on a logging step, with the step and its figures.
 OnStep = Callable[[int, dict[str, float]], None]
@@ -29,7 +29,7 @@ class Progress:
     round_index: int | None = None
 
     @property
-    def place(self) -> dict[str, Any]:
+    def line_keys(self) -> dict[str, Any]:
         """The keys that every line of the stage has."""
         return {"stage": self.stage} | ({} if self.round_index is None else {"round": self.round_index})
 
@@ -46,16 +46,16 @@ class Recorder:
         """Move the bar to `done` units."""
         self._bar.update(done - self._bar.n)
 
-    def log(self, step: int, figures: dict[str, float], *, steps_before: int = 0, **place: int) -> None:
-        """Write one line (stage, round, `place`, step, seconds since the line before, figures) and move the bar.
+    def log(self, step: int, figures: dict[str, float], *, steps_before: int = 0, **keys: int) -> None:
+        """Write one line (stage, round, `keys`, step, seconds since the line before, figures) and move the bar.
 
         The bar goes to `steps_before` + `step` + 1 units.
         """
         now = time.perf_counter()
         elapsed_s = round(now - self._logged_at, 4)
-        line = {**self.progress.place, **place, "step": step, "elapsed_s": elapsed_s, **figures}
+        line = {**self.progress.line_keys, **keys, "step": step, "elapsed_s": elapsed_s, **figures}
         self._logged_at = now
-        with explained_errors(Path(self._file.name)):
+        with explain_os_errors(Path(self._file.name)):
             self._file.write((json.dumps(line) + "\n").encode())
         self.advance(steps_before + step + 1)
 
@@ -65,7 +65,7 @@ def open_recorder(path: Path, progress: Progress, *, visible: bool = True) -> It
     """A recorder that appends to `path`. The bar shows on a terminal, if it is `visible`."""
     make_folder(path.parent)
     _end_last_line(path)
-    title = " ".join(map(str, progress.place.values()))
+    title = " ".join(map(str, progress.line_keys.values()))
     hidden = None if visible else True  # None: hidden unless the output is a terminal
     # Unbuffered, so that a line is either in the file or its failure is reported where it is written.
     with (
@@ -77,7 +77,7 @@ def open_recorder(path: Path, progress: Progress, *, visible: bool = True) -> It
 
 def _end_last_line(path: Path) -> None:
     """End a line that a killed process left half-written, so that the next one stays readable."""
-    with explained_errors(path), open(path, "a+b") as file:
+    with explain_os_errors(path), open(path, "a+b") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
@@ -93,7 +93,7 @@ def seconds_of_stages(lines: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All complete lines in order; of lines for the same place and step, the last one counts."""
+    """All complete lines in order; of lines for the same stage, round, batch and step, the last one counts."""
     latest: dict[tuple[Any, ...], dict[str, Any]] = {}
     for text in path.read_text().splitlines() if path.exists() else ():
         try:

@@ -31,7 +31,7 @@ class Section:
 def reference(root: type, defaults: Mapping[str, str] = MappingProxyType({})) -> str:
     """Markdown with one table for each dataclass in the tree of `root`.
 
-    `defaults` replaces what is said of the default of a dotted key, where the loader fills it in. Raises ValueError
+    `defaults` replaces the stated default of a dotted key that the loader fills in. Raises ValueError
     when a docstring leaves out a field or describes one that does not exist.
     """
     return "\n\n".join(_markdown(section, defaults) for section in sections(root))
@@ -75,7 +75,8 @@ def _markdown(section: Section, defaults: Mapping[str, str]) -> str:
     key, *others = section.keys
     parts = [f"## {', '.join(f'`{k}`' for k in section.keys)}" if key else "## Top level", summary]
     if others:
-        names = " and ".join(f"`{k}`" for k in others)
+        *head, last = (f"`{k}`" for k in others)
+        names = f"{', '.join(head)} and {last}" if head else last
         parts.append(f"The table lists the keys of `{key}`. The keys of {names} are the same.")
     rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
     hints = typing.get_type_hints(section.kind)

@@ -7,7 +7,7 @@ Schedule = Literal["cosine", "constant"]
 
 
 def learning_rates(schedule: Schedule, lr: float, num_steps: int, warmup_fraction: float) -> tuple[float, ...]:
-    """Linear warm-up to `lr` over a fraction of the steps, then cosine to zero or constant at `lr`; one rate a step."""
+    """Linear warm-up to `lr` over a fraction of the steps, then cosine to zero or constant; one rate per step."""
     num_warmup = round(warmup_fraction * num_steps)
     num_rest = num_steps - num_warmup
     rising = [lr * (i + 1) / (num_warmup + 1) for i in range(num_warmup)]

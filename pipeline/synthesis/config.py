@@ -52,7 +52,7 @@ class InversionConfig:
         precision: Arithmetic of the networks. `auto`: bfloat16 where the hardware multiplies it, else float32.
         compile: Whether the step is compiled (torch.compile). `auto`: where compiling works and saves time.
         cuda_graphs: Whether the kernels of a compiled step are launched as one CUDA graph; needs `compile`.
-        log_every: Steps between two log lines and checks for values that are not finite.
+        log_every: Steps between two log lines; losses are checked for NaN and infinity at the same steps.
     """
 
     phases: tuple[PhaseConfig, ...]
@@ -94,8 +94,8 @@ class InversionConfig:
         return sum(phase.steps for phase in self.phases)
 
 
-# Cut evenly, a set in batches of at most 2 can hold a batch of 1; from 3 on every batch has at least 2.
-MIN_BATCH = 3
+# With batches of at most 2, an even split can leave a batch of 1, which has no variance; from 3 on, every batch has 2.
+MIN_BATCH_SIZE = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +135,10 @@ class SynthesisConfig:
                 f"batch_size: {self.batch_size} is larger than the set of one round, {self.num_images // self.rounds} "
                 f"images (num_images={self.num_images}, rounds={self.rounds}); lower it or raise num_images"
             )
-        if self.batch_size < MIN_BATCH:
-            raise ConfigError(f"batch_size: {self.batch_size} has no statistics to match; use at least {MIN_BATCH}")
+        if self.batch_size < MIN_BATCH_SIZE:
+            raise ConfigError(
+                f"batch_size: {self.batch_size} has no statistics to match; use at least {MIN_BATCH_SIZE}"
+            )
         if not 1 <= self.jpeg_quality <= 100:
             raise ConfigError(f"jpeg_quality: {self.jpeg_quality} must be in 1..100")
         if self.classes is not None and len(set(self.classes)) != len(self.classes):

@@ -91,7 +91,7 @@ class _Trace:
 
 @dataclass(frozen=True)
 class _Batch:
-    """What stays the same over the phases of a batch."""
+    """Labels (N,), generator and trace of a batch, the same in all phases."""
 
     labels: Tensor
     generator: torch.Generator

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from pipeline.runtime.seeds import make_generator
-from pipeline.synthesis.config import MIN_BATCH, InversionConfig
+from pipeline.synthesis.config import MIN_BATCH_SIZE, InversionConfig
 from pipeline.synthesis.invert import invert
 from pipeline.synthesis.objective import Objective
 
@@ -26,10 +26,10 @@ def advise_batch_size(objective: Objective, config: InversionConfig, batch_size:
 
 def batch_that_fits(peak_bytes: Callable[[int], int], batch_size: int, limit_bytes: int) -> int:
     """The largest batch whose peak stays within a share of `limit_bytes`, from the peaks of two small batches."""
-    small, larger = max(MIN_BATCH, batch_size // 8), max(MIN_BATCH + 1, batch_size // 4)
+    small, larger = max(MIN_BATCH_SIZE, batch_size // 8), max(MIN_BATCH_SIZE + 1, batch_size // 4)
     base, more = peak_bytes(small), peak_bytes(larger)
     bytes_per_image = max(1.0, (more - base) / (larger - small))
-    return max(MIN_BATCH, int(small + (USABLE_MEMORY * limit_bytes - base) / bytes_per_image))
+    return max(MIN_BATCH_SIZE, int(small + (USABLE_MEMORY * limit_bytes - base) / bytes_per_image))
 
 
 def _peak_bytes(objective: Objective, config: InversionConfig, batch_size: int) -> int:

@@ -41,7 +41,9 @@ class Objective:
         image_size: tuple[int, int],
         statistics: list[LayerStatistics],
     ) -> None:
-        assert "auto" not in (config.precision, config.compile), "`acceleration.resolved` comes first"
+        assert "auto" not in (config.precision, config.compile), (
+            "`auto` is resolved by `acceleration.resolve_acceleration`"
+        )
         self.networks, self.image_size, self.device = networks, image_size, networks.teacher.device
         self.terms = build_terms(config.terms, has_student=networks.student is not None)
         self._statistics, self._precision = statistics, config.precision

@@ -67,10 +67,12 @@ def measure(layer: nn.Module, features: Tensor) -> LayerStatistics:
     deviation = wide - along_channels(layer.running_mean, wide)
     # Compiled code repeats the arithmetic of a channel for each of its values: a factor costs less than a division, and
     # `abs` less than the mask of `clamp_min`. Sums image by image read the values in the order of memory.
-    shift, spread = (x.sum(tuple(range(2, x.dim()))).sum(0) * (1 / count) for x in (deviation, deviation.square()))
-    variance = (spread - shift.square()).abs() * (count / max(1, count - 1))
+    mean_deviation, mean_square = (
+        x.sum(tuple(range(2, x.dim()))).sum(0) * (1 / count) for x in (deviation, deviation.square())
+    )
+    variance = (mean_square - mean_deviation.square()).abs() * (count / max(1, count - 1))
     return LayerStatistics(
-        mean=layer.running_mean + shift,
+        mean=layer.running_mean + mean_deviation,
         variance=variance,
         running_mean=layer.running_mean,
         running_variance=layer.running_var,

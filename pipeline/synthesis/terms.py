@@ -26,9 +26,9 @@ class StepOutputs:
     """One optimization step as the terms see it.
 
     `images` (N, C, H, W) is the random view of this step, in the space of the inputs (`inputs.to_pixels` gives pixels
-    in [0, 1]). With it come the teacher's `logits` (N, K), `labels` (N,), the `statistics` of
-    the BatchNorm layers in call order, the logits (N, K) of each classifier of the ensemble, and those of the student
-    of Adaptive DeepInversion, if there is one.
+    in [0, 1]). The other fields are the teacher's `logits` (N, K), the `labels` (N,), the `statistics` of its BatchNorm
+    layers in call order, the logits (N, K) of each classifier of the ensemble, and those of the student, if there is
+    one.
     """
 
     images: Tensor

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipeline.data.image_sets import ArrayImages
-from pipeline.evaluation.evaluate import EvaluationConfig, evaluate
+from pipeline.evaluation.evaluate import EvaluationConfig, evaluate, measure
 from pipeline.runtime.config import ConfigError
 
 
@@ -73,3 +73,19 @@ def test_classes_without_test_images_raise(make_classifier, device):
 def test_fewer_than_two_different_classes_raise(classes):
     with pytest.raises(ConfigError, match="must be two or more different classes"):
         EvaluationConfig(classes=classes)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda network, images: measure(network, images, EvaluationConfig()),
+        lambda network, images: evaluate(network, network, images, EvaluationConfig()),
+    ],
+    ids=["measure", "evaluate"],
+)
+def test_non_finite_logits_raise(make_classifier, device, run):
+    teacher = make_classifier(0)
+    teacher.network.fc.bias.data.fill_(float("nan"))
+    images = ArrayImages(torch.zeros(7, 3, 8, 8, dtype=torch.uint8, device=device), torch.zeros(7, device=device))
+    with pytest.raises(FloatingPointError, match="logits are not finite on images 0 to 6"):
+        run(teacher, images)

@@ -105,3 +105,19 @@ def test_other_layers_are_kept():
 def test_network_without_running_statistics_raises(network):
     with pytest.raises(ValueError, match=rf"the teacher \({type(network).__name__}\) has no BatchNorm layer"):
         batch_norm_layers(network)
+
+
+def test_layer_in_a_plain_list_is_replaced_there_too():
+    class Listed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bn = make_layer(nn.BatchNorm2d)
+            self.layers = [self.bn]
+
+        def forward(self, x):
+            return self.layers[0](x)
+
+    network = Listed()
+    freeze_batch_norms(network)
+    assert isinstance(network.bn, FrozenBatchNorm)
+    assert network.layers[0] is network.bn

@@ -119,7 +119,7 @@ def test_other_weights_of_timm_are_a_path():
         ({"source": "cifar10:resnet8", "mean": (0.5,)}, "mean, std: give both or neither"),
         (
             {"source": "cifar10:resnet8", "mean": (0.5,), "std": (0.0,)},
-            r"std: \[0\.0\] must be one positive value a channel",
+            r"std: \[0\.0\] must be one positive value per channel",
         ),
     ],
 )

@@ -11,7 +11,7 @@ from pipeline.distillation.config import TrainingConfig
 from pipeline.identity import synthesis_identity
 from pipeline.run import load_run, resolve, resolved_yaml
 from pipeline.runtime import acceleration
-from pipeline.runtime.acceleration import PIXELS_WORTH_COMPILING, resolved
+from pipeline.runtime.acceleration import PIXELS_WORTH_COMPILING, resolve_acceleration
 from pipeline.runtime.config import ConfigError
 from stages import chain
 
@@ -34,14 +34,14 @@ def set_machine(monkeypatch):
 @pytest.mark.parametrize(("bfloat16", "precision"), [(True, "bfloat16"), (False, "float32")])
 def test_auto_precision_depends_on_the_hardware(set_machine, bfloat16, precision):
     set_machine(bfloat16=bfloat16)
-    assert resolved(CONFIG, CPU, 1, "distill").precision == precision
-    assert resolved(replace(CONFIG, precision="float32"), CPU, 1, "distill").precision == "float32"
+    assert resolve_acceleration(CONFIG, CPU, 1, "distill").precision == precision
+    assert resolve_acceleration(replace(CONFIG, precision="float32"), CPU, 1, "distill").precision == "float32"
 
 
 def test_bfloat16_without_hardware_support_warns(set_machine):
     set_machine(bfloat16=False)
     with pytest.warns(UserWarning, match=r"distill\.precision: bfloat16, but cpu .* set it to auto or float32"):
-        assert resolved(replace(CONFIG, precision="bfloat16"), CPU, 1, "distill").precision == "bfloat16"
+        assert resolve_acceleration(replace(CONFIG, precision="bfloat16"), CPU, 1, "distill").precision == "bfloat16"
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_bfloat16_without_hardware_support_warns(set_machine):
 )
 def test_auto_compiles_long_runs(set_machine, num_pixels, expected):
     set_machine()
-    assert resolved(CONFIG, CPU, num_pixels, "distill").compile is expected
+    assert resolve_acceleration(CONFIG, CPU, num_pixels, "distill").compile is expected
 
 
 def test_auto_without_compiler_warns_once(set_machine):
@@ -57,7 +57,7 @@ def test_auto_without_compiler_warns_once(set_machine):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         for key in ("synthesis.inversion", "distill"):
-            assert resolved(CONFIG, CPU, PIXELS_WORTH_COMPILING, key).compile is False
+            assert resolve_acceleration(CONFIG, CPU, PIXELS_WORTH_COMPILING, key).compile is False
     (warning,) = caught
     assert str(warning.message) == f"compile: auto is false here, which is about half as fast: {NO_COMPILER}"
 
@@ -66,14 +66,17 @@ def test_short_and_uncompiled_runs_do_not_need_a_compiler(set_machine):
     set_machine(missing=NO_COMPILER)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert resolved(CONFIG, CPU, 1, "distill").compile is False
-        assert resolved(replace(CONFIG, compile=False), CPU, PIXELS_WORTH_COMPILING, "distill").compile is False
+        assert resolve_acceleration(CONFIG, CPU, 1, "distill").compile is False
+        assert (
+            resolve_acceleration(replace(CONFIG, compile=False), CPU, PIXELS_WORTH_COMPILING, "distill").compile
+            is False
+        )
 
 
 def test_compile_true_without_compiler_raises(set_machine):
     set_machine(missing=NO_COMPILER)
     with pytest.raises(ConfigError, match=r"distill\.compile: true, but there is no C\+\+ compiler; install g\+\+"):
-        resolved(replace(CONFIG, compile=True), CPU, 1, "distill")
+        resolve_acceleration(replace(CONFIG, compile=True), CPU, 1, "distill")
 
 
 def test_resolved_choices_are_in_config_and_identity(set_machine, tmp_path, finished):

@@ -128,7 +128,7 @@ def test_override_has_precedence_over_file_and_base(tmp_path):
     ],
 )
 def test_circular_base_raises(tmp_path, files, chain):
-    with pytest.raises(ConfigError, match=rf"base: \w\.yaml closes a circle \({chain}\)"):
+    with pytest.raises(ConfigError, match=rf"base: \w\.yaml forms a cycle \({chain}\)"):
         load_yaml(write(tmp_path, **files))
 
 
