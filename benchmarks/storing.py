@@ -11,13 +11,11 @@ import statistics
 import tempfile
 from pathlib import Path
 
-import torch
-
 from benchmarks.harness import REPOSITORY, add_overrides, make_parser, open_benchmark, print_result, timed
 from pipeline.run import RunConfig, load_run
 from pipeline.runtime.distributed import DistributedContext
 from pipeline.session import Session, open_session
-from pipeline.synthesis.invert import invert
+from pipeline.synthesis.batches import invert_batch
 from pipeline.synthesis.plan import plan_batches
 from stages import synthesize, teacher
 
@@ -28,8 +26,7 @@ def invert_alone(session: Session) -> None:
     """Invert all batches of round 0, one after the other, and drop their images."""
     config, objective = session.config, session.objective(0)
     for spec in plan_batches(config.synthesis, config.images.num_classes, config.seed, 0):
-        labels = torch.tensor(spec.labels, device=objective.device)
-        invert(objective, labels, config.synthesis.inversion, torch.Generator().manual_seed(spec.seed))
+        invert_batch(objective, spec, config.synthesis.inversion)
 
 
 def load(path: Path, overrides: list[str], folder: str) -> RunConfig:

@@ -22,7 +22,7 @@ from pipeline.runtime.hardware import peak_memory_bytes
 from pipeline.runtime.ranges import batch_ranges, even_ranges
 from pipeline.runtime.seeds import make_generator
 from pipeline.session import Session
-from pipeline.synthesis.invert import invert
+from pipeline.synthesis.batches import invert_batch
 from pipeline.synthesis.objective import Objective
 from pipeline.synthesis.plan import plan_batches
 
@@ -70,7 +70,7 @@ def estimate(session: Session) -> Estimate:
     config, context = session.config, session.context
     synthesis, rounds = config.synthesis, even_ranges(config.synthesis.num_images, config.synthesis.rounds)
     num_batches = [len(batch_ranges(len(images), synthesis.batch_size)) for images in rounds]
-    num_adaptive = sum(num_batches[1:]) if synthesis.inversion.terms.competition else 0
+    num_adaptive = sum(count for r, count in enumerate(num_batches) if config.is_adaptive(r))
     plain = _time_inversion(config, session.plain_objective)
     adaptive = _time_inversion(config, session.adaptive_objective) if num_adaptive else plain
     batches_s = (sum(num_batches) - num_adaptive) * plain.seconds + num_adaptive * adaptive.seconds
@@ -108,13 +108,7 @@ def _time_inversion(config: RunConfig, objective: Objective) -> _Timing:
     inversion = config.synthesis.inversion
     phases = tuple(replace(phase, steps=2 * TIMED_STEPS) for phase in inversion.phases)
     clock = _Clock()
-    result = invert(
-        objective,
-        torch.tensor(spec.labels, device=objective.device),
-        replace(inversion, phases=phases, log_every=1),
-        torch.Generator().manual_seed(spec.seed),
-        clock.on_step,
-    )
+    result = invert_batch(objective, spec, replace(inversion, phases=phases, log_every=1), clock.on_step)
     seconds = first_s = 0.0
     for i, phase in enumerate(inversion.phases):
         step_s, extra_s = clock.split(2 * TIMED_STEPS * i)
