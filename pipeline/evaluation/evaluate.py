@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,12 +86,18 @@ def measure(network: Classifier, images: ImageSet, config: EvaluationConfig) -> 
     """
     metrics = ClassificationMetrics(network.num_classes, network.device)
     network.eval()
-    ranges = batch_ranges(len(images.labels), config.batch_size)
-    for indices, batch in zip(ranges, read_batches(images, ranges), strict=True):
-        logits = network(to_unit(batch.to(network.device)))
+    for indices, pixels, labels in _batches(images, config.batch_size, network.device):
+        logits = network(pixels)
         _require_finite(logits, "network", indices)
-        metrics.add(logits, images.labels[indices.start : indices.stop].to(network.device))
+        metrics.add(logits, labels)
     return metrics.summary()
+
+
+def _batches(images: ImageSet, batch_size: int, device: torch.device) -> Iterator[tuple[range, Tensor, Tensor]]:
+    """Every image once: the indices of a batch, its pixels (N, C, H, W) in [0, 1], and its labels (N,)."""
+    ranges = batch_ranges(len(images.labels), batch_size)
+    for indices, batch in zip(ranges, read_batches(images, ranges), strict=True):
+        yield indices, to_unit(batch.to(device)), images.labels[indices.start : indices.stop].to(device)
 
 
 def _require_finite(logits: Tensor, name: str, indices: range) -> None:
@@ -123,10 +129,8 @@ def evaluate(
     classes = classes.to(device)
     metrics = {name: ClassificationMetrics(len(classes), device) for name in networks}
     agreement = Agreement()
-    ranges = batch_ranges(len(images.labels), config.batch_size)
-    for indices, batch in zip(ranges, read_batches(images, ranges), strict=True):
-        pixels = to_unit(batch.to(device))
-        labels = position[images.labels[indices.start : indices.stop].to(device)]
+    for indices, pixels, all_labels in _batches(images, config.batch_size, device):
+        labels = position[all_labels]
         logits = {name: network(pixels)[:, classes] for name, network in networks.items()}
         for name in networks:
             _require_finite(logits[name], name, indices)
