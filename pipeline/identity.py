@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.image_sets import source_identity
-from pipeline.data.shards import MANIFEST, read_manifest
+from pipeline.data.shards import is_packed, read_manifest
 from pipeline.models.checkpoint import read_description, weights_identity
 from pipeline.run import RunConfig, resolved_yaml
 from pipeline.runtime.config import ConfigError, to_plain
@@ -108,7 +108,7 @@ def require_student(config: RunConfig, round_index: int) -> None:
 
 def require_same_images(folder: Path, identity: Mapping[str, Any]) -> None:
     """Raise ConfigError, with the keys that differ, when the images in the folder have another identity."""
-    if (folder / MANIFEST).exists():
+    if is_packed(folder):
         require_same_identity(str(folder), read_manifest(folder)["identity"], identity)
     elif any((folder / "parts").glob("*.tar")):
         path = folder / IDENTITY_FILE

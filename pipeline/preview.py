@@ -5,13 +5,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.shards import is_packed
 from pipeline.distillation.state import state_path
-from pipeline.identity import require_same_images, student_identity, synthesis_identity, teacher_identity
-from pipeline.models.checkpoint import read_description
+from pipeline.identity import is_finished, require_same_images, student_identity, synthesis_identity, teacher_identity
 from pipeline.run import RunConfig
-from pipeline.runtime.fingerprint import require_same_identity
 from pipeline.synthesis.plan import plan_batches
-from pipeline.synthesis.store import is_packed, missing_batches
+from pipeline.synthesis.store import missing_batches
 
 # Rounds that are listed one by one.
 MAX_ROUNDS_LISTED = 8
@@ -47,13 +46,11 @@ def _synthesis_line(config: RunConfig, round_index: int, has_teacher: bool) -> s
     if has_teacher:
         require_same_images(folder, synthesis_identity(config, round_index))
     specs = plan_batches(config.synthesis, config.images.num_classes, config.seed, round_index)
-    num_images, num_missing = sum(len(spec.labels) for spec in specs), len(missing_batches(folder, specs))
-    size = f"{num_images:,} images in {len(specs):,} batches of {inversion.num_steps:,} steps"
-    num_done = len(specs) - num_missing
-    progress = (
-        " (exists)" if is_packed(folder) else f" ({num_done:,} of {len(specs):,} batches exist)" if num_done else ""
-    )
-    return f"synthesize  {folder}: {size}{progress}"
+    num_images, num_done = sum(len(spec.labels) for spec in specs), len(specs) - len(missing_batches(folder, specs))
+    line = f"synthesize  {folder}: {num_images:,} images in {len(specs):,} batches of {inversion.num_steps:,} steps"
+    if is_packed(folder):
+        return f"{line} (exists)"
+    return f"{line} ({num_done:,} of {len(specs):,} batches exist)" if num_done else line
 
 
 def _progress(path: Path, identity: Callable[[], Mapping[str, Any]]) -> str:
@@ -61,7 +58,6 @@ def _progress(path: Path, identity: Callable[[], Mapping[str, Any]]) -> str:
 
     The identity is taken only of what exists: that of a teacher reads, and may download, its training images.
     """
-    if path.exists():
-        require_same_identity(str(path), read_description(path)["identity"], identity())
+    if path.exists() and is_finished(path, identity()):
         return " (exists)"
     return f" (resumes from {state_path(path).name})" if state_path(path).exists() else ""

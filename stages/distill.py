@@ -1,6 +1,6 @@
 """Distill a student from the teacher's logits on the synthetic images of all rounds so far."""
 
-from pipeline.data.shards import MANIFEST
+from pipeline.data.shards import is_packed
 from pipeline.distillation.state import TrainState, remove_state, state_path
 from pipeline.distillation.train import train
 from pipeline.identity import is_finished, require_student, student_identity
@@ -46,7 +46,7 @@ def main(session: Session, round_index: int | None = None) -> None:
 
 def _next_round(config: RunConfig) -> int:
     """The first round with shards and without a student, else the last one with shards."""
-    packed = [r for r in range(config.synthesis.rounds) if (config.round_folder(r) / MANIFEST).exists()]
+    packed = [r for r in range(config.synthesis.rounds) if is_packed(config.round_folder(r))]
     without_student = [r for r in packed if not config.student_path(r).exists()]
     return (without_student or packed[-1:] or [0])[0]
 

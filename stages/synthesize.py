@@ -1,13 +1,13 @@
 """Invert the teacher into the class-organized synthetic images of one round."""
 
-from pipeline.data.shards import check_sizes, pack, read_manifest, remove_parts
+from pipeline.data.shards import check_sizes, is_packed, pack, read_manifest, remove_parts
 from pipeline.identity import require_same_images, synthesis_identity, write_identity
 from pipeline.run import RunConfig
 from pipeline.runtime.recorder import Progress, open_recorder
 from pipeline.session import Session
 from pipeline.synthesis.batches import make_batches
 from pipeline.synthesis.plan import plan_batches
-from pipeline.synthesis.store import BatchStore, is_packed, manifest_facts, missing_batches
+from pipeline.synthesis.store import BatchStore, manifest_facts, missing_batches
 from stages.command import run_stage
 
 
@@ -33,13 +33,12 @@ def main(session: Session, round_index: int | None = None) -> None:
             make_batches(objective, own_specs, store, recorder, context)
         context.barrier()
     if context.is_main_process:
-        if was_packed:
-            check_sizes(folder, read_manifest(folder))
-        else:
+        if not was_packed:
             facts = manifest_facts(config.synthesis, config.images, config.teacher.source, round_index)
             pack(folder, [spec.index for spec in specs], identity, facts)
-        remove_parts(folder)
         manifest = read_manifest(folder)
+        check_sizes(folder, manifest)
+        remove_parts(folder)
         scores = ", ".join(f"{name} {value:.1%}" for name, value in manifest["scores"].items())
         note = " (up to date)" if was_packed else ""
         print(f"synthesize: {manifest['num_images']:,} images in {folder}; {scores}{note}")

@@ -1,6 +1,6 @@
 """Hash the shards of every finished round and compare them with the manifests."""
 
-from pipeline.data.shards import MANIFEST, ShardError, find_damage, read_manifest
+from pipeline.data.shards import ShardError, find_damage, is_packed, read_manifest
 from pipeline.session import Session
 from stages.command import run_stage
 
@@ -11,7 +11,7 @@ def main(session: Session, round_index: int | None = None) -> None:
     if not session.context.is_main_process:
         return
     rounds = range(config.synthesis.rounds) if round_index is None else [round_index]
-    folders = [config.round_folder(r) for r in rounds if (config.round_folder(r) / MANIFEST).exists()]
+    folders = [folder for folder in map(config.round_folder, rounds) if is_packed(folder)]
     if not folders:
         raise ShardError(f"{config.round_folder(rounds[0])} holds no complete dataset; run `make synthesize` first")
     problems = [problem for folder in folders for problem in find_damage(folder)]

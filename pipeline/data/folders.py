@@ -34,7 +34,7 @@ class FolderImages:
         short_side_px: int | None,
     ) -> None:
         self.names, self.locations, self.labels = names, locations, torch.tensor(labels)
-        self._channels, self._size = images.channels, (images.height, images.width)
+        self._channels, self._size = images.channels, images.size
         self._count_lock = threading.Lock()
         self._enlargement = (short_side_px or min(self._size)) / min(self._size)
 

@@ -157,9 +157,14 @@ def mean_scores(metadata: list[dict[str, Any]]) -> dict[str, float]:
     return {name: sum(float(sample[name]) for sample in metadata) / len(metadata) for name in sorted(names)}
 
 
+def is_packed(folder: Path) -> bool:
+    """Whether a round is complete: its manifest is written last."""
+    return (folder / MANIFEST).exists()
+
+
 def remove_parts(folder: Path) -> None:
     """Delete the parts of a packed round."""
-    assert (folder / MANIFEST).exists()
+    assert is_packed(folder)
     parts = folder / "parts"
     if parts.exists():
         for path in parts.iterdir():
@@ -170,7 +175,7 @@ def remove_parts(folder: Path) -> None:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a complete round; ShardError when it is missing, damaged or of another format."""
     path = folder / MANIFEST
-    if not path.exists():
+    if not is_packed(folder):
         raise ShardError(f"{folder} holds no complete synthetic dataset; run `make synthesize` first")
     manifest = read_json(path)
     if manifest.get("format") != FORMAT:

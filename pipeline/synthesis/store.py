@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from pipeline.data.codec import decode_image, encode_image
-from pipeline.data.shards import MANIFEST, Sample, part_path, write_part
+from pipeline.data.shards import Sample, is_packed, part_path, write_part
 from pipeline.evaluation.scores import Scorers, score
 from pipeline.models.config import ImageConfig
 from pipeline.runtime.fingerprint import versions
@@ -50,11 +50,6 @@ class BatchStore:
             )
             for i in range(len(files))
         ]
-
-
-def is_packed(folder: Path) -> bool:
-    """Whether a round is complete; its part files are removed then."""
-    return (folder / MANIFEST).exists()
 
 
 def missing_batches(folder: Path, specs: Sequence[BatchSpec]) -> list[BatchSpec]:
