@@ -13,8 +13,11 @@ INTRODUCTION = """\
 
 <!-- Written by `make docs` from the docstrings of the config dataclasses; edit those. -->
 
-A run is one YAML file, such as [configs/digits.yaml](../configs/digits.yaml). Every key is checked before anything
-runs. Unknown keys, missing keys and values of another type are errors that name the key, the value and the fix.
+A run is one YAML file, such as [configs/digits.yaml](../configs/digits.yaml). Every key and the type of its
+value are checked before anything runs. Unknown keys, missing keys and values of another type are errors that name the
+key, the value and the fix. What depends on files or networks is checked by the stage that reads them.
+
+Paths are relative to the folder in which a stage runs; only `base` is relative to its own file.
 
 ## Deriving a config
 
