@@ -137,6 +137,7 @@ def open_distributed() -> Iterator[DistributedContext]:
             "cpu:gloo,cuda:nccl" if on_cuda else "gloo", timeout=LOST_AFTER, device_id=device if on_cuda else None
         )
         wait_group = dist.new_group(backend="gloo", timeout=WAIT_AT_MOST)
+        dist.barrier(wait_group)  # if a rank failed while another still connects, gloo would log that beside the error
     yield DistributedContext(rank=rank, size=size, local_size=local_size, device=device, wait_group=wait_group)
     dist.destroy_process_group()  # not after an error: NCCL would wait for ranks that have not met it
 
