@@ -5,7 +5,7 @@
 #   NPROC=4                 processes (torchrun)                    ROUND=2   one round only (make all: up to it)
 #   DRY_RUN=1               print the resolved config and the outputs of the run, and stop
 #
-# SET is split at spaces, so values have none: synthesis.classes=[1,2], not [1, 2]. List items are named by number:
+# SET is split at spaces, so values have none: classes=[1,2], not [1, 2]. List items are named by number:
 # synthesis.inversion.phases.0.steps=500.
 
 CONFIG ?= configs/digits.yaml

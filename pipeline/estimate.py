@@ -104,7 +104,7 @@ class _Timing:
 
 
 def _time_inversion(config: RunConfig, objective: Objective) -> _Timing:
-    spec = plan_batches(config.synthesis, config.images.num_classes, config.seed, 0)[0]
+    spec = plan_batches(config.synthesis, config.student_images.num_classes, config.seed, 0)[0]
     inversion = config.synthesis.inversion
     phases = tuple(replace(phase, steps=2 * TIMED_STEPS) for phase in inversion.phases)
     clock = _Clock()
@@ -121,7 +121,7 @@ def _time_distillation(session: Session) -> _Timing:
     config, context = session.config, session.context
     count = config.distill.batch_size
     pixels = torch.randint(0, 256, (count, *config.images.shape), generator=make_generator(config.seed, "estimate"))
-    images = ArrayImages(pixels.to(torch.uint8), torch.arange(count) % config.images.num_classes)
+    images = ArrayImages(pixels.to(torch.uint8), torch.arange(count) % config.student_images.num_classes)
     distill = replace(config.distill, steps=2 * TIMED_STEPS, log_every=1, save_every_s=math.inf)
     clock = _Clock()
     with tempfile.TemporaryDirectory() as folder:
@@ -176,8 +176,7 @@ def _time_scoring(session: Session, images: Tensor) -> float:
 
 
 def _num_files(config: RunConfig) -> int:
-    synthesis = config.synthesis
-    num_classes = len(synthesis.classes) if synthesis.classes is not None else config.images.num_classes
+    synthesis, num_classes = config.synthesis, config.student_images.num_classes
     round_size = synthesis.num_images // synthesis.rounds
     shards_per_class = math.ceil(math.ceil(round_size / num_classes) / synthesis.images_per_shard)
     return synthesis.rounds * (min(num_classes, round_size) * shards_per_class + FILES_PER_ROUND)

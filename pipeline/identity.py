@@ -14,9 +14,9 @@ from pipeline.runtime.fingerprint import fingerprint, require_same_identity
 
 # Settings that change how a run is logged, saved and executed, but not its outputs.
 NOT_IDENTITY = ("log_every", "save_every_s", "memory_gib", "cuda_graphs")
-# Raised when the same configuration makes other outputs than before, so that old and new ones are not mixed. Version 7
-# has new names of keys; images and weights are those of version 6.
-METHOD_VERSION = 7
+# Raised when the same configuration makes other outputs than before, so that old and new ones are not mixed. Version 8
+# has `classes`; without it, images and weights are those of version 6.
+METHOD_VERSION = 8
 IDENTITY_FILE, CONFIG_FILE = "identity.json", "config.yaml"
 
 
@@ -50,6 +50,7 @@ def synthesis_identity(config: RunConfig, round_index: int) -> dict[str, Any]:
         seed=config.seed,
         round=round_index,
         images=config.images,
+        classes=config.class_labels,
         synthesis=config.synthesis,
         teacher=_frozen_teacher(config),
         verifier=weights_identity(config.verifier, "verifier.weights") if config.verifier else None,
@@ -64,6 +65,7 @@ def student_identity(config: RunConfig, round_index: int) -> dict[str, Any]:
         seed=config.seed,
         round=round_index,
         images=config.images,
+        classes=config.class_labels,
         **_student_recipe(config),
         teacher=_frozen_teacher(config),
         shards=fingerprint(synthesis_identity(config, round_index)),
@@ -78,10 +80,10 @@ def evaluation_identity(config: RunConfig, round_index: int) -> dict[str, Any]:
     """What an evaluation depends on."""
     return _identity(
         images=config.images,
-        classes=config.evaluation.classes,
+        classes=config.class_labels,
         student=fingerprint(student_identity(config, round_index)),
         teacher=_frozen_teacher(config),
-        data=source_identity(config.data, "test", config.images),
+        data=source_identity(config.data, "test", config.images, is_subset=config.class_labels is not None),
     )
 
 

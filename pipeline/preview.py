@@ -45,7 +45,7 @@ def _synthesis_line(config: RunConfig, round_index: int, has_teacher: bool) -> s
     folder, inversion = config.round_folder(round_index), config.synthesis.inversion
     if has_teacher:
         require_same_images(folder, synthesis_identity(config, round_index))
-    specs = plan_batches(config.synthesis, config.images.num_classes, config.seed, round_index)
+    specs = plan_batches(config.synthesis, config.student_images.num_classes, config.seed, round_index)
     num_images, num_done = sum(len(spec.labels) for spec in specs), len(specs) - len(missing_batches(folder, specs))
     line = f"synthesize  {folder}: {num_images:,} images in {len(specs):,} batches of {inversion.num_steps:,} steps"
     if is_packed(folder):

@@ -3,12 +3,14 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 import yaml
 
+from pipeline.data.class_names import ClassNames, choose_classes
 from pipeline.data.codec import PILLOW_MODES
 from pipeline.data.image_sets import NOT_MIRRORABLE, DataConfig
 from pipeline.distillation.config import DistillConfig, TrainingConfig
@@ -37,6 +39,9 @@ class RunConfig:
         student: The network that is trained on the synthetic images. It starts from random weights unless it names
             `weights`; without `mean` and `std`, it takes the teacher's.
         data: Real images: `test` to evaluate on, `train` to train a teacher.
+        classes: The classes that are synthesized, distilled and evaluated, at least two: labels, or names in the file
+            of `data.class_names`. The student has one output for each, and the teacher is asked for these alone. null:
+            all classes.
         synthesis: How many images are synthesized, of which classes, and how.
         distill: How the student is trained.
         teacher_training: How a teacher without `weights` is trained; null for a teacher with `weights`.
@@ -57,6 +62,7 @@ class RunConfig:
     data: DataConfig
     synthesis: SynthesisConfig
     distill: DistillConfig
+    classes: tuple[int | str, ...] | None = None
     teacher_training: TrainingConfig | None = None
     verifier: ModelConfig | None = None
     ensemble: tuple[ModelConfig, ...] = ()
@@ -76,6 +82,7 @@ class RunConfig:
             )
         self._check_teacher()
         self._check_synthesis()
+        assert self.class_labels is not None or self.classes is None  # raises for classes that do not exist
 
     def _check_teacher(self) -> None:
         if self.teacher.weights is None and self.teacher_training is None:
@@ -93,9 +100,6 @@ class RunConfig:
                 raise ConfigError(f"ensemble[{i}].weights: missing; an untrained network adds nothing")
 
     def _check_synthesis(self) -> None:
-        for key, classes in (("synthesis", self.synthesis.classes), ("evaluation", self.evaluation.classes)):
-            if invalid := [c for c in classes or () if not 0 <= c < self.images.num_classes]:
-                raise ConfigError(f"{key}.classes: {invalid} are not in 0..{self.images.num_classes - 1}")
         if self.synthesis.inversion.terms.competition and self.synthesis.rounds == 1:
             raise ConfigError(
                 "synthesis.inversion.terms.competition: needs synthesis.rounds of at least 2, since it compares the "
@@ -116,6 +120,28 @@ class RunConfig:
     def is_adaptive(self, round_index: int) -> bool:
         """Whether the student of the previous round competes in the synthesis of a round (Adaptive DeepInversion)."""
         return round_index > 0 and self.synthesis.inversion.terms.competition > 0
+
+    @cached_property
+    def class_labels(self) -> tuple[int, ...] | None:
+        """The teacher's labels of the classes of the run, in their order; None for all."""
+        if self.classes is None:
+            return None
+        return choose_classes(self.classes, self._class_names, self.images.num_classes)
+
+    @cached_property
+    def class_titles(self) -> tuple[str, ...]:
+        """The title of each class of the run: that of the file of `data.class_names`, or the teacher's label."""
+        labels = range(self.images.num_classes) if self.class_labels is None else self.class_labels
+        return tuple(str(label) if self._class_names is None else self._class_names.titles[label] for label in labels)
+
+    @property
+    def student_images(self) -> ImageConfig:
+        """The images as the student reads them: with as many classes as the run has."""
+        return replace(self.images, num_classes=len(self.class_titles))
+
+    @cached_property
+    def _class_names(self) -> ClassNames | None:
+        return self.data.read_class_names(self.images.num_classes)
 
     @property
     def checkpoints(self) -> Path:
@@ -172,6 +198,7 @@ RENAMED_KEYS = {
     "synthesis.inversion.init_noise.deviation": "synthesis.inversion.init_noise.std",
     "distill.augment.shift_px": "distill.augment.crop_padding_px",
     "teacher_training.augment.shift_px": "teacher_training.augment.crop_padding_px",
+    "data.classes": "data.class_names",
 }
 
 

@@ -16,7 +16,7 @@ from pipeline.evaluation.scores import Scorers
 from pipeline.identity import require_student, synthesis_identity
 from pipeline.models.checkpoint import read_description, weights_identity
 from pipeline.models.classifier import Classifier, build_classifier, check_fit, load_frozen
-from pipeline.models.config import Normalization, identity_normalization
+from pipeline.models.config import ModelConfig, Normalization, identity_normalization
 from pipeline.models.weights import load_weights
 from pipeline.run import RunConfig, resolve
 from pipeline.runtime.distributed import DistributedContext
@@ -47,7 +47,7 @@ class Session:
     def scorers(self) -> Scorers:
         """The teacher, and the frozen verifier if the run has one."""
         config = self.config
-        verifier = load_frozen(config.verifier, config.images, self.context.device) if config.verifier else None
+        verifier = self._load(config.verifier) if config.verifier else None
         return Scorers(teacher=self.teacher, verifier=verifier)
 
     def objective(self, round_index: int) -> Objective:
@@ -135,19 +135,25 @@ class Session:
         load_weights(student.network, self.config.student_path(round_index - 1), self.config.student.source)
 
     def _load_teacher(self) -> Classifier:
-        return load_frozen(self.config.teacher_model, self.config.images, self.context.device)
+        return self._load(self.config.teacher_model)
+
+    def _load(self, model: ModelConfig) -> Classifier:
+        """A frozen network that knows all classes, asked for those of the run."""
+        return load_frozen(model, self.config.images, self.context.device, self.config.class_labels)
 
     def _open_objective(self, student: Classifier | None) -> Objective:
-        config, device = self.config, self.context.device
+        config = self.config
         teacher = self._load_teacher()  # a copy of its own: its hooks stay as long as the session
         batch_norm_layers(teacher.network)
-        ensemble = [load_frozen(model, config.images, device) for model in config.ensemble]
+        ensemble = [self._load(model) for model in config.ensemble]
         for phase in config.synthesis.inversion.phases:
             height, width = phase_size(phase.scale, config.images.size)
             for classifier, model in zip((teacher, *ensemble), (config.teacher, *config.ensemble), strict=True):
                 check_fit(classifier, model, replace(config.images, height=height, width=width))
         networks = Networks(
-            teacher=teacher, student=None if student is None else student.freeze().to(device), ensemble=ensemble
+            teacher=teacher,
+            student=None if student is None else student.freeze().to(self.context.device),
+            ensemble=ensemble,
         )
         return self._resources.enter_context(open_objective(networks, config.synthesis.inversion, config.images.size))
 
@@ -166,7 +172,7 @@ def open_session(config: RunConfig, context: DistributedContext) -> Iterator[Ses
 
 def check_inputs(config: RunConfig) -> None:
     """Raise ValueError for what would stop the run only after hours: test images, student, verifier, ensemble."""
-    load_images(config.data, "test", config.images)
+    load_images(config.data, "test", config.images, config.class_labels)
     build_student(config, identity_normalization(config.images.channels))
     if config.verifier is not None:
         weights_identity(config.verifier, "verifier.weights")
@@ -180,7 +186,7 @@ def build_student(config: RunConfig, normalization: Normalization) -> Classifier
     `normalization`, the teacher's, applies if neither the config nor published weights give one.
     """
     seed = derive_seed(config.seed, "student/weights")
-    return build_classifier(config.student, config.images, seed=seed, default_normalization=normalization)
+    return build_classifier(config.student, config.student_images, seed=seed, default_normalization=normalization)
 
 
 def load_student(config: RunConfig, round_index: int) -> Classifier:
@@ -188,7 +194,7 @@ def load_student(config: RunConfig, round_index: int) -> Classifier:
     path = config.student_path(round_index)
     description = read_description(path)
     mean, std = (tuple(description[name]) for name in ("mean", "std"))
-    return build_classifier(replace(config.student, weights=str(path), mean=mean, std=std), config.images)
+    return build_classifier(replace(config.student, weights=str(path), mean=mean, std=std), config.student_images)
 
 
 def last_student(config: RunConfig) -> int:

@@ -26,15 +26,16 @@ def main(session: Session, round_index: int | None = None) -> None:
     if path.exists() and (existing := read_json(path)).get("fingerprint") == fingerprint(identity):
         print(f"evaluate: {path} is up to date; {existing['line']}")
         return
-    images = load_images(config.data, "test", config.images)
+    images = load_images(config.data, "test", config.images, config.class_labels)
     student = load_student(config, round_index).freeze().to(session.context.device)
     progress = Progress(stage="evaluate", total=len(images.labels), unit="images", round_index=round_index)
     with open_recorder(config.metrics_path(), progress) as recorder:
         report = evaluate(student, session.teacher, images, config.evaluation, recorder.advance)
-        recorder.log(report.num_compared - 1, report.row())
+        recorder.log(report.num_images - 1, report.row())
     write_text(path.with_suffix(".csv"), _csv(config.name, round_index, report))
     head = {"round": round_index, "fingerprint": fingerprint(identity), "identity": identity}
-    write_json(path, {**head, **vars(report), "line": report.line()})
+    facts = {"class_titles": config.class_titles, **vars(report), "line": report.line()}
+    write_json(path, {**head, **facts})
     print(f"evaluate: {report.line()}")
 
 

@@ -42,7 +42,7 @@ of its key, also a mapping. An item of a list is named by its number:
 
 ```
 python -m stages.synthesize --config configs/digits.yaml --set seed=1 synthesis.inversion.phases.0.steps=500
-make CONFIG=configs/digits.yaml SET="seed=1 synthesis.classes=[1,2]"
+make CONFIG=configs/digits.yaml SET="seed=1 classes=[1,2]"
 ```
 
 `SET` is split at spaces, so its values hold none. `base` cannot be overridden.

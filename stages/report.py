@@ -32,13 +32,14 @@ def main(session: Session, round_index: int | None = None) -> None:
         raise ValueError(f"there is no evaluation of this student ({evaluation_path}); run `make evaluate` first")
     folders = [config.round_folder(r) for r in range(round_index + 1)]
     metrics_files = [config.metrics_path(), *sorted(config.checkpoints.glob("metrics.*.jsonl"))]
-    tiles = _tiles(ShardSet(folders[-1:]))
+    labels, tiles = _tiles(ShardSet(folders[-1:]))
     record = RunRecord(
         name=config.name,
         manifests=[read_manifest(folder) for folder in folders],
         metrics=[line for path in metrics_files for line in read_metrics(path) if line.get("round", 0) <= round_index],
         evaluation=evaluation,
         tiles=tiles,
+        tile_labels=labels,
         estimate=read_json(config.estimate_path) if config.estimate_path.exists() else None,
         config_yaml=resolved_yaml(config),
     )
@@ -49,13 +50,13 @@ def main(session: Session, round_index: int | None = None) -> None:
     print(f"report: {path}")
 
 
-def _tiles(images: ShardSet) -> Tensor:
-    """uint8 (classes, images, C, H, W) of evenly spaced classes, with as many images as each of them has."""
+def _tiles(images: ShardSet) -> tuple[list[int], Tensor]:
+    """Labels of evenly spaced classes, and uint8 (classes, images, C, H, W), with as many images as each has."""
     labels = torch.unique(images.labels)
     chosen = labels[torch.linspace(0, len(labels) - 1, min(GRID_CLASSES, len(labels))).long()]
     rows = [(images.labels == label).nonzero()[:, 0].tolist() for label in chosen]
     count = min(GRID_IMAGES, *(len(row) for row in rows))
-    return torch.stack([images.batch(row[:count]) for row in rows])
+    return chosen.tolist(), torch.stack([images.batch(row[:count]) for row in rows])
 
 
 if __name__ == "__main__":

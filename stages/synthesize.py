@@ -1,5 +1,7 @@
 """Invert the teacher into the class-organized synthetic images of one round."""
 
+from typing import Any
+
 from pipeline.data.shards import check_sizes, is_packed, pack, read_manifest, remove_parts
 from pipeline.identity import require_same_images, synthesis_identity, write_identity
 from pipeline.run import RunConfig
@@ -18,7 +20,7 @@ def main(session: Session, round_index: int | None = None) -> None:
         round_index = context.broadcast(_next_round(config))
     folder, identity = config.round_folder(round_index), synthesis_identity(config, round_index)
     require_same_images(folder, identity)
-    specs = plan_batches(config.synthesis, config.images.num_classes, config.seed, round_index)
+    specs = plan_batches(config.synthesis, config.student_images.num_classes, config.seed, round_index)
     # All ranks use what rank 0 sees: on a network file system, they may see other files for a while.
     was_packed, missing = context.broadcast((is_packed(folder), missing_batches(folder, specs)))
     if missing:
@@ -34,7 +36,8 @@ def main(session: Session, round_index: int | None = None) -> None:
         context.barrier()
     if context.is_main_process:
         if not was_packed:
-            facts = manifest_facts(config.synthesis, config.images, config.teacher.source, round_index)
+            facts = manifest_facts(config.synthesis, config.student_images)
+            facts |= {"round": round_index, "teacher": config.teacher.source, **_classes(config)}
             pack(folder, [spec.index for spec in specs], identity, facts)
         manifest = read_manifest(folder)
         check_sizes(folder, manifest)
@@ -43,6 +46,12 @@ def main(session: Session, round_index: int | None = None) -> None:
         note = " (up to date)" if was_packed else ""
         print(f"synthesize: {manifest['num_images']:,} images in {folder}; {scores}{note}")
     context.barrier()
+
+
+def _classes(config: RunConfig) -> dict[str, Any]:
+    """For each label of the images, the teacher's label and the title of the class."""
+    labels = config.class_labels or range(config.images.num_classes)
+    return {"classes": list(labels), "class_titles": list(config.class_titles)}
 
 
 def _next_round(config: RunConfig) -> int:

@@ -8,7 +8,7 @@ from pipeline.distillation.train import train
 from pipeline.evaluation.evaluate import measure
 from pipeline.identity import is_finished, teacher_identity
 from pipeline.models.checkpoint import save_classifier
-from pipeline.models.classifier import build_classifier
+from pipeline.models.classifier import Classifier, build_classifier
 from pipeline.runtime.distributed import DistributedContext
 from pipeline.runtime.files import write_json
 from pipeline.runtime.recorder import Progress, open_recorder
@@ -42,8 +42,9 @@ def main(session: Session, round_index: int | None = None) -> None:
     progress = Progress(stage="teacher", total=training.steps, unit="steps", done=state.step)
     with open_recorder(config.metrics_path(), progress) as recorder:
         train(state, task, images, DistributedContext(device=device), recorder.log)
-    test = load_images(config.data, "test", config.images)
-    metrics = measure(teacher, test, config.evaluation)
+    test = load_images(config.data, "test", config.images, config.class_labels)
+    asked = Classifier(teacher.network, teacher.normalization, teacher.num_classes, config.class_labels).to(device)
+    metrics = measure(asked, test, config.evaluation)
     facts = {"test": config.data.test, "num_images": len(test.labels), "parameters": teacher.num_parameters}
     write_json(path.with_suffix(".json"), {**facts, **metrics})
     save_classifier(path, teacher, config.teacher, identity)

@@ -51,7 +51,7 @@ def test_every_config_runs(path, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "TIMED_PASSES", 1)
     original = load_run(path)
     smaller = [f"images.{side}={min(getattr(original.images, side), 32)}" for side in ("height", "width")]
-    if not original.synthesis.classes:
+    if original.classes is None:
         smaller.append("images.num_classes=10")
     for key in ("teacher", "verifier"):
         if (model := getattr(original, key)) and model.source.startswith("python:"):

@@ -186,6 +186,8 @@ def make_facts(*, num_classes: int = 10, channels: int = 1, image_format: str = 
         "round": 0,
         "teacher": "cifar10:resnet8",
         "num_classes": num_classes,
+        "classes": list(range(num_classes)),
+        "class_titles": [str(label) for label in range(num_classes)],
         "shape": [channels, 8, 8],
         "image_format": image_format,
         "images_per_shard": images_per_shard,

@@ -1,6 +1,6 @@
 """The dataset card and the index of a synthetic dataset, for people and for other readers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ by inverting a trained classifier. No real image was used.
 - Fingerprint of everything the images depend on: `{fingerprint}`
 - Round {round} of the run. `config.yaml` is the resolved configuration; `manifest.json` lists every shard with its
   SHA-256.
-{scores}
+{scores}{classes}
 ## Reading it
 
 Members are `CLASS/NUMBER.{extension}`, `.cls` (the label) and `.json` (batch, seed, and the scores of the
@@ -33,7 +33,7 @@ timm.data.create_dataset("wds/", root=folder, split="train")
 torchvision.datasets.ImageFolder(unpacked)    # after: for f in train/*.tar; do tar xf $f -C unpacked; done
 ```
 
-`ImageFolder` numbers the existing class folders. If a run made only some classes, take the label from `.cls`.
+`ImageFolder` numbers the existing class folders. If a class has no image, take the label from `.cls`.
 
 ## Caveats
 
@@ -50,13 +50,14 @@ def write_card(folder: Path, manifest: Mapping[str, Any]) -> None:
         "tags": ["synthetic", "data-free-distillation"],
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "train/*.tar"}]}],
     }
+    labels = sorted({entry["class"] for entry in shards})
     extension = manifest["image_format"].replace("jpeg", "jpg")
     scores = "".join(f"- {name.replace('_', ' ')}: {value:.4f}\n" for name, value in manifest["scores"].items())
     text = CARD.format(
         header=yaml.safe_dump(header, sort_keys=False),
         title=f"Synthetic images of round {manifest['round']}",
         extension=extension,
-        **{**manifest, "scores": scores, "num_classes": len({entry["class"] for entry in shards})},
+        **{**manifest, "scores": scores, "num_classes": len(labels), "classes": _class_table(manifest, labels)},
     )
     write_text(folder / "README.md", text)
     split = {
@@ -66,3 +67,12 @@ def write_card(folder: Path, manifest: Mapping[str, Any]) -> None:
         "shard_lengths": [entry["count"] for entry in shards],
     }
     write_json(folder / "_info.json", {"splits": {"train": split}})
+
+
+def _class_table(manifest: Mapping[str, Any], labels: Sequence[int]) -> str:
+    """The teacher's label and the title of each class that has images; empty if they say no more than the label."""
+    classes, titles = manifest["classes"], manifest["class_titles"]
+    if all(titles[label] == str(label) for label in labels):
+        return ""
+    rows = "".join(f"| {label} | {classes[label]} | {titles[label]} |\n" for label in labels)
+    return f"\n## Classes\n\n| label | label of the teacher | class |\n|---|---|---|\n{rows}"

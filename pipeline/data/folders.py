@@ -2,27 +2,40 @@
 
 import tarfile
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from pipeline.data.class_names import ClassNames, listed
 from pipeline.data.codec import decode_with_pillow
 from pipeline.models.config import ImageConfig
 from pipeline.runtime.files import read_range
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-# The most names that a message lists; it counts the others.
-MAX_NAMED = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderOptions:
+    """How class folders are read.
+
+    Labels follow `class_names`, by default the sorted names of the folders. The short side of an image is scaled to
+    `short_side_px` before the center crop, by default to the least that covers the image size. With `is_subset`, named
+    classes may have no images.
+    """
+
+    class_names: ClassNames | None = None
+    short_side_px: int | None = None
+    is_subset: bool = False
 
 
 class FolderImages:
     """Encoded images at (file, offset, size); a read decodes, scales and center-crops them.
 
-    `names`, `locations` and `labels`, int64 (N,), are in the same order. The short side is scaled to `short_side_px`
-    before the crop, by default to the least that covers the image size.
+    `names`, `locations` and `labels`, int64 (N,), are in the same order.
     """
 
     def __init__(
@@ -46,7 +59,7 @@ class FolderImages:
             with self._count_lock:  # one of the reading threads counts for all
                 unreadable = self._unreadable
             raise ValueError(
-                f"{len(unreadable)} of {len(self.names)} images cannot be read: {_listed(unreadable)}; replace or "
+                f"{len(unreadable)} of {len(self.names)} images cannot be read: {listed(unreadable)}; replace or "
                 "remove them"
             ) from error
 
@@ -75,25 +88,23 @@ class FolderImages:
         return cropped
 
 
-def open_folder(
-    root: Path, images: ImageConfig, short_side_px: int | None, classes: Sequence[str] | None
-) -> FolderImages:
-    """An `imagefolder`: one sub-folder per class. Labels follow `classes`, by default the sorted folder names."""
+def open_folder(root: Path, images: ImageConfig, options: FolderOptions) -> FolderImages:
+    """An `imagefolder`: one sub-folder per class."""
     source = f"imagefolder:{root}"
     if not root.is_dir():
         raise ValueError(f"{source}: there is no such folder")
     folders = sorted(path.name for path in root.iterdir() if path.is_dir())
-    label_of = _labels_of(folders, classes, images, source)
+    label_of = _labels_of(folders, options, images, source)
     paths = sorted(path for name in folders for path in (root / name).rglob("*") if _is_image(path.name))
     empty = set(folders) - {path.relative_to(root).parts[0] for path in paths}
     if empty:
-        raise ValueError(f"{source}: no images ({', '.join(EXTENSIONS)}) in {_listed(sorted(empty))}")
+        raise ValueError(f"{source}: no images ({', '.join(EXTENSIONS)}) in {listed(sorted(empty))}")
     locations = [(path, 0, path.stat().st_size) for path in paths]
     labels = [label_of[path.relative_to(root).parts[0]] for path in paths]
-    return FolderImages([str(path) for path in paths], locations, labels, images, short_side_px)
+    return FolderImages([str(path) for path in paths], locations, labels, images, options.short_side_px)
 
 
-def open_tar(path: Path, images: ImageConfig, short_side_px: int | None, classes: Sequence[str] | None) -> FolderImages:
+def open_tar(path: Path, images: ImageConfig, options: FolderOptions) -> FolderImages:
     """An uncompressed tar of images. The class is the member's folder, or its name up to the first underscore."""
     source = f"tar:{path}"
     if not path.is_file():
@@ -104,10 +115,11 @@ def open_tar(path: Path, images: ImageConfig, short_side_px: int | None, classes
     except tarfile.TarError as error:
         raise ValueError(f"{source} is not an uncompressed tar ({error})") from error
     class_names = [_class_of(member.name) for member in members]
-    label_of = _labels_of(sorted(set(class_names)), classes, images, source)
+    label_of = _labels_of(sorted(set(class_names)), options, images, source)
     locations = [(path, member.offset_data, member.size) for member in members]
     names = [f"{member.name} in {path}" for member in members]
-    return FolderImages(names, locations, [label_of[name] for name in class_names], images, short_side_px)
+    labels = [label_of[name] for name in class_names]
+    return FolderImages(names, locations, labels, images, options.short_side_px)
 
 
 def _is_image(name: str) -> bool:
@@ -119,27 +131,23 @@ def _class_of(member: str) -> str:
     return folders[-1] if folders else name.partition("_")[0]
 
 
-def _labels_of(names: Sequence[str], classes: Sequence[str] | None, images: ImageConfig, source: str) -> dict[str, int]:
-    """The label of each of the class `names` of a source; raises ValueError with their difference to `classes`."""
-    if classes is None:
+def _labels_of(names: Sequence[str], options: FolderOptions, images: ImageConfig, source: str) -> dict[str, int]:
+    """The label of each of the class `names` of a source; raises ValueError with their difference to the classes."""
+    if options.class_names is None:
         if len(names) != images.num_classes:
             raise ValueError(
-                f"{source} has {len(names)} classes, images.num_classes={images.num_classes}; to see which differ, set "
-                "data.classes to a file that names the classes in the order of the labels, one per line"
+                f"{source} has {len(names)} classes, images.num_classes={images.num_classes}; set data.class_names to "
+                "a file that names the classes in the order of the labels, one per line"
             )
-        classes = names
-    if len(classes) != images.num_classes or len(set(classes)) != len(classes):
+        return {name: label for label, name in enumerate(names)}
+    keys = options.class_names.keys
+    missing, unknown = sorted(set(keys) - set(names)), sorted(set(names) - set(keys))
+    if unknown:
         raise ValueError(
-            f"data.classes: {len(set(classes))} different names on {len(classes)} lines, "
-            f"images.num_classes={images.num_classes} needs as many of each"
+            f"{source}: {listed(unknown)} not named in the file of data.class_names; remove these folders or name them"
         )
-    missing, unknown = sorted(set(classes) - set(names)), sorted(set(names) - set(classes))
-    if missing or unknown:
-        raise ValueError(f"{source}: missing classes: {_listed(missing)}; unknown classes: {_listed(unknown)}")
-    return {name: label for label, name in enumerate(classes)}
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    more = len(names) - MAX_NAMED
-    return (", ".join(names[:MAX_NAMED]) or "none") + (f" and {more} more" if more > 0 else "")
+    if missing and not options.is_subset:
+        raise ValueError(
+            f"{source}: no images of {listed(missing)}; add them, or list the classes of the run in `classes`"
+        )
+    return {name: label for label, name in enumerate(keys)}

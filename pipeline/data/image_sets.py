@@ -1,6 +1,7 @@
 """Image sets: synthetic shards and real images behind one small interface."""
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.data.folders import FolderImages, open_folder, open_tar
+from pipeline.data.class_names import ClassNames, listed, read_class_names
+from pipeline.data.folders import FolderImages, FolderOptions, open_folder, open_tar
 from pipeline.data.shard_set import ShardSet
 from pipeline.data.shards import read_manifest
 from pipeline.models.config import ImageConfig
@@ -39,15 +41,15 @@ class DataConfig:
         folder: Folder of torchvision's downloads.
         short_side_px: Length in pixels to which the short side of an image of `imagefolder` or `tar` is scaled before
             the center crop. null: the least that covers the image size.
-        classes: A text file for `imagefolder` and `tar`: line i starts with the class name of label i; text after a
-            space is a comment. null: labels follow the sorted class names.
+        class_names: A text file: line i starts with the name of label i, which names a folder of `imagefolder` and
+            `tar`; text after a space is its title in reports. null: labels follow the sorted names of the folders.
     """
 
     test: str
     train: str | None = None
     folder: str = "data"
     short_side_px: int | None = None
-    classes: str | None = None
+    class_names: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("test", "train"):
@@ -62,6 +64,10 @@ class DataConfig:
         source = self.test if split == "test" else self.train
         assert source is not None
         return source
+
+    def read_class_names(self, num_classes: int) -> ClassNames | None:
+        """The names of all classes, if a file names them; raises ConfigError when it does not fit."""
+        return None if self.class_names is None else read_class_names(Path(self.class_names), num_classes)
 
 
 class ImageSet(Protocol):
@@ -86,8 +92,45 @@ class ArrayImages:
         return self.pixels[torch.as_tensor(indices)]
 
 
-def load_images(data: DataConfig, split: Split, images: ImageConfig) -> ImageSet:
-    """The real images of a split; raises ValueError when they are not available or do not fit `images`."""
+class SubsetImages:
+    """The images of some classes of another set, with the positions in `classes` as labels."""
+
+    def __init__(self, image_set: ImageSet, classes: Sequence[int]) -> None:
+        chosen = torch.tensor(classes)
+        matches = image_set.labels[:, None] == chosen
+        self._image_set, self._indices = image_set, matches.any(1).nonzero()[:, 0]
+        self.labels = matches[self._indices].int().argmax(1)
+
+    def batch(self, indices: Sequence[int]) -> Tensor:
+        """uint8 (len(indices), C, H, W) of these images."""
+        return self._image_set.batch(self._indices[torch.as_tensor(indices)].tolist())
+
+
+def load_images(data: DataConfig, split: Split, images: ImageConfig, classes: Sequence[int] | None = None) -> ImageSet:
+    """The real images of a split, or those of some of its `classes`, labelled by their position in it.
+
+    Warns of classes without images. Raises ValueError when images are not available or do not fit `images`, and when
+    there is none of the classes.
+    """
+    image_set = _open(data, split, images, is_subset=classes is not None)
+    if classes is None:
+        return image_set
+    subset = SubsetImages(image_set, classes)
+    missing = sorted(set(range(len(classes))) - set(subset.labels.tolist()))
+    names = data.read_class_names(images.num_classes)
+    missing_names = listed([str(classes[i]) if names is None else names.keys[classes[i]] for i in missing])
+    if len(missing) == len(classes):
+        raise ValueError(f"{data.source(split)} holds no image of the `classes` of the run: {missing_names}")
+    if missing:
+        warnings.warn(
+            f"{data.source(split)} holds no image of {len(missing)} of the `classes` of the run, which cannot be "
+            f"scored: {missing_names}",
+            stacklevel=2,
+        )
+    return subset
+
+
+def _open(data: DataConfig, split: Split, images: ImageConfig, *, is_subset: bool) -> ImageSet:
     source = data.source(split)
     kind, _, name = source.partition(":")
     if kind == "sklearn":
@@ -97,22 +140,20 @@ def load_images(data: DataConfig, split: Split, images: ImageConfig) -> ImageSet
     elif kind == "npz":
         image_set = _npz(Path(name))
     elif kind == "imagefolder":
-        image_set = open_folder(Path(name), images, data.short_side_px, _class_names(data))
+        image_set = open_folder(Path(name), images, _folder_options(data, images, is_subset))
     elif kind == "tar":
-        image_set = open_tar(Path(name), images, data.short_side_px, _class_names(data))
+        image_set = open_tar(Path(name), images, _folder_options(data, images, is_subset))
     else:
         image_set = ShardSet([Path(name)])
+        image_set.labels = torch.tensor(read_manifest(Path(name))["classes"])[image_set.labels]
     _check_fit(image_set, source, images)
     return image_set
 
 
-def _class_names(data: DataConfig) -> list[str] | None:
-    if data.classes is None:
-        return None
-    path = Path(data.classes)
-    if not path.is_file():
-        raise ValueError(f"data.classes: there is no file {path}; correct the path")
-    return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+def _folder_options(data: DataConfig, images: ImageConfig, is_subset: bool) -> FolderOptions:
+    return FolderOptions(
+        class_names=data.read_class_names(images.num_classes), short_side_px=data.short_side_px, is_subset=is_subset
+    )
 
 
 def _check_fit(image_set: ImageSet, source: str, images: ImageConfig) -> None:
@@ -178,11 +219,14 @@ def _npz(path: Path) -> ArrayImages:
     return ArrayImages(torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(y.astype(np.int64)))
 
 
-def source_identity(data: DataConfig, split: Split, images: ImageConfig) -> dict[str, Any]:
-    """What a real image set depends on: its source, and a hash of its content; of folders, of file names and sizes."""
+def source_identity(data: DataConfig, split: Split, images: ImageConfig, *, is_subset: bool = False) -> dict[str, Any]:
+    """What a real image set depends on: its source, and a hash of its content; of folders, of file names and sizes.
+
+    With `is_subset`, classes may have no images.
+    """
     source = data.source(split)
     kind, _, name = source.partition(":")
-    image_set = load_images(data, split, images)
+    image_set = _open(data, split, images, is_subset=is_subset)
     if kind == "npz":
         digest = sha256_of(Path(name))
     elif kind == "shards":

@@ -20,7 +20,7 @@ from pipeline.runtime.config import to_plain
 from pipeline.runtime.files import atomic_file, read_json, read_range, sha256_of, write_json
 from pipeline.runtime.fingerprint import fingerprint
 
-FORMAT = 1
+FORMAT = 2
 SPLIT = "train"
 MANIFEST = "manifest.json"
 # One shard holds one class. The name of the tar and the folder of its members are the class, padded to sort by label.
@@ -99,7 +99,7 @@ def _check_end(path: Path, members: Mapping[str, Mapping[str, tuple[int, int]]])
 def pack(folder: Path, batch_indices: Iterable[int], identity: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Sort all parts into class shards and write the manifest; a second call writes the same bytes.
 
-    `identity` is what the images depend on. `facts` go into the manifest (see `synthesis.store.manifest_facts`). Raises
+    `identity` is what the images depend on. `facts` go into the manifest. Raises
     ShardError when a part is missing or damaged.
     """
     by_class: dict[int, list[tuple[str, _TarSample]]] = defaultdict(list)

@@ -28,31 +28,24 @@ class EvaluationConfig:
 
     Attributes:
         batch_size: Images per forward pass, at least 1. It changes memory and time, not the scores.
-        classes: The labels among which predictions are made, for a student that has learned no others; at least two.
-            Accuracy counts the test images of these classes, agreement counts all images. null: all classes.
     """
 
     batch_size: int = 500
-    classes: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ConfigError(f"batch_size: {self.batch_size} must be at least 1")
-        if self.classes is not None and len(set(self.classes)) != max(2, len(self.classes)):
-            raise ConfigError(f"classes: {list(self.classes)} must be two or more different classes")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalReport:
     """The metrics of `student` and `teacher`, as `ClassificationMetrics.summary` returns them, and of the two together.
 
-    Accuracies are of `num_images`; `agreement` and `kl` are of `num_compared`. `accuracy_retention` is the student's
-    top-1 divided by the teacher's. `forward_ms` is the time of one batch of `timed_batch` images.
+    `accuracy_retention` is the student's top-1 divided by the teacher's. `forward_ms` is the time of one batch of
+    `timed_batch` images.
     """
 
     num_images: int
-    num_compared: int
-    classes: list[int]
     student: dict[str, Any]
     teacher: dict[str, Any]
     agreement: float
@@ -118,23 +111,16 @@ def evaluate(
 ) -> EvalReport:
     """The metrics of both networks, on one device, over all images; `on_batch` gets the number of images done.
 
-    Raises ValueError when no image is of the evaluated classes, FloatingPointError when a logit is not finite.
+    Raises FloatingPointError when a logit is not finite.
     """
     networks, device = {"student": student.eval(), "teacher": teacher.eval()}, teacher.device
-    classes = torch.arange(teacher.num_classes) if config.classes is None else torch.tensor(config.classes)
-    num_images = int(torch.isin(images.labels.cpu(), classes).sum())
-    if not num_images:
-        raise ValueError(f"evaluation.classes: there is no test image of the classes {classes.tolist()}")
-    position = torch.full((teacher.num_classes,), -1).index_put_((classes,), torch.arange(len(classes))).to(device)
-    classes = classes.to(device)
-    metrics = {name: ClassificationMetrics(len(classes), device) for name in networks}
+    metrics = {name: ClassificationMetrics(teacher.num_classes, device) for name in networks}
     agreement = Agreement()
-    for indices, pixels, all_labels in _batches(images, config.batch_size, device):
-        labels = position[all_labels]
-        logits = {name: network(pixels)[:, classes] for name, network in networks.items()}
+    for indices, pixels, labels in _batches(images, config.batch_size, device):
+        logits = {name: network(pixels) for name, network in networks.items()}
         for name in networks:
             _require_finite(logits[name], name, indices)
-            metrics[name].add(logits[name][labels >= 0], labels[labels >= 0])
+            metrics[name].add(logits[name], labels)
         agreement.add(logits["student"], logits["teacher"])
         if on_batch:
             on_batch(indices.stop)
@@ -145,9 +131,7 @@ def evaluate(
         for (name, network), forward_ms in zip(networks.items(), times_ms, strict=True)
     }
     return EvalReport(
-        num_images=num_images,
-        num_compared=len(images.labels),
-        classes=classes.tolist(),
+        num_images=len(images.labels),
         student=summaries["student"],
         teacher=summaries["teacher"],
         **agreement.summary(),

@@ -28,6 +28,7 @@ h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(-
 table { border-collapse: collapse; }
 th, td { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; } .matrix td, .matrix th { padding: .2rem .5rem; text-align: right; }
+.tiles td { padding: 0; border: 0; } .tiles th { border: 0; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 1.5rem; }
 svg text { font-size: 12px; fill: var(--soft); } svg .grid { stroke: var(--line); }
 .legend span { margin-right: 1rem; white-space: nowrap; }
@@ -41,7 +42,7 @@ pre { background: #f9fafb; padding: 1rem; overflow: auto; font-size: 13px; }
 class RunRecord:
     """What a run left: the manifests of its rounds, its metric lines, the evaluation, and the estimate if there is one.
 
-    `tiles` is uint8 (classes, images, C, H, W): some synthetic images of some classes.
+    `tiles` is uint8 (classes, images, C, H, W): some synthetic images of some classes, whose labels are `tile_labels`.
     """
 
     name: str
@@ -49,21 +50,20 @@ class RunRecord:
     metrics: Sequence[Mapping[str, Any]]
     evaluation: Mapping[str, Any]
     tiles: Tensor
+    tile_labels: Sequence[int]
     config_yaml: str
     estimate: Mapping[str, Any] | None = None
 
 
 def render(run: RunRecord) -> str:
     """The HTML page of a run."""
-    evaluation, tiles = run.evaluation, run.tiles
+    evaluation, titles = run.evaluation, run.evaluation["class_titles"]
     sections = {
         "Metrics": _metrics(evaluation) + _rounds(run.manifests) + _times(run.metrics, run.manifests, run.estimate),
-        "Synthetic images, one class per row": _image(
-            "grid of synthetic images", grid(tiles), tiles.shape[1] * TILE_PX
-        ),
+        "Synthetic images, one class per row": _rows_of_tiles(run.tiles, [titles[label] for label in run.tile_labels]),
         "Curves": _curves(run.metrics),
         "Confusion matrix of the student: rows are labels, columns predictions": _confusion(
-            evaluation["student"]["confusion"], evaluation["classes"]
+            evaluation["student"]["confusion"], titles
         ),
         "Configuration": f"<pre>{html.escape(run.config_yaml)}</pre>",
     }
@@ -169,6 +169,17 @@ def grid(tiles: Tensor) -> Tensor:
     return padded.permute(2, 0, 3, 1, 4).reshape(channels, classes * height, images * width)
 
 
+def _rows_of_tiles(tiles: Tensor, titles: Sequence[str]) -> str:
+    """A row of images for each class of uint8 (classes, images, C, H, W), with its title."""
+    width_px = tiles.shape[1] * TILE_PX
+    rows = "".join(
+        f"<tr><th>{html.escape(title)}</th>"
+        f"<td>{_image(f'synthetic images of {html.escape(title)}', grid(row[None]), width_px)}</td></tr>"
+        for title, row in zip(titles, tiles, strict=True)
+    )
+    return f'<table class="tiles">{rows}</table>'
+
+
 def _image(title: str, picture: Tensor, width_px: int) -> str:
     """An <img> of uint8 (C, H, W), `width_px` wide if the page has room; an enlarged one keeps the edges of pixels."""
     data = base64.b64encode(encode_image(picture, "png")).decode()
@@ -176,15 +187,15 @@ def _image(title: str, picture: Tensor, width_px: int) -> str:
     return f'<img alt="{title}" src="data:image/png;base64,{data}" style="{style}">'
 
 
-def _confusion(matrix: Sequence[Sequence[int]], classes: Sequence[int]) -> str:
+def _confusion(matrix: Sequence[Sequence[int]], titles: Sequence[str]) -> str:
     counts = np.array(matrix, dtype=np.float64)
     shares = counts / counts.sum(1, keepdims=True).clip(min=1)
     if len(matrix) > MAX_TABLE_CLASSES:
         picture = torch.from_numpy(255 - np.rint(255 * shares).astype(np.uint8))[None]
         return _image("confusion matrix", picture, PAGE_PX)
-    head = "".join(f"<th>{label}</th>" for label in classes)
+    head = "".join(f"<th>{html.escape(title)}</th>" for title in titles)
     rows = "".join(
-        f"<tr><th>{classes[i]}</th>"
+        f"<tr><th>{html.escape(titles[i])}</th>"
         + "".join(
             f'<td style="background:rgba(37,99,235,{share * 0.6:.2f})">{count}</td>'
             for count, share in zip(row, shares[i], strict=True)

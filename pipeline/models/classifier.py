@@ -1,5 +1,6 @@
 """`Classifier`: a network with its normalization, built from a named source."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -13,14 +14,25 @@ from pipeline.models.weights import load_weights
 
 
 class Classifier(nn.Module):
-    """A network and its normalization: pixels in [0, 1] of shape (N, C, H, W) to logits of shape (N, num_classes)."""
+    """A network and its normalization: pixels in [0, 1] of shape (N, C, H, W) to logits of shape (N, num_classes).
+
+    Of the network's outputs, `classes` chooses some, in this order; by default there are `num_classes`, all of them.
+    """
 
     mean: Tensor
     std: Tensor
+    classes: Tensor | None
 
-    def __init__(self, network: nn.Module, normalization: Normalization, num_classes: int) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        normalization: Normalization,
+        num_classes: int,
+        classes: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
-        self.network, self.num_classes = network, num_classes
+        self.network, self.num_classes = network, num_classes if classes is None else len(classes)
+        self.register_buffer("classes", None if classes is None else torch.tensor(classes), persistent=False)
         mean, std = normalization
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
@@ -28,7 +40,7 @@ class Classifier(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits of pixels in [0, 1]."""
         logits: Tensor = self.network(self.normalize(pixels))
-        return logits
+        return logits if self.classes is None else logits[:, self.classes]
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Pixels in [0, 1], normalized as the network was trained."""
@@ -65,12 +77,13 @@ def build_classifier(
     *,
     seed: int = 0,
     default_normalization: Normalization | None = None,
+    classes: Sequence[int] | None = None,
 ) -> Classifier:
     """Build the network of `config`, load its weights if it names any, and check that it fits `images`.
 
     Initial weights are drawn with `seed`. `default_normalization` applies if neither the config nor published weights
-    give one. Raises ValueError when the source or the weights are not available, when the weights belong to another
-    network, or when channels or classes do not fit.
+    give one. `classes` chooses some of the network's `images.num_classes` outputs. Raises ValueError when the source or
+    the weights are not available, when the weights belong to another network, or when channels or classes do not fit.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch's initializers read only the global generator
@@ -86,22 +99,25 @@ def build_classifier(
         )
     if config.weights and not is_published_name(config):
         load_weights(network, Path(config.weights), config.source)
-    classifier = Classifier(network, normalization, images.num_classes)
+    classifier = Classifier(network, normalization, images.num_classes, classes)
     check_fit(classifier, config, images)
     return classifier
 
 
-def load_frozen(config: ModelConfig, images: ImageConfig, device: torch.device) -> Classifier:
-    """A classifier with its weights, frozen, on `device`."""
-    return build_classifier(config, images).freeze().to(device)
+def load_frozen(
+    config: ModelConfig, images: ImageConfig, device: torch.device, classes: Sequence[int] | None = None
+) -> Classifier:
+    """A classifier with its weights, frozen, on `device`; see `build_classifier`."""
+    return build_classifier(config, images, classes=classes).freeze().to(device)
 
 
 def check_fit(classifier: Classifier, config: ModelConfig, images: ImageConfig) -> None:
-    """Raise ValueError unless the classifier maps images of that shape to `num_classes` logits."""
+    """Raise ValueError unless the network maps images of that shape to `images.num_classes` logits."""
     was_training = classifier.training
     try:
         with torch.no_grad():
-            logits = classifier.eval()(torch.zeros(1, *images.shape, device=classifier.device))
+            pixels = torch.zeros(1, *images.shape, device=classifier.device)
+            logits = classifier.eval().network(classifier.normalize(pixels))
     except (RuntimeError, ValueError, AssertionError) as error:
         raise ValueError(f"{config.source} cannot read images of (C, H, W) = {images.shape}: {error}") from error
     finally:

@@ -8,7 +8,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -35,8 +35,8 @@ def _parse(kind: Any, value: Any, key: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        (inner,) = (a for a in arguments if a is not type(None))
-        return _parse(inner, value, key)
+        kinds = [a for a in arguments if a is not type(None)]
+        return _parse(kinds[0], value, key) if len(kinds) == 1 else _parse_any_scalar(kinds, value, key)
     if origin is typing.Literal:
         if value not in arguments:
             close = nearest(value, arguments)
@@ -83,6 +83,12 @@ def _parse_tuple(arguments: tuple[Any, ...], value: Any, key: str) -> tuple[Any,
     return tuple(_parse(a, item, f"{key}[{i}]") for i, (a, item) in enumerate(zip(arguments, value, strict=True)))
 
 
+def _parse_any_scalar(kinds: Sequence[type], value: Any, key: str) -> Any:
+    if type(value) not in kinds:
+        raise ConfigError(f"{key}: expected {' or '.join(map(yaml_type, kinds))}, got {describe(value)}")
+    return value
+
+
 def _parse_scalar(kind: type, value: Any, key: str) -> Any:
     if kind is float and not isinstance(value, bool):
         try:
@@ -108,8 +114,12 @@ def yaml_type(kind: Any) -> str:
         return f"{', '.join(words)} or {last}" if words else last
     if origin is tuple:
         count = "" if arguments[-1] is Ellipsis else f"{len(arguments)} "
-        return f"list of {count}{yaml_type(arguments[0])}s"
+        return f"list of {count}{_plural(yaml_type(arguments[0]))}"
     return SCALARS.get(kind, "value" if kind is Any else "mapping")
+
+
+def _plural(name: str) -> str:
+    return name if name == SCALARS[str] else f"{name}s"
 
 
 def _yaml_word(value: Any) -> str:

@@ -100,16 +100,15 @@ MIN_BATCH_SIZE = 3
 
 @dataclass(frozen=True, kw_only=True)
 class SynthesisConfig:
-    """How many images are synthesized, of which classes, and how they are stored.
+    """How many images are synthesized, and how they are stored.
 
     Attributes:
-        num_images: Number of synthetic images, spread evenly over `rounds` and `classes`.
+        num_images: Number of synthetic images, spread evenly over `rounds` and classes.
         batch_size: Largest number of images optimized together, at least 3. BatchNorm statistics are matched over such
             a batch. Batches of a round differ by at most one image.
         inversion: How one batch is optimized.
         rounds: Number of rounds; each synthesizes its share of the images, then distills the student further. From the
             second round on, the `competition` term can use the student of the round before.
-        classes: Labels to synthesize, each named once. null: all classes.
         image_format: File format of the stored images; png and webp are lossless.
         jpeg_quality: Quality of jpeg files, 1 to 100; other formats ignore it.
         images_per_shard: Largest number of images of one class in one tar file, at least 1.
@@ -119,7 +118,6 @@ class SynthesisConfig:
     batch_size: int
     inversion: InversionConfig
     rounds: int = 1
-    classes: tuple[int, ...] | None = None
     image_format: ImageFormat = "png"
     jpeg_quality: int = 95
     images_per_shard: int = 1000
@@ -141,7 +139,3 @@ class SynthesisConfig:
             )
         if not 1 <= self.jpeg_quality <= 100:
             raise ConfigError(f"jpeg_quality: {self.jpeg_quality} must be in 1..100")
-        if self.classes is not None and len(set(self.classes)) != len(self.classes):
-            raise ConfigError(f"classes: {list(self.classes)} names a class twice")
-        if self.classes is not None and not self.classes:
-            raise ConfigError("classes: an empty list leaves nothing to synthesize; leave the key out for all classes")

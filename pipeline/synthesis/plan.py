@@ -30,10 +30,9 @@ def plan_batches(config: SynthesisConfig, num_classes: int, seed: int, round_ind
     """
     rounds = even_ranges(config.num_images, config.rounds)
     images = rounds[round_index]
-    classes = config.classes if config.classes is not None else tuple(range(num_classes))
-    if config.num_images < len(classes):
-        drawn = torch.randperm(len(classes), generator=make_generator(seed, "classes"))[: config.num_images]
-        classes = tuple(classes[i] for i in drawn.tolist())
+    classes = list(range(num_classes))
+    if config.num_images < num_classes:
+        classes = torch.randperm(num_classes, generator=make_generator(seed, "classes"))[: config.num_images].tolist()
     balanced = [classes[i % len(classes)] for i in images]
     order = torch.randperm(len(images), generator=make_generator(seed, "labels", round_index)).tolist()
     first_index = sum(len(batch_ranges(len(r), config.batch_size)) for r in rounds[:round_index])

@@ -57,11 +57,9 @@ def missing_batches(folder: Path, specs: Sequence[BatchSpec]) -> list[BatchSpec]
     return [] if is_packed(folder) else [spec for spec in specs if not part_path(folder, spec.index).exists()]
 
 
-def manifest_facts(config: SynthesisConfig, images: ImageConfig, teacher: str, round_index: int) -> dict[str, Any]:
-    """What the manifest of a round states beside the identity of its images."""
+def manifest_facts(config: SynthesisConfig, images: ImageConfig) -> dict[str, Any]:
+    """What the manifest of a round states of its images, beside their identity."""
     return {
-        "round": round_index,
-        "teacher": teacher,
         "num_classes": images.num_classes,
         "shape": list(images.shape),
         "image_format": config.image_format,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.data.folders import FolderImages, open_folder
+from pipeline.data.folders import FolderImages, FolderOptions, open_folder
 from pipeline.data.image_sets import DataConfig, load_images, source_identity
 from pipeline.models.config import ImageConfig
 from pipeline.runtime.config import ConfigError
@@ -93,7 +93,7 @@ def test_tar_class_is_the_folder_or_the_name_prefix(tmp_path, pattern):
 
 
 @pytest.mark.parametrize("kind", ["imagefolder", "tar"])
-def test_labels_follow_the_class_list(tmp_path, kind):
+def test_labels_follow_the_class_names(tmp_path, kind):
     names = [f"n{i:02d}" for i in range(12)]
     if kind == "tar":
         source = save_tar(tmp_path / "x.tar", [f"{name}_x.png" for name in names])
@@ -101,7 +101,7 @@ def test_labels_follow_the_class_list(tmp_path, kind):
         source = save_folder(tmp_path / "tree", names)
     order = [*reversed(names)]
     (tmp_path / "classes.txt").write_text("".join(f"{name} a comment\n" for name in order))
-    data = DataConfig(test=f"{kind}:{source}", classes=str(tmp_path / "classes.txt"))
+    data = DataConfig(test=f"{kind}:{source}", class_names=str(tmp_path / "classes.txt"))
     images = load_images(data, "test", COLOR)
     class_indices = [int(value) // 20 for value in images.batch(range(len(images.labels)))[:, 0, 0, 0]]
     assert [order[label] for label in images.labels.tolist()] == [names[i] for i in class_indices]
@@ -110,13 +110,13 @@ def test_labels_follow_the_class_list(tmp_path, kind):
 CLASS_LISTS = {
     "other names": (
         [*(f"n{i:02d}" for i in range(2, 12)), "cat", "dog"],
-        "missing classes: cat, dog; unknown classes: n00",
+        "n00, n01 not named in the file of data.class_names; remove these folders or name them",
     ),
     "too few": (
         [f"n{i:02d}" for i in range(11)],
-        "data.classes: 11 different names on 11 lines, images.num_classes=12",
+        "has 11 different names on 11 lines, images.num_classes=12",
     ),
-    "twice": ([*(f"n{i:02d}" for i in range(11)), "n00"], "data.classes: 11 different names on 12 lines"),
+    "twice": ([*(f"n{i:02d}" for i in range(11)), "n00"], "has 11 different names on 12 lines"),
 }
 
 
@@ -125,13 +125,55 @@ def test_class_list_mismatch_raises_with_the_difference(tmp_path, class_names, m
     root = save_folder(tmp_path / "tree", [f"n{i:02d}" for i in range(12)])
     (tmp_path / "classes.txt").write_text("\n".join(class_names))
     with pytest.raises(ValueError, match=message):
-        load_images(DataConfig(test=f"imagefolder:{root}", classes=str(tmp_path / "classes.txt")), "test", COLOR)
+        load_images(DataConfig(test=f"imagefolder:{root}", class_names=str(tmp_path / "classes.txt")), "test", COLOR)
+
+
+def some_classes(tmp_path: Path, present: list[str], kind: str = "imagefolder") -> DataConfig:
+    """Images of the `present` ones of twelve named classes."""
+    names = [f"n{i:02d}" for i in range(12)]
+    (tmp_path / "classes.txt").write_text("".join(f"{name} title of {name}\n" for name in names))
+    if kind == "tar":
+        source = save_tar(tmp_path / "x.tar", [f"{name}/{i}.png" for i, name in enumerate(present)])
+    else:
+        source = save_folder(tmp_path / "tree", present)
+    return DataConfig(test=f"{kind}:{source}", class_names=str(tmp_path / "classes.txt"))
+
+
+@pytest.mark.parametrize("kind", ["imagefolder", "tar"])
+def test_a_run_of_some_classes_reads_their_images_alone(tmp_path, kind):
+    data = some_classes(tmp_path, ["n05", "n02", "n09"], kind)
+    images = load_images(data, "test", COLOR, classes=(9, 5))
+    copies = 1 if kind == "tar" else 2
+    assert images.labels.tolist() == [1] * copies + [0] * copies  # in the order of the folders n05, n09
+    assert images.batch(range(2 * copies))[:, 0, 0, 0].tolist() == [0] * copies + [40] * copies
+    assert images.batch([copies])[:, 0, 0, 0].tolist() == [40]
+
+
+def test_a_subset_of_the_classes_raises_in_a_run_of_all(tmp_path):
+    data = some_classes(tmp_path, ["n05", "n02"])
+    with pytest.raises(ValueError, match=r"no images of n00, n01, n03, n04, n06 and 5 more; add them, or list"):
+        load_images(data, "test", COLOR)
+
+
+def test_classes_without_test_images_are_warned_of(tmp_path):
+    data = some_classes(tmp_path, ["n05", "n02"])
+    with pytest.warns(UserWarning, match=r"holds no image of 1 of the `classes` of the run, which .* scored: n03$"):
+        images = load_images(data, "test", COLOR, classes=(5, 3, 2))
+    assert sorted(set(images.labels.tolist())) == [0, 2]
+    with pytest.raises(ValueError, match=r"holds no image of the `classes` of the run: n03, n04$"):
+        load_images(data, "test", COLOR, classes=(3, 4))
+
+
+def test_a_folder_of_no_known_class_raises_in_a_run_of_some(tmp_path):
+    data = some_classes(tmp_path, ["n05", "n02", "cat"])
+    with pytest.raises(ValueError, match=r"cat not named in the file of data\.class_names"):
+        load_images(data, "test", COLOR, classes=(5, 2))
 
 
 def test_missing_class_list_raises(tmp_path):
     root = save_folder(tmp_path / "tree", [f"n{i:02d}" for i in range(12)])
-    with pytest.raises(ValueError, match=r"data.classes: there is no file nowhere\.txt"):
-        load_images(DataConfig(test=f"imagefolder:{root}", classes="nowhere.txt"), "test", COLOR)
+    with pytest.raises(ValueError, match=r"data.class_names: there is no file nowhere\.txt"):
+        load_images(DataConfig(test=f"imagefolder:{root}", class_names="nowhere.txt"), "test", COLOR)
 
 
 def test_class_without_images_raises(tmp_path):
@@ -156,7 +198,7 @@ def test_unreadable_images_are_counted_by_one_thread(tmp_path, monkeypatch):
     root = save_folder(tmp_path / "tree", [f"n{i:02d}" for i in range(12)])
     for path in root.rglob("*.png"):
         path.write_bytes(b"no image")
-    images = open_folder(root, COLOR, None, None)
+    images = open_folder(root, COLOR, FolderOptions())
     checked = []
     monkeypatch.setattr(FolderImages, "_is_readable", lambda self, index: checked.append(index))
     with ThreadPoolExecutor(8) as threads:

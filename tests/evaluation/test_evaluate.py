@@ -48,33 +48,6 @@ def test_batch_size_of_zero_raises():
         EvaluationConfig(batch_size=0)
 
 
-def test_classes_limit_the_images_of_accuracy_but_not_of_agreement(make_classifier, device):
-    student, teacher = make_classifier(0).freeze(), make_classifier(1).freeze()
-    pixels = torch.randint(0, 256, (60, 3, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    images = ArrayImages(pixels.to(device), (torch.arange(60) % 4).to(device))
-    report = evaluate(student, teacher, images, EvaluationConfig(batch_size=7, classes=(3, 1)))
-    predictions = [network(images.pixels / 255)[:, [3, 1]].argmax(1) for network in (student, teacher)]
-    evaluated = (images.labels == 3) | (images.labels == 1)
-    hits = predictions[0][evaluated] == (images.labels[evaluated] == 1).long()
-    assert (report.num_images, report.num_compared, report.classes) == (30, 60, [3, 1])
-    assert report.student["top1"] == pytest.approx(hits.float().mean().item())
-    assert report.agreement == pytest.approx((predictions[0] == predictions[1]).float().mean().item())
-    assert torch.tensor(report.student["confusion"]).sum() == 30
-
-
-def test_classes_without_test_images_raise(make_classifier, device):
-    teacher = make_classifier(0).freeze()
-    images = ArrayImages(torch.zeros(4, 3, 8, 8, dtype=torch.uint8, device=device), torch.zeros(4, device=device))
-    with pytest.raises(ValueError, match=r"there is no test image of the classes \[1, 2\]"):
-        evaluate(teacher, teacher, images, EvaluationConfig(classes=(1, 2)))
-
-
-@pytest.mark.parametrize("classes", [(), (1,), (1, 1)])
-def test_fewer_than_two_different_classes_raise(classes):
-    with pytest.raises(ConfigError, match="must be two or more different classes"):
-        EvaluationConfig(classes=classes)
-
-
 @pytest.mark.parametrize(
     "run",
     [

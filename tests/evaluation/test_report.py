@@ -77,7 +77,7 @@ def make_evaluation(num_classes: int, line: str = "one line") -> dict:
     return {
         "line": line,
         "num_images": 9 * num_classes,
-        "classes": [*range(num_classes)],
+        "class_titles": [f"class <{label}>" for label in range(num_classes)],
         "student": network,
         "teacher": {**network, "top1": 1.0, "parameters": 67890},
         "agreement": 0.9875,
@@ -96,6 +96,7 @@ def render_page(*, num_classes=10, line="one line", **values) -> str:
         "metrics": [],
         "evaluation": make_evaluation(num_classes, line),
         "tiles": torch.zeros(2, 3, 1, 8, 8, dtype=torch.uint8),
+        "tile_labels": [0, 4],
         "config_yaml": "seed: 0\n",
     }
     return render(RunRecord(**{**record, **values}))
@@ -120,7 +121,7 @@ def test_page_has_metrics_curves_grid_and_config(finished, report_html):
     assert "on 500 real images" in page.texts["th"]
     assert page.tags.count("svg") == 3
     assert {"classification", "feature_divergence", "loss"} <= set(page.texts["span"])
-    assert page.picture("grid of synthetic images").shape == (10 * 9, 6 * 9)
+    assert [page.picture(f"synthetic images of {label}").shape for label in range(10)] == [(9, 6 * 9)] * 10
     (config_yaml,) = page.texts["pre"]
     assert config_yaml == resolved_yaml(tiny_config(finished))
 
@@ -143,20 +144,23 @@ def test_text_of_the_user_is_escaped():
     assert "5 < 6 & 7" in page.texts["p"]
 
 
-def test_grid_places_each_tile():
+def test_each_class_has_a_row_of_tiles_under_its_title():
     tiles = torch.arange(2 * 3 * 3).view(2, 3, 3, 1, 1).expand(2, 3, 3, 4, 5).to(torch.uint8)
-    picture = Page(render_page(tiles=tiles)).picture("grid of synthetic images")
-    assert picture.shape == (2 * 5, 3 * 6, 3)
-    for row in range(2):
+    page = Page(render_page(tiles=tiles))
+    for row, label in enumerate([0, 4]):
+        assert f"class <{label}>" in page.texts["th"]
+        picture = page.picture(f"synthetic images of class <{label}>")
+        assert picture.shape == (5, 3 * 6, 3)
         for column in range(3):
-            tile = picture[5 * row : 5 * row + 4, 6 * column : 6 * column + 5]
+            tile = picture[:4, 6 * column : 6 * column + 5]
             assert np.array_equal(tile[0, 0], tiles[row, column, :, 0, 0].numpy())
             assert (tile == tile[0, 0]).all()
-    assert (picture[4::5] == 255).all()
+        assert (picture[4] == 255).all()
 
 
 def test_confusion_matrix_of_20_classes_is_a_table():
     page = Page(render_page(num_classes=MAX_TABLE_CLASSES))
+    assert page.texts["th"][-MAX_TABLE_CLASSES:] == [f"class <{label}>" for label in range(MAX_TABLE_CLASSES)]
     matrix = [cell for cell in page.texts["td"] if cell in ("0", "3", "6", "9")][-(MAX_TABLE_CLASSES**2) :]
     expected = make_evaluation(MAX_TABLE_CLASSES)["student"]["confusion"]
     assert matrix == [str(count) for row in expected for count in row]

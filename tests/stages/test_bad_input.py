@@ -65,7 +65,7 @@ BAD_SETTINGS = {
         ["teacher_training="],
         ["teacher.weights: none, and no teacher_training section", "give one of them"],
     ),
-    "class out of range": (["synthesis.classes=[3, 10]"], ["synthesis.classes: [10]", "0..9"]),
+    "class out of range": (["classes=[3, 10]"], ["classes: 10", "0..9"]),
     "two channels": (["images.channels=2"], ["images.channels: 2", "use 1 or 3"]),
     "invalid folder name": (["name=a/b"], ["name: 'a/b' must be usable as a folder name"]),
     "invalid data source": (["data.test=digits"], ["data.test: 'digits' must be KIND:NAME"]),
