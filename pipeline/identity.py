@@ -53,7 +53,7 @@ def synthesis_identity(config: RunConfig, round_index: int) -> dict[str, Any]:
         synthesis=config.synthesis,
         teacher=_frozen_teacher(config),
         verifier=weights_identity(config.verifier, "verifier.weights") if config.verifier else None,
-        ensemble=[weights_identity(model, f"ensemble[{i}].weights") for i, model in enumerate(config.ensemble)],
+        ensemble=[weights_identity(model, f"ensemble.{i}.weights") for i, model in enumerate(config.ensemble)],
         competitor=_student_recipe(config) if config.is_adaptive(round_index) else None,
     )
 

@@ -171,7 +171,7 @@ def check_inputs(config: RunConfig) -> None:
     if config.verifier is not None:
         weights_identity(config.verifier, "verifier.weights")
     for i, model in enumerate(config.ensemble):
-        weights_identity(model, f"ensemble[{i}].weights")
+        weights_identity(model, f"ensemble.{i}.weights")
 
 
 def build_student(config: RunConfig, normalization: Normalization) -> Classifier:

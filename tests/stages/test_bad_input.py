@@ -20,7 +20,7 @@ BAD_SETTINGS = {
     "word for a number": (["distill.lr=fast"], ["distill.lr: expected a finite number, got 'fast'"]),
     "not a number": (["distill.lr=.nan"], ["distill.lr: expected a finite number, got nan"]),
     "number for a switch": (["distill.augment.flip=3"], ["distill.augment.flip: expected true or false, got 3"]),
-    "number for a list": (["teacher.mean=0.3"], ["teacher.mean: expected a list, got 0.3", "write it as [a, b]"]),
+    "number for a list": (["teacher.mean=0.3"], ["teacher.mean: expected a list, got 0.3", "write it as [0.3]"]),
     "word for a section": (["synthesis=tiny"], ["synthesis: expected keys and values, got 'tiny'"]),
     "nothing for a section": (["student="], ["student: expected keys and values, got nothing"]),
     "unknown choice": (["synthesis.image_format=pngs"], ["synthesis.image_format: 'pngs'", "did you mean png?"]),
@@ -51,7 +51,7 @@ BAD_SETTINGS = {
     ),
     "ensemble without weights": (
         ["ensemble=[{source: 'cifar10:resnet8'}]"],
-        ["ensemble[0].weights: missing; an untrained network adds nothing"],
+        ["ensemble.0.weights: missing; an untrained network adds nothing"],
     ),
     "verifier without weights": (
         ["verifier={source: 'cifar10:resnet8'}"],
@@ -59,7 +59,10 @@ BAD_SETTINGS = {
     ),
     "weights and training": (
         ["teacher.weights=teacher.pt"],
-        ["teacher.weights: 'teacher.pt' and teacher_training are both given; drop one"],
+        [
+            "teacher.weights: 'teacher.pt' and teacher_training are both given; drop one: to use the "
+            "weights, set teacher_training: null"
+        ],
     ),
     "neither weights nor training": (
         ["teacher_training="],
@@ -85,6 +88,11 @@ def test_missing_config_lists_the_existing_ones(error_of, tmp_path):
     path = write_config(tmp_path)
     message = error_of(chain, path.with_name("tinny.yaml"))
     assert f"no config file {tmp_path / 'tinny.yaml'} (existing files: {path})" in message
+
+
+def test_folder_for_a_config_lists_its_files(error_of, tmp_path):
+    path = write_config(tmp_path)
+    assert error_of(chain, tmp_path) == f"error: no config file {tmp_path}, it is a folder (existing files: {path})\n"
 
 
 @pytest.mark.parametrize("text", ["seed: [1", "- a list", ""])
