@@ -28,7 +28,7 @@ OTHER_IDENTITIES = {
 def test_output_of_another_identity_raises(error_of, finished, tmp_path, stage, key, old, new, name):
     message = error_of(stage, copy_run(finished, tmp_path), "--set", f"{key}={new}")
     assert f"{tmp_path / name} was made with another configuration (" in message
-    assert f"{key.removeprefix('teacher_')}: {old} before, {new} now" in message
+    assert f"{key}: {old} before, {new} now" in message
     assert "Set another `name`, or remove it (`make clean`" in message
 
 
