@@ -164,8 +164,12 @@ def open_session(config: RunConfig, context: DistributedContext) -> Iterator[Ses
         yield Session(resolve(config, context.device), context, resources)
 
 
-def check_inputs(config: RunConfig) -> None:
-    """Raise ValueError for what would stop the run only after hours: test images, student, verifier, ensemble."""
+def check_inputs(config: RunConfig, num_processes: int) -> None:
+    """Raise ValueError for what would stop the run only after hours.
+
+    That is `distill.batch_size` for this number of processes, test images, student, verifier and ensemble.
+    """
+    config.distill.require_even_shares(num_processes)
     load_images(config.data, "test", config.images)
     build_student(config, identity_normalization(config.images.channels))
     if config.verifier is not None:

@@ -45,7 +45,7 @@ def run_stage(stage: Stage, description: str, *, exclusive: bool = True) -> None
     try:
         config = read_config(arguments)  # before the ranks connect
         if arguments.dry_run:
-            return print_preview(config)
+            return print_preview(config, num_processes=1)
     except (ValueError, OSError) as error:
         fail(error, _message(error), is_common=True)
     try:
@@ -96,10 +96,14 @@ def read_config(arguments: argparse.Namespace) -> RunConfig:
     return config
 
 
-def print_preview(config: RunConfig) -> None:
-    """Print, on rank 0, the configuration as it would run here, and the outputs of the run."""
+def print_preview(config: RunConfig, num_processes: int) -> None:
+    """Print, on rank 0, the configuration as it would run here, and the outputs of the run.
+
+    Raises ValueError for what would stop the run.
+    """
     if not is_rank_zero():
         return
+    config.distill.require_even_shares(num_processes)
     resolved = resolve(config, choose_device(0, 1))
     print(resolved_yaml(resolved), *planned_outputs(resolved), sep="\n")
 

@@ -38,7 +38,7 @@ def main() -> None:
         config = read_config(stage_arguments)
         choose_device(0, num_processes)
         if stage_arguments.dry_run:
-            print_preview(config)
+            print_preview(config, num_processes)
             return
     except (ValueError, OSError) as error:
         fail(error, str(error))

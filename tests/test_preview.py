@@ -107,6 +107,14 @@ def test_every_stage_prints_the_same_preview(monkeypatch, capsys, tmp_path):
     assert previews[0] == previews[1]
 
 
+def test_launch_checks_that_the_processes_can_share_a_batch(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("DREAMDISTILL_DEVICE", "cpu")
+    monkeypatch.setattr(sys, "argv", ["launch", "3", "chain", "--config", str(write_config(tmp_path)), "--dry-run"])
+    with pytest.raises(SystemExit, match="2"):
+        launch.main()
+    assert capsys.readouterr().err.startswith("error: distill.batch_size: 20 cannot be shared by 3 processes")
+
+
 def test_launch_prints_once_and_starts_no_processes(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("DREAMDISTILL_DEVICE", "cpu")
     monkeypatch.setattr(launch, "launch", lambda arguments: pytest.fail("processes were started"))

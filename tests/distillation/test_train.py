@@ -206,12 +206,14 @@ def test_full_disk_stops_the_training(make_classifier, train, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
-def test_batch_that_ranks_cannot_share_raises(make_classifier, images, tmp_path, size):
-    state = TrainState.open(make_classifier(0), CONFIG, tmp_path / "s.pt", {})
-    task = Task(state.classifier, build_label_loss(CONFIG), CONFIG, 0, "training")
-    message = f"batch_size: 5 cannot be shared by {size} processes; use a multiple of {size}, at least {2 * size}"
-    with pytest.raises(ValueError, match=message):
-        train_module.train(state, task, images, DistributedContext(size=size))
+def test_batch_that_processes_cannot_share_raises(size):
+    config = DistillConfig(steps=1, batch_size=5, lr=0.1)
+    message = (
+        f"distill.batch_size: 5 cannot be shared by {size} processes; use a multiple of {size}, at least {2 * size}"
+    )
+    with pytest.raises(ConfigError, match=message):
+        config.require_even_shares(size)
+    config.require_even_shares(1)
 
 
 @pytest.mark.usefixtures("save_in_foreground")
@@ -268,7 +270,9 @@ def test_non_finite_loss_raises_with_its_step_and_keeps_the_saved_state(
         return F.cross_entropy(logits, targets) * (float(value) if num_calls == 7 else 1)
 
     config = replace(SAVE_EACH_STEP, log_every=log_every)
-    with pytest.raises(FloatingPointError, match=f"training: the loss is {value} at step 6; lower lr"):
+    with pytest.raises(
+        FloatingPointError, match=f"^teacher_training: the loss is {value} at step 6; lower teacher_training.lr$"
+    ):
         train(make_classifier(0), config=config, loss_function=loss_function)
     state = torch.load(tmp_path / "s.pt", weights_only=True)
     assert state["step"] == 1 + 5 // log_every * log_every  # states are saved on logging steps

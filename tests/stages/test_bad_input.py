@@ -3,10 +3,12 @@
 import sys
 
 import pytest
-from tiny_run import copy_run, digests, run_command, with_weights, write_config
+from tiny_run import copy_run, digests, run_command, tiny_config, with_weights, write_config
 
 from pipeline.run import load_run
-from stages import chain, distill, synthesize
+from pipeline.runtime.distributed import DistributedContext
+from pipeline.session import open_session
+from stages import chain, distill, estimate, synthesize
 
 BAD_SETTINGS = {
     "unknown key": (["synthesis.num_image=5"], ["unknown key synthesis.num_image;", "did you mean num_images?"]),
@@ -156,6 +158,16 @@ def test_chain_checks_the_inputs_of_all_stages_first(error_of, tmp_path, setting
     assert list(digests(tmp_path, exclude=[".lock"])) == ["tiny.yaml"]
 
 
+@pytest.mark.parametrize("stage", [chain, estimate, distill], ids=lambda stage: stage.__name__)
+def test_batch_that_processes_cannot_share_raises_first(tmp_path, stage):
+    with (
+        open_session(tiny_config(tmp_path), DistributedContext(size=3)) as session,
+        pytest.raises(ValueError, match=r"^distill\.batch_size: 20 cannot be shared by 3 processes"),
+    ):
+        stage.main(session)
+    assert list(digests(tmp_path)) == ["tiny.yaml"]
+
+
 def test_missing_timm_package_raises(error_of, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     path = write_config(tmp_path, student={"source": "timm:resnet10t"})
@@ -182,7 +194,7 @@ def test_diverged_distillation_raises_with_step_and_fix(error_of, tmp_path, fini
     path = copy_run(finished, tmp_path, distill__lr=1e20)
     config = load_run(path)
     config.student_path(0).unlink()
-    assert "the loss is nan at step 1; lower lr" in error_of(distill, path)
+    assert "distill: the loss is nan at step 1; lower distill.lr" in error_of(distill, path)
     assert not config.student_path(0).exists()
 
 
