@@ -33,14 +33,18 @@ def _identity(**parts: Any) -> dict[str, Any]:
 
 
 def teacher_identity(config: RunConfig) -> dict[str, Any]:
-    """What a trained teacher depends on."""
-    assert config.data.train is not None
+    """What a trained teacher depends on; reads, and may download, its training images."""
+    return {**_teacher_recipe(config), "data": source_identity(config.data, "train", config.images)}
+
+
+def _teacher_recipe(config: RunConfig) -> dict[str, Any]:
+    """The identity of a trained teacher without the content of its training images."""
     return _identity(
         seed=config.seed,
         images=config.images,
         teacher=weights_identity(config.teacher, "teacher.weights"),
         training=config.teacher_training,
-        data=source_identity(config.data, "train", config.images),
+        data={"source": config.data.train},
     )
 
 
@@ -86,9 +90,22 @@ def evaluation_identity(config: RunConfig, round_index: int) -> dict[str, Any]:
 
 
 def _frozen_teacher(config: RunConfig) -> dict[str, Any]:
-    if config.teacher.weights is None and not config.trained_teacher_path.exists():
-        raise ValueError(f"there is no teacher yet ({config.trained_teacher_path}); run `make teacher` first")
+    if config.teacher.weights is None:
+        _require_trained_teacher(config)
     return weights_identity(config.teacher_model, "teacher.weights")
+
+
+def _require_trained_teacher(config: RunConfig) -> None:
+    """Raise ValueError when the run has not trained its teacher, ConfigError when it was trained by another recipe.
+
+    The content of the training images is compared by the teacher stage alone: the other stages need no such images.
+    """
+    path = config.trained_teacher_path
+    if not path.exists():
+        raise ValueError(f"there is no teacher yet ({path}); run `make teacher` first")
+    existing = read_description(path)["identity"]
+    recipe = {**existing, "data": {"source": existing["data"]["source"]}}
+    require_same_identity(str(path), recipe, _teacher_recipe(config))
 
 
 def is_finished(network_path: Path, identity: Mapping[str, Any]) -> bool:
