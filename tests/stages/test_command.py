@@ -79,6 +79,12 @@ def test_second_process_on_the_same_shards_raises(error_of, finished, tmp_path):
         assert f"another process works on {tmp_path}/shards/tiny; wait for it" in error_of(synthesize, path)
 
 
+def test_failed_stage_leaves_no_folder(error_of, tmp_path):
+    path = write_config(tmp_path)
+    error_of(synthesize, path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_shards_and_checkpoints_can_share_a_folder(tmp_path, monkeypatch):
     path = write_config(tmp_path, shards_dir=str(tmp_path / "all"), checkpoints_dir=str(tmp_path / "all"))
     assert run_command(monkeypatch, teacher.main, path) == 0
