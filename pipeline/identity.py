@@ -123,6 +123,15 @@ def require_student(config: RunConfig, round_index: int) -> None:
         raise ValueError(f"there is no student of round {round_index} ({path}); run `make distill` first")
 
 
+def existing_evaluation(config: RunConfig, round_index: int) -> dict[str, Any] | None:
+    """The evaluation of the student of a round; None if there is none, or only one of another student."""
+    path = config.evaluation_path(round_index)
+    evaluation = read_json(path) if path.exists() else None
+    if evaluation is None or evaluation["identity"]["student"] != fingerprint(student_identity(config, round_index)):
+        return None
+    return evaluation
+
+
 def require_same_images(folder: Path, identity: Mapping[str, Any]) -> None:
     """Raise ConfigError, with the keys that differ, when the images in the folder have another identity."""
     if is_packed(folder):

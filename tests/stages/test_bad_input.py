@@ -152,7 +152,14 @@ def test_data_of_another_image_size_raises(error_of, tmp_path):
     assert "sklearn:digits holds images of (C, H, W) = (1, 8, 8), the `images` section says (1, 16, 8)" in message
 
 
-@pytest.mark.parametrize("setting", ["student.source=cifar10:resnet9", "data.test=npz:no.npz"])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "student.source=cifar10:resnet9",
+        "data.test=npz:no.npz",
+        "verifier={source: 'cifar10:resnet9', weights: tiny.yaml}",
+    ],
+)
 def test_chain_checks_the_inputs_of_all_stages_first(error_of, tmp_path, setting):
     error_of(chain, write_config(tmp_path), "--set", setting)
     assert list(digests(tmp_path, exclude=[".lock"])) == ["tiny.yaml"]
