@@ -53,7 +53,9 @@ def main() -> None:
     except ChildFailedError as error:
         _report(*_first_failure(error))
     except (SignalException, KeyboardInterrupt):
-        print("interrupted; run the same command again to continue", file=sys.stderr)
+        print(
+            "interrupted; run the same command again to continue, training from its last saved state", file=sys.stderr
+        )
         sys.exit(INTERRUPTED)
 
 

@@ -1,5 +1,6 @@
 """The training loop: what the networks see, learning rates, saved states, and exact resumption."""
 
+import signal
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -194,6 +195,35 @@ def test_training_continues_while_a_state_is_written(make_classifier, train, mon
     assert steps == list(range(STEPS))
     assert written_steps[0] == 1, "the first state was copied before the second step changed it"
     assert len(written_steps) <= 3, "no state is saved while another one is written"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_training_saves_its_state_and_resumes_exactly(make_classifier, train, tmp_path, number):
+    def interrupt(step, figures):
+        if step == 4:
+            signal.raise_signal(number)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(make_classifier(0), config=replace(CONFIG, log_every=4), on_step=interrupt)
+    assert torch.load(tmp_path / "s.pt", weights_only=True)["step"] == 6
+    resumed, uninterrupted = make_classifier(0), make_classifier(0)
+    train(resumed)
+    train(uninterrupted, path=tmp_path / "other.pt")
+    tensors = zip(resumed.state_dict().values(), uninterrupted.state_dict().values(), strict=True)
+    assert all(torch.equal(*pair) for pair in tensors)
+
+
+def test_state_of_an_interrupted_training_needs_space(make_classifier, train, monkeypatch):
+    def write(path, content):
+        raise OSError("the disk is full")
+
+    def interrupt(step, figures):
+        if step == 0:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(train_module, "write_state", write)
+    with pytest.raises(OSError, match="the disk is full"):
+        train(make_classifier(0), on_step=interrupt)
 
 
 def test_full_disk_stops_the_training(make_classifier, train, monkeypatch):
