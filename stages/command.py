@@ -26,7 +26,7 @@ from pipeline.runtime.distributed import (
 )
 from pipeline.runtime.files import exclusive_lock
 from pipeline.runtime.fingerprint import fingerprint
-from pipeline.runtime.hardware import device_name, unusable_driver
+from pipeline.runtime.hardware import device_name, num_free_cores, unusable_driver
 from pipeline.session import Session, check_networks, open_session
 
 Stage = Callable[[Session, int | None], None]
@@ -138,6 +138,19 @@ def _start_line(config: RunConfig, context: DistributedContext) -> str:
         f"{counted(threads, 'thread')}{each}; "
         + "; ".join(settings)
         + (f"\nthe NVIDIA driver of this machine is not used: {driver_problem}" if driver_problem else "")
+        + (_load_line(threads, context) if context.device.type == "cpu" else "")
+    )
+
+
+def _load_line(num_threads: int, context: DistributedContext) -> str:
+    """A line about too few free cores: the threads of PyTorch wait by spinning, so they slow each other down."""
+    num_free, num_wanted = num_free_cores(), num_threads * context.local_size
+    if num_free is None or num_free >= num_wanted:
+        return ""
+    return (
+        f"\nthe load of the last minute left {counted(num_free, 'core')} free for {counted(num_wanted, 'thread')}; if "
+        "other programs still compute, this run is many times as slow: wait, or set OMP_NUM_THREADS="
+        f"{max(1, num_free // context.local_size)}"
     )
 
 
