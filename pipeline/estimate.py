@@ -20,6 +20,7 @@ from pipeline.evaluation.scores import score
 from pipeline.run import RunConfig
 from pipeline.runtime.hardware import peak_memory_bytes
 from pipeline.runtime.ranges import batch_ranges, even_ranges
+from pipeline.runtime.recorder import read_metrics, seconds_of_stages
 from pipeline.runtime.seeds import make_generator
 from pipeline.session import Session
 from pipeline.synthesis.batches import invert_batch
@@ -36,8 +37,13 @@ FILES_PER_ROUND = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Seconds, bytes and files of a whole run; `compile_s` is the part that each process needs once."""
+    """Seconds, bytes and files of a whole run.
 
+    `compile_s` is the part that each process needs once. `teacher_s` is what the training of the teacher took; 0 if it
+    was not trained here.
+    """
+
+    teacher_s: float
     synthesize_s: float
     distill_s: float
     compile_s: float
@@ -50,16 +56,25 @@ class Estimate:
     def lines(self) -> list[str]:
         """The estimate as lines of text."""
         return [
+            *([f"teacher       {_duration(self.teacher_s)}, measured: it is trained"] if self.teacher_s else []),
             f"synthesis     {_duration(self.synthesize_s)}, {self.image_steps_per_s:,.0f} images x steps per second",
             f"distillation  {_duration(self.distill_s)}, {self.trained_images_per_s:,.0f} images per second",
             f"compilation   {_duration(self.compile_s)} of it, once for each process",
-            f"memory        {self.peak_memory_bytes / 2**30:.2f} GiB at most, as far as these steps show",
-            f"disk          {self.shard_bytes / 2**30:.2f} GiB of shards in {self.num_files:,} files",
+            f"memory        {_size(self.peak_memory_bytes)} at most, as far as these steps show",
+            f"disk          {_size(self.shard_bytes)} of shards in {self.num_files:,} files",
         ]
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds / 3600:.2f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
+    if seconds >= 3600:
+        return f"{seconds / 3600:.2f} h"
+    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"
+
+
+def _size(num_bytes: int) -> str:
+    if num_bytes >= 2**30:
+        return f"{num_bytes / 2**30:.2f} GiB"
+    return f"{num_bytes / 2**20:.1f} MiB" if num_bytes >= 2**20 else f"{num_bytes / 2**10:.1f} KiB"
 
 
 def estimate(session: Session) -> Estimate:
@@ -82,7 +97,9 @@ def estimate(session: Session) -> Estimate:
     if synthesis.num_images * math.prod(config.images.shape) > limit_bytes:
         training = replace(training, seconds=max(training.seconds, decode_s * config.distill.batch_size))
     compile_s = plain.first_s + (adaptive.first_s if num_adaptive else 0.0)
+    is_trained = config.teacher.weights is None
     return Estimate(
+        teacher_s=seconds_of_stages(read_metrics(config.metrics_path())).get("teacher", 0.0) if is_trained else 0.0,
         synthesize_s=(batches_s + store_s * synthesis.num_images) / context.size + compile_s,
         distill_s=training.seconds * config.distill.steps + training.first_s,
         compile_s=compile_s + training.first_s,

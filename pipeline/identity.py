@@ -33,14 +33,18 @@ def _identity(**parts: Any) -> dict[str, Any]:
 
 
 def teacher_identity(config: RunConfig) -> dict[str, Any]:
-    """What a trained teacher depends on."""
-    assert config.data.train is not None
+    """What a trained teacher depends on; reads, and may download, its training images."""
+    return {**_teacher_recipe(config), "data": source_identity(config.data, "train", config.images)}
+
+
+def _teacher_recipe(config: RunConfig) -> dict[str, Any]:
+    """The identity of a trained teacher without the content of its training images."""
     return _identity(
         seed=config.seed,
         images=config.images,
         teacher=weights_identity(config.teacher, "teacher.weights"),
         training=config.teacher_training,
-        data=source_identity(config.data, "train", config.images),
+        data={"source": config.data.train},
     )
 
 
@@ -54,7 +58,7 @@ def synthesis_identity(config: RunConfig, round_index: int) -> dict[str, Any]:
         synthesis=config.synthesis,
         teacher=_frozen_teacher(config),
         verifier=weights_identity(config.verifier, "verifier.weights") if config.verifier else None,
-        ensemble=[weights_identity(model, f"ensemble[{i}].weights") for i, model in enumerate(config.ensemble)],
+        ensemble=[weights_identity(model, f"ensemble.{i}.weights") for i, model in enumerate(config.ensemble)],
         competitor=_student_recipe(config) if config.is_adaptive(round_index) else None,
     )
 
@@ -88,9 +92,22 @@ def evaluation_identity(config: RunConfig, round_index: int) -> dict[str, Any]:
 
 
 def _frozen_teacher(config: RunConfig) -> dict[str, Any]:
-    if config.teacher.weights is None and not config.trained_teacher_path.exists():
-        raise ValueError(f"there is no teacher yet ({config.trained_teacher_path}); run `make teacher` first")
+    if config.teacher.weights is None:
+        _require_trained_teacher(config)
     return weights_identity(config.teacher_model, "teacher.weights")
+
+
+def _require_trained_teacher(config: RunConfig) -> None:
+    """Raise ValueError when the run has not trained its teacher, ConfigError when it was trained by another recipe.
+
+    The content of the training images is compared by the teacher stage alone: the other stages need no such images.
+    """
+    path = config.trained_teacher_path
+    if not path.exists():
+        raise ValueError(f"there is no teacher yet ({path}); run `make teacher` first")
+    existing = read_description(path)["identity"]
+    recipe = {**existing, "data": {"source": existing["data"]["source"]}}
+    require_same_identity(str(path), recipe, _teacher_recipe(config))
 
 
 def is_finished(network_path: Path, identity: Mapping[str, Any]) -> bool:
@@ -106,6 +123,15 @@ def require_student(config: RunConfig, round_index: int) -> None:
     path = config.student_path(round_index)
     if not is_finished(path, student_identity(config, round_index)):
         raise ValueError(f"there is no student of round {round_index} ({path}); run `make distill` first")
+
+
+def existing_evaluation(config: RunConfig, round_index: int) -> dict[str, Any] | None:
+    """The evaluation of the student of a round; None if there is none, or only one of another student."""
+    path = config.evaluation_path(round_index)
+    evaluation = read_json(path) if path.exists() else None
+    if evaluation is None or evaluation["identity"]["student"] != fingerprint(student_identity(config, round_index)):
+        return None
+    return evaluation
 
 
 def require_same_images(folder: Path, identity: Mapping[str, Any]) -> None:

@@ -7,7 +7,14 @@ from typing import Any
 
 from pipeline.data.shards import is_packed
 from pipeline.distillation.state import state_path
-from pipeline.identity import is_finished, require_same_images, student_identity, synthesis_identity, teacher_identity
+from pipeline.identity import (
+    existing_evaluation,
+    is_finished,
+    require_same_images,
+    student_identity,
+    synthesis_identity,
+    teacher_identity,
+)
 from pipeline.run import RunConfig
 from pipeline.synthesis.plan import plan_batches
 from pipeline.synthesis.store import missing_batches
@@ -37,8 +44,10 @@ def planned_outputs(config: RunConfig) -> Iterator[str]:
         yield f"distill     {path}: steps {steps.start:,} to {steps.stop:,}{progress}"
     if config.synthesis.rounds > MAX_ROUNDS_LISTED:
         yield f"...         and {config.synthesis.rounds - MAX_ROUNDS_LISTED:,} more rounds like these"
-    yield f"evaluate    {config.evaluation_path(config.synthesis.rounds - 1)}: on {config.data.test}"
-    yield f"report      {config.checkpoints / 'report.html'}"
+    last, report = config.synthesis.rounds - 1, config.checkpoints / "report.html"
+    is_evaluated = has_teacher and existing_evaluation(config, last) is not None
+    yield f"evaluate    {config.evaluation_path(last)}: on {config.data.test}{' (exists)' * is_evaluated}"
+    yield f"report      {report}{' (exists)' * report.exists()}"
 
 
 def _synthesis_line(config: RunConfig, round_index: int, has_teacher: bool) -> str:

@@ -89,7 +89,8 @@ class RunConfig:
             raise ConfigError("teacher.weights: none, and no teacher_training section to train it; give one of them")
         if self.teacher.weights is not None and self.teacher_training is not None:
             raise ConfigError(
-                f"teacher.weights: {self.teacher.weights!r} and teacher_training are both given; drop one"
+                f"teacher.weights: {self.teacher.weights!r} and teacher_training are both given; drop one: to use the "
+                "weights, set teacher_training: null"
             )
         if self.teacher_training is not None and self.data.train is None:
             raise ConfigError("data.train: missing, teacher_training needs real images to train on")
@@ -97,7 +98,7 @@ class RunConfig:
             raise ConfigError("verifier.weights: missing; the scores of an untrained verifier mean nothing")
         for i, model in enumerate(self.ensemble):
             if model.weights is None:
-                raise ConfigError(f"ensemble[{i}].weights: missing; an untrained network adds nothing")
+                raise ConfigError(f"ensemble.{i}.weights: missing; an untrained network adds nothing")
 
     def _check_synthesis(self) -> None:
         if self.synthesis.inversion.terms.competition and self.synthesis.rounds == 1:

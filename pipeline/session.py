@@ -16,7 +16,8 @@ from pipeline.evaluation.scores import Scorers
 from pipeline.identity import require_student, synthesis_identity
 from pipeline.models.checkpoint import read_description, weights_identity
 from pipeline.models.classifier import Classifier, build_classifier, check_fit, load_frozen
-from pipeline.models.config import ModelConfig, Normalization, identity_normalization
+from pipeline.models.config import ModelConfig, Normalization
+from pipeline.models.sources import is_published_name
 from pipeline.models.weights import load_weights
 from pipeline.run import RunConfig, resolve
 from pipeline.runtime.distributed import DistributedContext
@@ -170,14 +171,33 @@ def open_session(config: RunConfig, context: DistributedContext) -> Iterator[Ses
         yield Session(resolve(config, context.device), context, resources)
 
 
-def check_inputs(config: RunConfig) -> None:
-    """Raise ValueError for what would stop the run only after hours: test images, student, verifier, ensemble."""
+def check_inputs(config: RunConfig, num_processes: int) -> None:
+    """Raise ValueError for what would stop the run only after hours.
+
+    That is `distill.batch_size` for this number of processes, the test images, and every network.
+    """
+    config.distill.require_even_shares(num_processes)
     load_images(config.data, "test", config.images, config.class_labels)
-    build_student(config, identity_normalization(config.images.channels))
+    check_networks(config, download=True)
+
+
+def check_networks(config: RunConfig, *, download: bool) -> None:
+    """Build every network of the run; raises ValueError for one that is not available or does not fit the images.
+
+    Networks with published weights get random ones instead unless `download` is true.
+    """
+    models = {"teacher": config.teacher, "student": config.student}
     if config.verifier is not None:
-        weights_identity(config.verifier, "verifier.weights")
-    for i, model in enumerate(config.ensemble):
-        weights_identity(model, f"ensemble[{i}].weights")
+        models["verifier"] = config.verifier
+    models |= {f"ensemble.{i}": model for i, model in enumerate(config.ensemble)}
+    for key, model in models.items():
+        weights_identity(model, f"{key}.weights")
+        images = config.student_images if key == "student" else config.images
+        is_stripped = is_published_name(model) and not download
+        try:
+            build_classifier(replace(model, weights=None) if is_stripped else model, images)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from error
 
 
 def build_student(config: RunConfig, normalization: Normalization) -> Classifier:

@@ -8,7 +8,7 @@ from stages.command import run_stage
 def main(session: Session, round_index: int | None = None) -> None:
     """Run every stage; finished outputs are only checked. With `round_index`, stop after that round."""
     config, context = session.config, session.context
-    check_inputs(config)
+    check_inputs(config, context.size)
     teacher.main(session)
     context.barrier()
     last = config.synthesis.rounds - 1 if round_index is None else round_index

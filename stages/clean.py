@@ -1,33 +1,46 @@
 """Remove the shards and checkpoints of one run."""
 
 import shutil
+from pathlib import Path
 
-from pipeline.distillation.state import remove_state
+from pipeline.distillation.state import state_path
+from pipeline.run import RunConfig
+from pipeline.runtime.files import temporary_path
 from pipeline.session import Session
-from stages.command import run_stage
+from stages.command import LOCK_NAME, run_stage
 
 
 def main(session: Session, round_index: int | None = None) -> None:
     """Remove both output folders of the run; with `round_index`, only the outputs of that round."""
-    config = session.config
     if not session.context.is_main_process:
         return
-    if round_index is None:
-        outputs = [config.shards, config.checkpoints]
-    else:
-        student, evaluation = config.student_path(round_index), config.evaluation_path(round_index)
-        remove_state(student)
-        pages = [config.checkpoints / name for name in ("report.html", "grid.png")]
-        outputs = [config.round_folder(round_index), student, evaluation, evaluation.with_suffix(".csv"), *pages]
+    outputs = _existing_outputs(session.config, round_index)
     for path in outputs:
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.exists():
-            path.unlink()
         else:
-            continue
+            path.unlink()
         print(f"clean: removed {path}")
+    if not outputs:
+        print("clean: nothing to remove")
+
+
+def planned_removals(config: RunConfig, round_index: int | None = None) -> list[str]:
+    """What `main` would remove, for `--dry-run`."""
+    outputs = _existing_outputs(config, round_index)
+    return [f"clean: would remove {path}" for path in outputs] or ["clean: nothing to remove"]
+
+
+def _existing_outputs(config: RunConfig, round_index: int | None) -> list[Path]:
+    """The folders of the run that hold more than a lock, or the outputs of one round and the pages of the run."""
+    if round_index is None:
+        folders = dict.fromkeys((config.shards, config.checkpoints))  # may be equal
+        return [folder for folder in folders if any(path.name != LOCK_NAME for path in folder.glob("*"))]
+    student, evaluation = config.student_path(round_index), config.evaluation_path(round_index)
+    state, pages = state_path(student), [config.checkpoints / name for name in ("report.html", "grid.png")]
+    files = [student, state, temporary_path(state), evaluation, evaluation.with_suffix(".csv"), *pages]
+    return [path for path in (config.round_folder(round_index), *files) if path.exists()]
 
 
 if __name__ == "__main__":
-    run_stage(main, __doc__ or "")
+    run_stage(main, __doc__ or "", preview=planned_removals)

@@ -4,7 +4,7 @@ import argparse
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
@@ -26,33 +26,44 @@ from pipeline.runtime.distributed import (
 )
 from pipeline.runtime.files import exclusive_lock
 from pipeline.runtime.fingerprint import fingerprint
-from pipeline.runtime.hardware import device_name, unusable_driver
-from pipeline.session import Session, open_session
+from pipeline.runtime.hardware import device_name, num_free_cores, unusable_driver
+from pipeline.session import Session, check_networks, open_session
 
 Stage = Callable[[Session, int | None], None]
+# The lines that `--dry-run` prints for a configuration and a round.
+Preview = Callable[[RunConfig, int | None], Iterable[str]]
 FAILED, INTERRUPTED = 2, 130
+LOCK_NAME = ".lock"
 # A rank that lost another one waits, so that the launcher hears the reason of the other one first.
 WAIT_FOR_REASON_S = 5.0
 
 
-def run_stage(stage: Stage, description: str, *, exclusive: bool = True) -> None:
+def preview_run(config: RunConfig, round_index: int | None = None) -> Iterator[str]:
+    """The configuration as it would run here, and the outputs of the run; raises ValueError for a wrong network."""
+    resolved = resolve(config, choose_device(0, 1))
+    check_networks(resolved, download=False)
+    yield resolved_yaml(resolved)
+    yield from planned_outputs(resolved)
+
+
+def run_stage(stage: Stage, description: str, *, exclusive: bool = True, preview: Preview = preview_run) -> None:
     """Parse the command line, run the stage, and exit: 0 done, 2 an error, 130 interrupted.
 
-    Only one of the `exclusive` stages at a time works on a run.
+    Only one of the `exclusive` stages at a time works on a run. `preview` gives what `--dry-run` prints.
     """
     arguments = parse_arguments(description)
     warnings.showwarning = show_warning
     try:
         config = read_config(arguments)  # before the ranks connect
         if arguments.dry_run:
-            return print_preview(config)
+            return _print_on_rank_zero(preview(config, arguments.round))
     except (ValueError, OSError) as error:
         fail(error, _message(error), is_common=True)
     try:
         with open_distributed() as context, ExitStack() as resources:
             if exclusive and context.is_main_process:
                 for folder in {f.resolve(): f for f in (config.checkpoints, config.shards)}.values():  # may be equal
-                    resources.enter_context(exclusive_lock(folder / ".lock"))
+                    resources.enter_context(exclusive_lock(folder / LOCK_NAME))
             session = resources.enter_context(open_session(config, context))
             context.require_same(
                 fingerprint(to_plain(session.config)),
@@ -96,12 +107,9 @@ def read_config(arguments: argparse.Namespace) -> RunConfig:
     return config
 
 
-def print_preview(config: RunConfig) -> None:
-    """Print, on rank 0, the configuration as it would run here, and the outputs of the run."""
-    if not is_rank_zero():
-        return
-    resolved = resolve(config, choose_device(0, 1))
-    print(resolved_yaml(resolved), *planned_outputs(resolved), sep="\n")
+def _print_on_rank_zero(lines: Iterable[str]) -> None:
+    if is_rank_zero():
+        print(*lines, sep="\n")
 
 
 def fail(error: Exception, message: str, *, is_common: bool = False) -> NoReturn:
@@ -130,6 +138,19 @@ def _start_line(config: RunConfig, context: DistributedContext) -> str:
         f"{counted(threads, 'thread')}{each}; "
         + "; ".join(settings)
         + (f"\nthe NVIDIA driver of this machine is not used: {driver_problem}" if driver_problem else "")
+        + (_load_line(threads, context) if context.device.type == "cpu" else "")
+    )
+
+
+def _load_line(num_threads: int, context: DistributedContext) -> str:
+    """A line about too few free cores: the threads of PyTorch wait by spinning, so they slow each other down."""
+    num_free, num_wanted = num_free_cores(), num_threads * context.local_size
+    if num_free is None or num_free >= num_wanted:
+        return ""
+    return (
+        f"\nthe load of the last minute left {counted(num_free, 'core')} free for {counted(num_wanted, 'thread')}; if "
+        "other programs still compute, this run is many times as slow: wait, or set OMP_NUM_THREADS="
+        f"{max(1, num_free // context.local_size)}"
     )
 
 

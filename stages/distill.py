@@ -14,6 +14,7 @@ from stages.command import run_stage
 def main(session: Session, round_index: int | None = None) -> None:
     """Train the student of a round, by default of the next one, on the images of all rounds up to it."""
     config, context = session.config, session.context
+    config.distill.require_even_shares(context.size)
     if round_index is None:
         round_index = context.broadcast(_next_round(config))
     session.require_complete_rounds(round_index)

@@ -12,7 +12,7 @@ from stages.command import counted, run_stage
 def main(session: Session, round_index: int | None = None) -> None:
     """Print the estimate and write it to `estimate.json`; the report compares it with the run."""
     config, context = session.config, session.context
-    check_inputs(config)
+    check_inputs(config, context.size)
     teacher.main(session)
     context.barrier()
     result = estimate(session)

@@ -10,14 +10,17 @@ import logging
 import signal
 import sys
 import warnings
+from collections.abc import Iterable
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.run import parse_args
 from torch.distributed.run import run as launch
 
+from pipeline.run import RunConfig
 from pipeline.runtime.distributed import choose_device, prepare_launch
-from stages.command import FAILED, INTERRUPTED, fail, parse_arguments, print_preview, read_config, show_warning
+from stages.clean import planned_removals
+from stages.command import FAILED, INTERRUPTED, fail, parse_arguments, preview_run, read_config, show_warning
 
 
 def main() -> None:
@@ -38,7 +41,7 @@ def main() -> None:
         config = read_config(stage_arguments)
         choose_device(0, num_processes)
         if stage_arguments.dry_run:
-            print_preview(config)
+            print(*_preview(own.stage, config, stage_arguments.round, num_processes), sep="\n")
             return
     except (ValueError, OSError) as error:
         fail(error, str(error))
@@ -50,8 +53,17 @@ def main() -> None:
     except ChildFailedError as error:
         _report(*_first_failure(error))
     except (SignalException, KeyboardInterrupt):
-        print("interrupted; run the same command again to continue", file=sys.stderr)
+        print(
+            "interrupted; run the same command again to continue, training from its last saved state", file=sys.stderr
+        )
         sys.exit(INTERRUPTED)
+
+
+def _preview(stage: str, config: RunConfig, round_index: int | None, num_processes: int) -> Iterable[str]:
+    if stage == "clean":
+        return planned_removals(config, round_index)
+    config.distill.require_even_shares(num_processes)
+    return preview_run(config)
 
 
 def _first_failure(error: ChildFailedError) -> tuple[int, ProcessFailure]:

@@ -15,7 +15,8 @@ INTRODUCTION = """\
 
 A run is one YAML file, such as [configs/digits.yaml](../configs/digits.yaml). Every key and the type of its
 value are checked before anything runs. Unknown keys, missing keys and values of another type are errors that name the
-key, the value and the fix. What depends on files or networks is checked by the stage that reads them.
+key, the value and the fix. What depends on files or networks is checked by the stage that reads
+them; networks and weight files also by `DRY_RUN=1` and when `make` starts.
 
 Paths are relative to the folder in which a stage runs; only `base` is relative to its own file.
 

@@ -7,10 +7,9 @@ from pipeline.data.codec import encode_image
 from pipeline.data.shard_set import ShardSet
 from pipeline.data.shards import read_manifest
 from pipeline.evaluation.report import RunRecord, grid, render
-from pipeline.identity import require_student, student_identity
+from pipeline.identity import existing_evaluation, require_student
 from pipeline.run import resolved_yaml
 from pipeline.runtime.files import atomic_file, read_json, write_text
-from pipeline.runtime.fingerprint import fingerprint
 from pipeline.runtime.recorder import read_metrics
 from pipeline.session import Session, last_student
 from stages.command import run_stage
@@ -26,10 +25,10 @@ def main(session: Session, round_index: int | None = None) -> None:
     if round_index is None:
         round_index = last_student(config)
     require_student(config, round_index)
-    evaluation_path = config.evaluation_path(round_index)
-    evaluation = read_json(evaluation_path) if evaluation_path.exists() else None
-    if evaluation is None or evaluation["identity"]["student"] != fingerprint(student_identity(config, round_index)):
-        raise ValueError(f"there is no evaluation of this student ({evaluation_path}); run `make evaluate` first")
+    evaluation = existing_evaluation(config, round_index)
+    if evaluation is None:
+        path = config.evaluation_path(round_index)
+        raise ValueError(f"there is no evaluation of this student ({path}); run `make evaluate` first")
     folders = [config.round_folder(r) for r in range(round_index + 1)]
     metrics_files = [config.metrics_path(), *sorted(config.checkpoints.glob("metrics.*.jsonl"))]
     labels, tiles = _tiles(ShardSet(folders[-1:]))

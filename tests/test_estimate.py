@@ -6,7 +6,7 @@ import time
 import pytest
 from tiny_run import copy_run, finish, run_in_process, stage_command, start, tiny_config
 
-from pipeline.estimate import TIMED_STEPS, _Clock
+from pipeline.estimate import TIMED_STEPS, Estimate, _Clock
 from pipeline.run import RunConfig, load_run
 from stages import chain, estimate, report
 
@@ -23,6 +23,35 @@ def test_clock_separates_timed_steps_from_the_time_of_the_first():
     clock._times = [sum(step_times[:i]) for i in range(len(step_times) + 1)]
     assert clock.split(0) == (2, 7)
     assert clock.split(2 * TIMED_STEPS) == (4, 26)
+
+
+FIGURES = {
+    "teacher_s": 0.0,
+    "synthesize_s": 7200.0,
+    "distill_s": 90.0,
+    "compile_s": 2.04,
+    "image_steps_per_s": 1000.0,
+    "trained_images_per_s": 10.0,
+    "peak_memory_bytes": 3 * 2**30,
+    "shard_bytes": 5 * 2**20,
+    "num_files": 15,
+}
+
+
+def test_lines_have_suitable_units():
+    words = [line.split() for line in Estimate(**FIGURES).lines()]
+    assert [" ".join(line[:3]).rstrip(",") for line in words] == [
+        "synthesis 2.00 h",
+        "distillation 1.5 min",
+        "compilation 2.0 s",
+        "memory 3.00 GiB",
+        "disk 5.0 MiB",
+    ]
+    assert "disk          6.0 KiB of" in Estimate(**FIGURES | {"shard_bytes": 6 * 2**10}).lines()[-1]
+
+
+def test_time_of_a_trained_teacher_has_a_line():
+    assert Estimate(**FIGURES | {"teacher_s": 12.0}).lines()[0] == "teacher       12.0 s, measured: it is trained"
 
 
 def test_files_and_bytes_are_those_of_the_run(finished, tmp_path, capsys):

@@ -10,8 +10,9 @@ from pipeline.data.shards import read_manifest
 from pipeline.identity import synthesis_identity
 from pipeline.run import load_run
 from pipeline.runtime.fingerprint import fingerprint
-from stages import chain, distill, evaluate, report, synthesize, teacher
+from stages import chain, distill, estimate, evaluate, report, synthesize, teacher
 
+TEACHER = "checkpoints/tiny/teacher.safetensors"
 # Stage, key, value of the finished run, value now, and the output that has another identity.
 OTHER_IDENTITIES = {
     "shards": (synthesize, "synthesis.num_images", "60", "50", "shards/tiny/0"),
@@ -20,7 +21,10 @@ OTHER_IDENTITIES = {
     "student": (distill, "distill.lr", "0.1", "0.2", "checkpoints/tiny/student-0.safetensors"),
     "student in evaluate": (evaluate, "distill.lr", "0.1", "0.2", "checkpoints/tiny/student-0.safetensors"),
     "student in the report": (report, "distill.lr", "0.1", "0.2", "checkpoints/tiny/student-0.safetensors"),
-    "teacher": (teacher, "teacher_training.steps", "42", "43", "checkpoints/tiny/teacher.safetensors"),
+    **{
+        f"teacher in {stage.__name__}": (stage, "teacher_training.steps", "42", "43", TEACHER)
+        for stage in (teacher, synthesize, distill, evaluate, report, estimate)
+    },
 }
 
 
@@ -28,8 +32,13 @@ OTHER_IDENTITIES = {
 def test_output_of_another_identity_raises(error_of, finished, tmp_path, stage, key, old, new, name):
     message = error_of(stage, copy_run(finished, tmp_path), "--set", f"{key}={new}")
     assert f"{tmp_path / name} was made with another configuration (" in message
-    assert f"{key.removeprefix('teacher_')}: {old} before, {new} now" in message
+    assert f"{key}: {old} before, {new} now" in message
     assert "Set another `name`, or remove it (`make clean`" in message
+
+
+def test_other_training_images_raise_in_a_stage_that_does_not_read_them(error_of, finished, tmp_path):
+    message = error_of(distill, copy_run(finished, tmp_path), "--set", "data.train=npz:no.npz")
+    assert f"{tmp_path / TEACHER} was made with another configuration (data.source: sklearn:digits before" in message
 
 
 def test_settings_that_change_no_output_are_accepted(finished, tmp_path, monkeypatch):

@@ -57,7 +57,15 @@ def test_no_image_is_read_for_a_new_run(preview, tmp_path, monkeypatch):
 
 def test_existing_outputs_are_marked(preview, finished, tmp_path):
     _, lines = preview(copy_run(finished, tmp_path))
-    assert [line.split()[0] for line in lines if line.endswith(" (exists)")] == ["teacher", "synthesize", "distill"]
+    stages = ["teacher", "synthesize", "distill", "evaluate", "report"]
+    assert [line.split()[0] for line in lines if line.endswith(" (exists)")] == stages
+
+
+def test_evaluation_of_another_student_is_not_marked(preview, finished, tmp_path):
+    path = copy_run(finished, tmp_path, distill__lr=0.2)
+    load_run(path).student_path(0).unlink()
+    _, lines = preview(path)
+    assert [line.split()[0] for line in lines if "(exists)" in line] == ["teacher", "synthesize", "report"]
 
 
 def test_partial_outputs_are_marked(preview, finished, tmp_path):
@@ -91,6 +99,30 @@ def test_missing_weights_raise(error_of, tmp_path):
     assert f"teacher.weights: there is no file {tmp_path / 'no.safetensors'}" in error_of(chain, path, "--dry-run")
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("student.source=cifar10:resnet9", "student: cifar10 has no network 'resnet9'; did you mean resnet8?"),
+        ("teacher.options.widht=4", "teacher: cifar10:resnet8 does not take options"),
+        ("verifier={source: 'cifar10:resnet8', weights: no.pt}", "verifier.weights: there is no file no.pt"),
+        ("ensemble=[{source: 'cifar10:resnet8', weights: no.pt}]", "ensemble.0.weights: there is no file no.pt"),
+    ],
+)
+def test_wrong_network_raises(error_of, tmp_path, setting, message):
+    assert error_of(chain, write_config(tmp_path), "--dry-run", "--set", setting).startswith(f"error: {message}")
+
+
+def test_published_weights_are_not_downloaded(preview, tmp_path, monkeypatch):
+    def fail(*arguments, **keywords):
+        raise AssertionError("a dry run must not download weights")
+
+    monkeypatch.setattr("torchvision.models._api.WeightsEnum.get_state_dict", fail)
+    images = {"channels": 3, "height": 32, "width": 32, "num_classes": 1000}
+    teacher = {"source": "torchvision:mobilenet_v3_small", "weights": "DEFAULT"}
+    _, lines = preview(write_config(tmp_path, images=images, teacher=teacher, teacher_training=None))
+    assert lines[0] == "teacher     torchvision:mobilenet_v3_small with weights DEFAULT"
+
+
 def test_list_of_1000_rounds_is_short(preview, tmp_path):
     many = {"synthesis__rounds": 1000, "synthesis__num_images": 3000, "synthesis__batch_size": 3}
     _, lines = preview(write_config(tmp_path, **many, distill__steps=1000, distill__batch_size=3))
@@ -105,6 +137,14 @@ def test_every_stage_prints_the_same_preview(monkeypatch, capsys, tmp_path):
         assert run_command(monkeypatch, stage.main, path, "--dry-run") == 0
         previews.append(capsys.readouterr().out)
     assert previews[0] == previews[1]
+
+
+def test_launch_checks_that_the_processes_can_share_a_batch(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("DREAMDISTILL_DEVICE", "cpu")
+    monkeypatch.setattr(sys, "argv", ["launch", "3", "chain", "--config", str(write_config(tmp_path)), "--dry-run"])
+    with pytest.raises(SystemExit, match="2"):
+        launch.main()
+    assert capsys.readouterr().err.startswith("error: distill.batch_size: 20 cannot be shared by 3 processes")
 
 
 def test_launch_prints_once_and_starts_no_processes(monkeypatch, capsys, tmp_path):

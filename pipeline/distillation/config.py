@@ -1,7 +1,7 @@
 """The `distill` and `teacher_training` sections of a configuration."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pipeline.data.views import AugmentConfig
 from pipeline.runtime.acceleration import Compile, Precision
@@ -32,6 +32,8 @@ class TrainingConfig:
         memory_gib: Memory for decoded images on the device, in GiB. Images that fit are decoded once; otherwise they
             are read from disk again in every epoch. null: 40 % of the free memory.
     """
+
+    SECTION: ClassVar[str] = "teacher_training"
 
     steps: int
     batch_size: int
@@ -80,6 +82,8 @@ class DistillConfig(TrainingConfig):
         label_weight: Weight of the cross-entropy with the labels, at least 0.
     """
 
+    SECTION: ClassVar[str] = "distill"
+
     temperature: float = 4.0
     label_weight: float = 0.0
 
@@ -89,3 +93,11 @@ class DistillConfig(TrainingConfig):
             raise ConfigError(f"temperature: {self.temperature} must be positive")
         if self.label_weight < 0:
             raise ConfigError(f"label_weight: {self.label_weight} must be at least 0")
+
+    def require_even_shares(self, num_processes: int) -> None:
+        """Raise ConfigError unless so many processes can share a batch evenly, with at least two images for each."""
+        if self.batch_size % num_processes or self.batch_size < 2 * num_processes:
+            raise ConfigError(
+                f"distill.batch_size: {self.batch_size} cannot be shared by {num_processes} processes; use a multiple "
+                f"of {num_processes}, at least {2 * num_processes}, or another number of processes"
+            )

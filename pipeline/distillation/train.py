@@ -11,7 +11,8 @@ from pipeline.data.image_sets import ImageSet
 from pipeline.data.loader import load_batches
 from pipeline.distillation.state import TrainState, write_state
 from pipeline.distillation.task import Task
-from pipeline.runtime.distributed import DistributedContext, explain_lost_peer
+from pipeline.runtime.distributed import DistributedContext, explain_lost_peer, is_one_of_several
+from pipeline.runtime.interrupts import delayed_interrupts
 from pipeline.runtime.recorder import OnStep
 from pipeline.runtime.schedules import learning_rates
 from pipeline.runtime.threads import Overlap, overlapped
@@ -25,38 +26,38 @@ def train(
     All ranks call this and share each batch. Their weights stay the same; only rank 0 saves. A resumed run sees the
     batches and views of an uninterrupted one. `on_step` is called every `log_every` steps and after the last, with the
     mean loss over the ranks. Only these steps wait for the device: they check the losses before the update, and a
-    thread then saves the state.
-    Raises ValueError when the ranks cannot share a batch evenly, FloatingPointError when a loss is not finite; the
-    state that was saved last stays as it was.
+    thread then saves the state. A single process that is interrupted finishes its step, saves, and raises
+    KeyboardInterrupt.
+    Raises FloatingPointError when a loss is not finite; the state that was saved last stays as it was.
     """
     assert task.classifier is state.classifier and task.config.batch_size == state.config.batch_size
     config, device = state.config, context.device
-    _require_even_shares(config.batch_size, context.size)
+    assert config.batch_size % context.size == 0, "see `DistillConfig.require_even_shares`"
     state.classifier.train()
     rates = learning_rates(config.schedule, config.lr, config.steps, config.warmup_fraction)
-    losses = _Losses(state.step, state.end, context)
+    losses = _Losses(state, context)
     parallel, saved_at = context.parallel(task), time.monotonic()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), overlapped() as writer:
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        delayed_interrupts(enabled=not is_one_of_several()) as interrupt,
+        overlapped() as writer,
+    ):
         shares = (task.share(len(images.labels), step, context) for step in range(state.step, state.end))
         for pixels, labels in load_batches(images, shares, device):
             step = state.step
             view, targets = task.view(pixels, labels, step, context.rank)
             losses.record(step, _backward(state, parallel, view, targets))
-            is_logged = step % config.log_every == 0 or step == state.end - 1
+            is_interrupted = interrupt.has_arrived
+            is_logged = step % config.log_every == 0 or step == state.end - 1 or is_interrupted
             figures = {"loss": losses.check(step + 1), "lr": rates[step]} if is_logged else {}
             _update(state, rates[step])
             if is_logged and on_step:
                 on_step(step, figures)
             if is_logged and context.is_main_process and time.monotonic() - saved_at > config.save_every_s:
                 saved_at = _save_in_background(state, writer, saved_at)
-
-
-def _require_even_shares(batch_size: int, num_ranks: int) -> None:
-    if batch_size % num_ranks or batch_size < 2 * num_ranks:
-        raise ValueError(
-            f"batch_size: {batch_size} cannot be shared by {num_ranks} processes; use a multiple of {num_ranks}, at "
-            f"least {2 * num_ranks}, or another number of processes"
-        )
+            if is_interrupted:
+                writer.start(partial(write_state, state.path, state.on_host()))
+                break
 
 
 def _backward(state: TrainState, task: nn.Module, view: Tensor, targets: Tensor) -> Tensor:
@@ -86,9 +87,9 @@ def _save_in_background(state: TrainState, writer: Overlap, saved_at: float) -> 
 class _Losses:
     """The losses of all steps, on the device; only `check` transfers them."""
 
-    def __init__(self, first_step: int, end: int, context: DistributedContext) -> None:
-        self._losses, self._num_checked = torch.zeros(end, device=context.device), first_step
-        self._context = context
+    def __init__(self, state: TrainState, context: DistributedContext) -> None:
+        self._losses, self._num_checked = torch.zeros(state.end, device=context.device), state.step
+        self._section, self._context = state.config.SECTION, context
 
     def record(self, step: int, loss: Tensor) -> None:
         """Store the loss of a step of this rank."""
@@ -102,6 +103,8 @@ class _Losses:
         means = self._context.mean(self._losses[self._num_checked : end]).tolist()
         for step, loss in enumerate(means, self._num_checked):
             if not math.isfinite(loss):
-                raise FloatingPointError(f"training: the loss is {loss} at step {step}; lower lr")
+                raise FloatingPointError(
+                    f"{self._section}: the loss is {loss} at step {step}; lower {self._section}.lr"
+                )
         self._num_checked = end
         return float(means[-1])

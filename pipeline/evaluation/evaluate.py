@@ -67,7 +67,7 @@ class EvalReport:
         return (
             f"student top-1 {student['top1']:.2%}, teacher {teacher['top1']:.2%} on {self.num_images} real images; "
             f"accuracy retention {self.accuracy_retention:.1%}, agreement {self.agreement:.2%}, "
-            f"{student['parameters']:,} of {teacher['parameters']:,} parameters"
+            f"{student['parameters']:,} parameters, teacher {teacher['parameters']:,}"
         )
 
 

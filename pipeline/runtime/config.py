@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+# Up to here, every whole number is exact as a float.
+MAX_EXACT = 2**53
 SCALARS = {int: "whole number", float: "finite number", bool: "true or false", str: "text"}
 
 
@@ -75,12 +77,13 @@ def _parse_dataclass(kind: Any, value: Any, key: str) -> Any:
 
 def _parse_tuple(arguments: tuple[Any, ...], value: Any, key: str) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple):
-        raise ConfigError(f"{key}: expected a list, got {describe(value)}; write it as [a, b]")
+        example = f"[{value!r}]" if arguments[-1] is Ellipsis and value is not None else "[a, b]"
+        raise ConfigError(f"{key}: expected a list, got {describe(value)}; write it as {example}")
     if arguments[-1] is Ellipsis:
-        return tuple(_parse(arguments[0], item, f"{key}[{i}]") for i, item in enumerate(value))
+        return tuple(_parse(arguments[0], item, f"{key}.{i}") for i, item in enumerate(value))
     if len(value) != len(arguments):
         raise ConfigError(f"{key}: expected {len(arguments)} values, got {len(value)}: {value!r}")
-    return tuple(_parse(a, item, f"{key}[{i}]") for i, (a, item) in enumerate(zip(arguments, value, strict=True)))
+    return tuple(_parse(a, item, f"{key}.{i}") for i, (a, item) in enumerate(zip(arguments, value, strict=True)))
 
 
 def _parse_any_scalar(kinds: Sequence[type], value: Any, key: str) -> Any:
@@ -90,18 +93,26 @@ def _parse_any_scalar(kinds: Sequence[type], value: Any, key: str) -> Any:
 
 
 def _parse_scalar(kind: type, value: Any, key: str) -> Any:
-    if kind is float and not isinstance(value, bool):
-        try:
-            number = float(value)  # PyYAML reads 5e-5, without a dot, as a string
-        except (TypeError, ValueError, OverflowError):
-            number = math.nan
-        if math.isfinite(number):
-            return number
-    elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+    if type(value) is kind and kind is not float:
         return value
+    if kind in (int, float) and (number := _finite_number(value)) is not None:
+        if kind is float:
+            return number
+        if number.is_integer() and abs(number) <= MAX_EXACT:
+            return int(number)
+        value = number
     article = "a " if kind in (int, float) else ""
     fix = f"; write it in quotes: '{value}'" if kind is str and value is not None else ""
     raise ConfigError(f"{key}: expected {article}{yaml_type(kind)}, got {describe(value)}{fix}")
+
+
+def _finite_number(value: Any) -> float | None:
+    """`value` as a float, also if it is text: PyYAML reads 5e-5 and 1e3, without a dot, as text."""
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def yaml_type(kind: Any) -> str:

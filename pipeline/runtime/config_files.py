@@ -14,6 +14,24 @@ from pipeline.runtime.config import ConfigError, describe, nearest
 BASE = "base"
 # A run's name is its own file's; two runs of one name would write into the same folders.
 NOT_INHERITED = ("name",)
+# Ends a message about an override that looks like a part of one.
+NO_SPACES = "; SET is split at spaces, so values have no spaces: [1,2]"
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML's loader, but a key that is given twice is an error; PyYAML takes the last one."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        names = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in names:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {name} is given twice; remove one of them", problem_mark=key.start_mark
+                )
+            names.add(name)
+        return node
 
 
 def load_yaml(
@@ -44,16 +62,26 @@ def _load_file(path: Path, renamed_keys: Mapping[str, str], derived: tuple[Path,
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        folder = path if path.is_dir() else path.parent
+        known = ", ".join(sorted(str(p) for p in folder.glob("*.yaml"))) or "none"
+        raise ConfigError(f"no config file {path}{', it is a folder' * path.is_dir()} (existing files: {known})")
     try:
-        mapping = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        known = ", ".join(sorted(str(p) for p in path.parent.glob("*.yaml"))) or "none"
-        raise ConfigError(f"no config file {path} (existing files: {known})") from None
+        mapping = yaml.load(path.read_bytes(), _UniqueKeyLoader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+        raise ConfigError(f"{path} is not valid YAML: {_problem(error)}") from None
     if not isinstance(mapping, dict):
         raise ConfigError(f"{path} must hold a mapping of keys to values, it holds {describe(mapping)}")
     return mapping
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    """What is wrong with a YAML text, and where, in one line."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    if isinstance(error, yaml.reader.ReaderError):
+        return f"{error.reason}, position {error.position}"
+    return " ".join(str(error).split())
 
 
 def _base_paths(path: Path, value: Any) -> list[Path]:
@@ -73,8 +101,8 @@ def _check_base(base: Path, chain: tuple[Path, ...]) -> None:
     if not base.is_file():
         names = sorted(p.name for p in base.parent.glob("*.yaml"))
         raise ConfigError(
-            f"{path}: base: there is no file {base}{nearest(base.name, names)} "
-            f"(the folder holds {', '.join(names) or 'no YAML file'})"
+            f"{path}: base: there is no file {base}{nearest(base.name, names)} (the folder holds "
+            f"{', '.join(names) or 'no YAML file'}; the path is relative to the file that names it)"
         )
     resolved = [p.resolve() for p in chain]
     if base.resolve() in resolved:
@@ -126,11 +154,14 @@ def _parse_override(override: str, renamed_keys: Mapping[str, str]) -> tuple[lis
     """The parts of an override's key, and its value, both with new names."""
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise ConfigError(f"override {override!r} must look like key=value, for example synthesis.num_images=500")
+        raise ConfigError(
+            f"override {override!r} must look like key=value, for example synthesis.num_images=500{NO_SPACES}"
+        )
     try:
-        node = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"override {override!r}: {text!r} is not a valid YAML value") from None
+        node = yaml.load(text, _UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        problem = f"{text!r} is not a valid YAML value ({_problem(error)})"
+        raise ConfigError(f"override {override!r}: {problem}{NO_SPACES}") from None
     old_names = key.split(".")
     if old_names[0] == BASE:
         raise ConfigError(f"override {override!r}: base can only stand in a config file; name that file with --config")

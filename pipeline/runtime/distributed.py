@@ -151,6 +151,11 @@ def exit_process(code: int) -> NoReturn:
     sys.exit(code)
 
 
+def is_one_of_several() -> bool:
+    """Whether this process is a rank that others wait for."""
+    return dist.is_initialized()
+
+
 def is_rank_zero() -> bool:
     """Whether this process is rank 0; known before `open_distributed`."""
     return os.environ.get("RANK", "0") == "0"

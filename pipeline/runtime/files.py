@@ -5,7 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -88,19 +88,38 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def exclusive_lock(path: Path) -> Iterator[None]:
-    """Hold `path` as a lock; raises ValueError when another process holds it. A killed process releases its lock."""
+    """Hold `path` as a lock; raises ValueError when another process holds it. A killed process releases its lock.
+
+    At the end, the lock and the folders that were made for it are removed if they hold nothing else.
+    """
+    folders = [path.parent, *(folder for folder in path.parents[1:] if not folder.exists())]
     make_folder(path.parent)
     with explain_os_errors(path):
         path.touch()
     with open(path, "a") as file:  # network file systems lock only files that are open for writing
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            is_locked = os.path.samestat(os.fstat(file.fileno()), path.stat())
+        except (BlockingIOError, FileNotFoundError):  # the latter if its holder has removed it since it was opened
+            is_locked = False
+        if not is_locked:
             raise ValueError(
                 f"another process works on {path.parent}; wait for it or end it (it can outlive a killed make), or set "
                 "another `name`"
-            ) from None
-        yield
+            )
+        try:
+            yield
+        finally:
+            _remove_if_alone(path, folders)
+
+
+def _remove_if_alone(path: Path, folders: Iterable[Path]) -> None:
+    """Remove a file that is alone in its folder, and those of the `folders` that are then empty."""
+    with suppress(OSError):  # a folder that is not empty, or that does not exist anymore
+        if os.listdir(path.parent) == [path.name]:
+            path.unlink()
+        for folder in folders:
+            folder.rmdir()
 
 
 def write_text(path: Path, text: str) -> None:

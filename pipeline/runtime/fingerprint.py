@@ -11,6 +11,14 @@ from pipeline.runtime.config import ConfigError, to_plain
 
 # A message that lists keys stays readable up to about this many.
 KEYS_SHOWN = 8
+# The section of a configuration that an identity holds under another name.
+SECTIONS = {"training": "teacher_training"}
+# The last part of a key with a hash, and what another hash means.
+HASHES = {
+    "sha256": "the weights file changed",
+    "code_sha256": "the code of the network changed",
+    "hash": "the images changed",
+}
 
 
 def fingerprint(identity: Mapping[str, Any]) -> str:
@@ -23,9 +31,18 @@ def differences(existing: Mapping[str, Any], current: Mapping[str, Any]) -> str:
     """The keys in which the identity of an existing output differs from the current one, for an error message."""
     before, after = dict(_flatten(to_plain(existing))), dict(_flatten(to_plain(current)))
     pairs = {k: (before.get(k, "absent"), after.get(k, "absent")) for k in sorted(before.keys() | after.keys())}
-    changed = [f"{k}: {old} before, {new} now" for k, (old, new) in pairs.items() if old != new]
+    changed = [_in_words(k, old, new) for k, (old, new) in pairs.items() if old != new]
     more = [f"and {len(changed) - KEYS_SHOWN} more"] if len(changed) > KEYS_SHOWN else []
     return "; ".join(changed[:KEYS_SHOWN] + more)
+
+
+def _in_words(key: str, old: Any, new: Any) -> str:
+    """A difference with the key that the configuration has, and without hashes, which tell nothing."""
+    parent, _, name = key.rpartition(".")
+    if parent and name in HASHES and "absent" not in (old, new):
+        return f"{parent}: {HASHES[name]}"
+    section, dot, rest = key.partition(".")
+    return f"{SECTIONS.get(section, section)}{dot}{rest}: {old} before, {new} now"
 
 
 def require_same_identity(output: str, existing: Mapping[str, Any], current: Mapping[str, Any]) -> None:

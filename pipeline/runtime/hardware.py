@@ -35,6 +35,13 @@ def num_usable_cores() -> int:
     return math.ceil(min(cores, cgroups.core_limit()))
 
 
+def num_free_cores() -> int | None:
+    """The cores of the machine that its load of the last minute left free; None if the system does not report it."""
+    if not hasattr(os, "getloadavg"):
+        return None
+    return max(0, (os.cpu_count() or 1) - int(os.getloadavg()[0]))
+
+
 def free_memory_bytes(device: torch.device) -> int:
     """Free memory in bytes: of a CUDA device, else of the machine and its container limits."""
     if device.type == "cuda":

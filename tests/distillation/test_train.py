@@ -1,5 +1,6 @@
 """The training loop: what the networks see, learning rates, saved states, and exact resumption."""
 
+import signal
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -196,6 +197,35 @@ def test_training_continues_while_a_state_is_written(make_classifier, train, mon
     assert len(written_steps) <= 3, "no state is saved while another one is written"
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_training_saves_its_state_and_resumes_exactly(make_classifier, train, tmp_path, number):
+    def interrupt(step, figures):
+        if step == 4:
+            signal.raise_signal(number)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(make_classifier(0), config=replace(CONFIG, log_every=4), on_step=interrupt)
+    assert torch.load(tmp_path / "s.pt", weights_only=True)["step"] == 6
+    resumed, uninterrupted = make_classifier(0), make_classifier(0)
+    train(resumed)
+    train(uninterrupted, path=tmp_path / "other.pt")
+    tensors = zip(resumed.state_dict().values(), uninterrupted.state_dict().values(), strict=True)
+    assert all(torch.equal(*pair) for pair in tensors)
+
+
+def test_state_of_an_interrupted_training_needs_space(make_classifier, train, monkeypatch):
+    def write(path, content):
+        raise OSError("the disk is full")
+
+    def interrupt(step, figures):
+        if step == 0:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(train_module, "write_state", write)
+    with pytest.raises(OSError, match="the disk is full"):
+        train(make_classifier(0), on_step=interrupt)
+
+
 def test_full_disk_stops_the_training(make_classifier, train, monkeypatch):
     def write(path, content):
         raise OSError("the disk is full")
@@ -206,12 +236,14 @@ def test_full_disk_stops_the_training(make_classifier, train, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
-def test_batch_that_ranks_cannot_share_raises(make_classifier, images, tmp_path, size):
-    state = TrainState.open(make_classifier(0), CONFIG, tmp_path / "s.pt", {})
-    task = Task(state.classifier, build_label_loss(CONFIG), CONFIG, 0, "training")
-    message = f"batch_size: 5 cannot be shared by {size} processes; use a multiple of {size}, at least {2 * size}"
-    with pytest.raises(ValueError, match=message):
-        train_module.train(state, task, images, DistributedContext(size=size))
+def test_batch_that_processes_cannot_share_raises(size):
+    config = DistillConfig(steps=1, batch_size=5, lr=0.1)
+    message = (
+        f"distill.batch_size: 5 cannot be shared by {size} processes; use a multiple of {size}, at least {2 * size}"
+    )
+    with pytest.raises(ConfigError, match=message):
+        config.require_even_shares(size)
+    config.require_even_shares(1)
 
 
 @pytest.mark.usefixtures("save_in_foreground")
@@ -268,7 +300,9 @@ def test_non_finite_loss_raises_with_its_step_and_keeps_the_saved_state(
         return F.cross_entropy(logits, targets) * (float(value) if num_calls == 7 else 1)
 
     config = replace(SAVE_EACH_STEP, log_every=log_every)
-    with pytest.raises(FloatingPointError, match=f"training: the loss is {value} at step 6; lower lr"):
+    with pytest.raises(
+        FloatingPointError, match=f"^teacher_training: the loss is {value} at step 6; lower teacher_training.lr$"
+    ):
         train(make_classifier(0), config=config, loss_function=loss_function)
     state = torch.load(tmp_path / "s.pt", weights_only=True)
     assert state["step"] == 1 + 5 // log_every * log_every  # states are saved on logging steps

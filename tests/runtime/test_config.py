@@ -80,6 +80,16 @@ def test_scientific_notation_without_a_dot_is_a_number():
     assert parse(Outer, plain).inner.rate == 5e-5
 
 
+@pytest.mark.parametrize("value", ["1e3", 1e3, "1.0e3", 1000])
+def test_scientific_notation_of_a_whole_number_is_accepted(value):
+    count = parse(Outer, {**MINIMAL, "count": value}).count
+    assert (count, type(count)) == (1000, int)
+
+
+def test_large_whole_number_stays_exact():
+    assert parse(Outer, {**MINIMAL, "count": 2**60 + 1}).count == 2**60 + 1
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -92,13 +102,17 @@ def test_scientific_notation_without_a_dot_is_a_number():
         ({"limit": True}, r"limit: expected a finite number, got True \(bool\)"),
         ({"mode": "cosin"}, r"mode: 'cosin' is not one of 'cosine', 'constant'; did you mean cosine\?"),
         ({"pair": [0.1]}, r"pair: expected 2 values, got 1"),
-        ({"pair": 0.1}, r"pair: expected a list, got 0\.1 \(float\)"),
-        ({"sizes": [1, "x"]}, r"sizes\[1\]: expected a whole number, got 'x' \(str\)"),
+        ({"pair": 0.1}, r"pair: expected a list, got 0\.1 \(float\); write it as \[a, b\]"),
+        ({"sizes": 3}, r"sizes: expected a list, got 3 \(int\); write it as \[3\]"),
+        ({"sizes": None}, r"sizes: expected a list, got nothing; write it as \[a, b\]"),
+        ({"count": "1e-3"}, r"count: expected a whole number, got 0\.001 \(float\)"),
+        ({"count": "1e30"}, r"count: expected a whole number, got 1e\+30 \(float\)"),
+        ({"sizes": [1, "x"]}, r"sizes\.1: expected a whole number, got 'x' \(str\)"),
         ({"options": [1]}, r"options: expected a mapping of keys to values, got \[1\] \(list\)"),
         ({"inner": 4}, r"inner: expected keys and values, got 4 \(int\)"),
         ({"inner": {"rate": []}}, r"inner\.rate: expected a finite number, got \[\] \(list\)"),
         ({"table": {"a": {"rate": 1, "steps": "x"}}}, r"table\.a\.steps: expected a whole number"),
-        ({"parts": [{"rate": 1}, {"rate": None}]}, r"parts\[1\]\.rate: expected a finite number, got nothing"),
+        ({"parts": [{"rate": 1}, {"rate": None}]}, r"parts\.1\.rate: expected a finite number, got nothing"),
     ],
 )
 def test_wrong_type_raises_with_key_and_value(change, message):
@@ -123,7 +137,7 @@ def test_missing_key_raises_with_its_type():
     [
         ({"inner": {"rate": -1}}, "inner.rate: -1.0 must be positive"),
         ({"table": {"a": {"rate": 0}}}, "table.a.rate: 0.0 must be positive"),
-        ({"parts": [{"rate": 1}, {"rate": -2}]}, "parts[1].rate: -2.0 must be positive"),
+        ({"parts": [{"rate": 1}, {"rate": -2}]}, "parts.1.rate: -2.0 must be positive"),
     ],
 )
 def test_error_of_a_nested_check_has_the_full_key(change, key):
@@ -136,7 +150,7 @@ def test_error_of_a_nested_check_has_the_full_key(change, key):
     ("override", "key"),
     [
         ("synthesis.inversion.terms.tv_l2=-1", "synthesis.inversion.terms.tv_l2: -1.0"),
-        ("synthesis.inversion.phases=[{steps: 1}, {steps: 0}]", "synthesis.inversion.phases[1].steps: 0"),
+        ("synthesis.inversion.phases=[{steps: 1}, {steps: 0}]", "synthesis.inversion.phases.1.steps: 0"),
         ("distill.augment.mixup_alpha=0", "distill.augment.mixup_alpha: 0.0"),
         ("teacher.source=resnet50", "teacher.source: 'resnet50'"),
         ("classes=[3, 10]", "classes: 10 is not in 0..9"),

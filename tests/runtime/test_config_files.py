@@ -49,7 +49,9 @@ def test_overrides_replace_and_add_yaml_values(tmp_path):
         ("seed", "'seed' must look like key=value"),
         ("=3", "'=3' must look like key=value"),
         ("seed.x=3", r"seed is 1 \(int\), it has no keys"),
-        ("seed=[1", r"'\[1' is not a valid YAML value"),
+        ("seed=[1", r"'\[1' is not a valid YAML value .*SET is split at spaces, so values have no spaces: \[1,2\]"),
+        ("2]", "'2]' must look like key=value.* SET is split at spaces"),
+        ("inner={x: 1, x: 2}", "the key x is given twice"),
         ("base=b.yaml", "base can only stand in a config file"),
     ],
 )
@@ -74,6 +76,27 @@ def test_override_of_a_missing_list_item_raises(tmp_path, override):
 def test_file_without_a_mapping_raises(tmp_path):
     with pytest.raises(ConfigError, match=r"a\.yaml must hold a mapping of keys to values, it holds \[1\]"):
         load_yaml(write(tmp_path, a="[1]"))
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("x: 1\ny: 2\nx: 3", "line 3: the key x is given twice; remove one of them"),
+        ("x: {y: 1,\n  y: 1}", "line 2: the key y is given twice; remove one of them"),
+        ("x: 1\ny: [2", "line 2: expected ',' or ']', but got '<stream end>'"),
+        ("x: \x01", "special characters are not allowed, position 3"),
+    ],
+)
+def test_invalid_yaml_raises_with_file_and_line(tmp_path, text, problem):
+    path = write(tmp_path, a=text)
+    with pytest.raises(ConfigError) as error:
+        load_yaml(path)
+    assert str(error.value) == f"{path} is not valid YAML: {problem}"
+
+
+def test_key_can_override_one_that_it_merges(tmp_path):
+    path = write(tmp_path, a="x: &x {y: 1, z: 1}\nw: &w {<<: *x, y: 2}\nv: {<<: *w, z: 3}")
+    assert load_yaml(path)["v"] == {"y": 2, "z": 3}
 
 
 def test_mappings_are_merged_with_the_base_at_every_level(tmp_path):
@@ -138,7 +161,7 @@ def test_missing_base_raises_with_the_files_of_the_folder(tmp_path):
         load_yaml(path)
     assert str(error.value) == (
         f"{path}: base: there is no file {tmp_path / 'digitz.yaml'}; did you mean digits.yaml? "
-        "(the folder holds a.yaml, digits.yaml)"
+        "(the folder holds a.yaml, digits.yaml; the path is relative to the file that names it)"
     )
 
 

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from pipeline.runtime.files import atomic_file, temporary_path, write_json, write_text
+from pipeline.runtime.files import atomic_file, exclusive_lock, temporary_path, write_json, write_text
 
 
 @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt, SystemExit])
@@ -93,6 +93,28 @@ def test_folder_without_write_permission_raises(tmp_path, monkeypatch):
     path = tmp_path / "result.txt"
     with pytest.raises(PermissionError, match=f"cannot write {path}: check the perm"):
         write_text(path, "new")
+
+
+def test_lock_that_stays_alone_is_removed_with_its_folders(tmp_path):
+    (tmp_path / "existing").mkdir()
+    with pytest.raises(RuntimeError), exclusive_lock(tmp_path / "existing/new/run/.lock"):
+        raise RuntimeError
+    assert list(tmp_path.rglob("*")) == [tmp_path / "existing"]
+
+
+def test_lock_beside_an_output_stays(tmp_path):
+    with exclusive_lock(tmp_path / "run/.lock"):
+        (tmp_path / "run/output").touch()
+    assert {path.name for path in tmp_path.rglob("*")} == {"run", "output", ".lock"}
+    with exclusive_lock(tmp_path / "run/.lock"):
+        pass
+
+
+def test_lock_that_its_holder_removes_meanwhile_raises(tmp_path, monkeypatch):
+    path = tmp_path / "run/.lock"
+    monkeypatch.setattr("fcntl.flock", lambda file, operation: path.unlink())
+    with pytest.raises(ValueError, match=f"another process works on {tmp_path / 'run'}"), exclusive_lock(path):
+        pytest.fail("a second process could lock another file of this name")
 
 
 def test_json_of_nan_raises(tmp_path):

@@ -44,6 +44,25 @@ def test_differences_distinguish_null_from_absent():
     assert differences({"b": 1, "a": None}, {"b": 1}) == "a: None before, absent now"
 
 
+def test_differences_name_the_keys_of_the_configuration():
+    assert differences({"training": {"steps": 1}}, {"training": {"steps": 2}}) == (
+        "teacher_training.steps: 1 before, 2 now"
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("sha256", "teacher: the weights file changed"),
+        ("code_sha256", "teacher: the code of the network changed"),
+        ("hash", "teacher: the images changed"),
+    ],
+)
+def test_differences_of_hashes_are_in_words(key, words):
+    assert differences({"teacher": {key: "0a"}}, {"teacher": {key: "0b"}}) == words
+    assert differences({"teacher": {key: "0a"}}, {"teacher": {}}) != words
+
+
 def test_long_differences_are_cut():
     text = differences({"seed": 0}, {"seed": 0} | {f"key{i:02}": i for i in range(KEYS_SHOWN + 3)})
     assert text.count(" now") == KEYS_SHOWN

@@ -64,6 +64,18 @@ def test_all_cores_are_usable_without_affinity(system, monkeypatch):
     assert hardware.num_usable_cores() == 6
 
 
+@pytest.mark.parametrize(("load", "expected"), [(0.9, 8), (1.2, 7), (7.5, 1), (30.0, 0)])
+def test_free_cores_are_those_without_load(monkeypatch, load, expected):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0), raising=False)
+    assert hardware.num_free_cores() == expected
+
+
+def test_free_cores_are_unknown_without_a_reported_load(monkeypatch):
+    monkeypatch.delattr(os, "getloadavg", raising=False)
+    assert hardware.num_free_cores() is None
+
+
 USED = {"cgroup/memory.current": "2500000", "cgroup/memory.stat": "anon 5\ninactive_file 1500000\n"}
 
 

@@ -3,10 +3,12 @@
 import sys
 
 import pytest
-from tiny_run import copy_run, digests, run_command, with_weights, write_config
+from tiny_run import copy_run, digests, run_command, tiny_config, with_weights, write_config
 
 from pipeline.run import load_run
-from stages import chain, distill, synthesize
+from pipeline.runtime.distributed import DistributedContext
+from pipeline.session import open_session
+from stages import chain, distill, estimate, synthesize
 
 BAD_SETTINGS = {
     "unknown key": (["synthesis.num_image=5"], ["unknown key synthesis.num_image;", "did you mean num_images?"]),
@@ -20,7 +22,7 @@ BAD_SETTINGS = {
     "word for a number": (["distill.lr=fast"], ["distill.lr: expected a finite number, got 'fast'"]),
     "not a number": (["distill.lr=.nan"], ["distill.lr: expected a finite number, got nan"]),
     "number for a switch": (["distill.augment.flip=3"], ["distill.augment.flip: expected true or false, got 3"]),
-    "number for a list": (["teacher.mean=0.3"], ["teacher.mean: expected a list, got 0.3", "write it as [a, b]"]),
+    "number for a list": (["teacher.mean=0.3"], ["teacher.mean: expected a list, got 0.3", "write it as [0.3]"]),
     "word for a section": (["synthesis=tiny"], ["synthesis: expected keys and values, got 'tiny'"]),
     "nothing for a section": (["student="], ["student: expected keys and values, got nothing"]),
     "unknown choice": (["synthesis.image_format=pngs"], ["synthesis.image_format: 'pngs'", "did you mean png?"]),
@@ -51,7 +53,7 @@ BAD_SETTINGS = {
     ),
     "ensemble without weights": (
         ["ensemble=[{source: 'cifar10:resnet8'}]"],
-        ["ensemble[0].weights: missing; an untrained network adds nothing"],
+        ["ensemble.0.weights: missing; an untrained network adds nothing"],
     ),
     "verifier without weights": (
         ["verifier={source: 'cifar10:resnet8'}"],
@@ -59,7 +61,10 @@ BAD_SETTINGS = {
     ),
     "weights and training": (
         ["teacher.weights=teacher.pt"],
-        ["teacher.weights: 'teacher.pt' and teacher_training are both given; drop one"],
+        [
+            "teacher.weights: 'teacher.pt' and teacher_training are both given; drop one: to use the "
+            "weights, set teacher_training: null"
+        ],
     ),
     "neither weights nor training": (
         ["teacher_training="],
@@ -85,6 +90,11 @@ def test_missing_config_lists_the_existing_ones(error_of, tmp_path):
     path = write_config(tmp_path)
     message = error_of(chain, path.with_name("tinny.yaml"))
     assert f"no config file {tmp_path / 'tinny.yaml'} (existing files: {path})" in message
+
+
+def test_folder_for_a_config_lists_its_files(error_of, tmp_path):
+    path = write_config(tmp_path)
+    assert error_of(chain, tmp_path) == f"error: no config file {tmp_path}, it is a folder (existing files: {path})\n"
 
 
 @pytest.mark.parametrize("text", ["seed: [1", "- a list", ""])
@@ -142,10 +152,27 @@ def test_data_of_another_image_size_raises(error_of, tmp_path):
     assert "sklearn:digits holds images of (C, H, W) = (1, 8, 8), the `images` section says (1, 16, 8)" in message
 
 
-@pytest.mark.parametrize("setting", ["student.source=cifar10:resnet9", "data.test=npz:no.npz"])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "student.source=cifar10:resnet9",
+        "data.test=npz:no.npz",
+        "verifier={source: 'cifar10:resnet9', weights: tiny.yaml}",
+    ],
+)
 def test_chain_checks_the_inputs_of_all_stages_first(error_of, tmp_path, setting):
     error_of(chain, write_config(tmp_path), "--set", setting)
     assert list(digests(tmp_path, exclude=[".lock"])) == ["tiny.yaml"]
+
+
+@pytest.mark.parametrize("stage", [chain, estimate, distill], ids=lambda stage: stage.__name__)
+def test_batch_that_processes_cannot_share_raises_first(tmp_path, stage):
+    with (
+        open_session(tiny_config(tmp_path), DistributedContext(size=3)) as session,
+        pytest.raises(ValueError, match=r"^distill\.batch_size: 20 cannot be shared by 3 processes"),
+    ):
+        stage.main(session)
+    assert list(digests(tmp_path)) == ["tiny.yaml"]
 
 
 def test_missing_timm_package_raises(error_of, tmp_path, monkeypatch):
@@ -174,7 +201,7 @@ def test_diverged_distillation_raises_with_step_and_fix(error_of, tmp_path, fini
     path = copy_run(finished, tmp_path, distill__lr=1e20)
     config = load_run(path)
     config.student_path(0).unlink()
-    assert "the loss is nan at step 1; lower lr" in error_of(distill, path)
+    assert "distill: the loss is nan at step 1; lower distill.lr" in error_of(distill, path)
     assert not config.student_path(0).exists()
 
 

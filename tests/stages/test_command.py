@@ -67,6 +67,15 @@ def test_first_line_names_device_processes_and_precision(tmp_path, monkeypatch, 
     )
 
 
+@pytest.mark.parametrize(("num_free", "is_shown"), [(0, True), (1000, False), (None, False)])
+def test_load_that_leaves_too_few_cores_is_shown(tmp_path, monkeypatch, capsys, finished, num_free, is_shown):
+    monkeypatch.setattr(command, "num_free_cores", lambda: num_free)
+    assert run_command(monkeypatch, verify.main, copy_run(finished, tmp_path)) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "the load of the last minute" in line]
+    assert len(lines) == is_shown
+    assert all("left 0 cores free for" in line and line.endswith("OMP_NUM_THREADS=1") for line in lines)
+
+
 def test_second_process_on_the_same_run_raises(error_of, finished, tmp_path):
     path = copy_run(finished, tmp_path)
     with exclusive_lock(load_run(path).checkpoints / ".lock"):
@@ -77,6 +86,12 @@ def test_second_process_on_the_same_shards_raises(error_of, finished, tmp_path):
     path = copy_run(finished, tmp_path, checkpoints_dir=str(tmp_path / "others"))
     with exclusive_lock(load_run(path).shards / ".lock"):
         assert f"another process works on {tmp_path}/shards/tiny; wait for it" in error_of(synthesize, path)
+
+
+def test_failed_stage_leaves_no_folder(error_of, tmp_path):
+    path = write_config(tmp_path)
+    error_of(synthesize, path)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_shards_and_checkpoints_can_share_a_folder(tmp_path, monkeypatch):

@@ -1,0 +1,38 @@
+"""Interrupts wait for the end of a block; a second one does not."""
+
+import signal
+
+import pytest
+
+from pipeline.runtime.interrupts import INTERRUPTS, delayed_interrupts
+
+
+@pytest.mark.parametrize("number", INTERRUPTS)
+def test_interrupt_is_raised_at_the_end_of_the_block(number):
+    before = [signal.getsignal(n) for n in INTERRUPTS]
+    steps = []
+    with pytest.raises(KeyboardInterrupt), delayed_interrupts() as interrupt:
+        steps.append(interrupt.has_arrived)
+        signal.raise_signal(number)
+        steps.append(interrupt.has_arrived)
+    assert steps == [False, True]
+    assert [signal.getsignal(n) for n in INTERRUPTS] == before
+
+
+def test_second_interrupt_acts_at_once():
+    with pytest.raises(KeyboardInterrupt), delayed_interrupts():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("the second interrupt was delayed")
+
+
+def test_error_of_the_block_passes():
+    with pytest.raises(OSError, match="full"), delayed_interrupts():
+        signal.raise_signal(signal.SIGINT)
+        raise OSError("full")
+
+
+def test_block_that_does_not_delay_interrupts_is_left_at_once():
+    with pytest.raises(KeyboardInterrupt), delayed_interrupts(enabled=False):
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("the interrupt was delayed")

@@ -1,0 +1,56 @@
+"""`make clean`: it removes the outputs of one run or round, names them, and shows them first if asked to."""
+
+import sys
+
+import pytest
+from tiny_run import copy_run, digests, run_command, write_config
+
+from pipeline.run import load_run
+from stages import clean, launch
+from stages.clean import planned_removals
+from stages.command import run_stage
+
+
+def run_clean(monkeypatch, path, *arguments: str) -> None:
+    monkeypatch.setattr("tiny_run.run_stage", lambda stage, text: run_stage(stage, text, preview=planned_removals))
+    assert run_command(monkeypatch, clean.main, path, *arguments) == 0
+
+
+def test_run_without_outputs_has_nothing_to_remove(monkeypatch, tmp_path, capsys):
+    path = write_config(tmp_path)
+    run_clean(monkeypatch, path)
+    assert capsys.readouterr().out.splitlines()[1:] == ["clean: nothing to remove"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_both_folders_of_a_run_are_removed(monkeypatch, finished, tmp_path, capsys):
+    path = copy_run(finished, tmp_path)
+    run_clean(monkeypatch, path)
+    removed = [f"clean: removed {tmp_path / name}" for name in ("shards/tiny", "checkpoints/tiny")]
+    assert capsys.readouterr().out.splitlines()[1:] == removed
+    assert list(digests(tmp_path)) == ["tiny.yaml"]
+
+
+@pytest.mark.parametrize("is_launched", [False, True])
+def test_dry_run_names_what_would_be_removed(monkeypatch, finished, tmp_path, capsys, is_launched):
+    path = copy_run(finished, tmp_path)
+    before = digests(tmp_path)
+    if is_launched:
+        monkeypatch.setenv("DREAMDISTILL_DEVICE", "cpu")
+        monkeypatch.setattr(sys, "argv", ["launch", "2", "clean", "--config", str(path), "--dry-run"])
+        launch.main()
+    else:
+        run_clean(monkeypatch, path, "--dry-run")
+    planned = [f"clean: would remove {tmp_path / name}" for name in ("shards/tiny", "checkpoints/tiny")]
+    assert capsys.readouterr().out.splitlines() == planned
+    assert digests(tmp_path) == before
+
+
+def test_dry_run_of_one_round_names_its_files(monkeypatch, finished, tmp_path, capsys):
+    path = copy_run(finished, tmp_path)
+    config = load_run(path)
+    run_clean(monkeypatch, path, "--dry-run", "--round", "0")
+    planned = [line.removeprefix("clean: would remove ") for line in capsys.readouterr().out.splitlines()]
+    names = ("report.html", "grid.png")
+    files = [config.student_path(0), config.evaluation_path(0), config.evaluation_path(0).with_suffix(".csv")]
+    assert planned == list(map(str, [config.round_folder(0), *files, *(config.checkpoints / name for name in names)]))
