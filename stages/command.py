@@ -143,9 +143,9 @@ def _start_line(config: RunConfig, context: DistributedContext) -> str:
 
 
 def _load_line(num_threads: int, context: DistributedContext) -> str:
-    """A line about too few free cores: the threads of PyTorch wait by spinning, so they slow each other down."""
+    """A line about too few free cores for the threads of a process, which wait for each other by spinning."""
     num_free, num_wanted = num_free_cores(), num_threads * context.local_size
-    if num_free is None or num_free >= num_wanted:
+    if num_free is None or num_free >= num_wanted or num_threads == 1:
         return ""
     return (
         f"\nthe load of the last minute left {counted(num_free, 'core')} free for {counted(num_wanted, 'thread')}; if "

@@ -1,8 +1,9 @@
 """Fixtures that the tests share: a tiny network, the device, and the outputs of a tiny run."""
 
 import os
+import signal
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -39,6 +40,14 @@ class TinyClassifier(nn.Module):
 def _no_load(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no test depend on what else the machine computes."""
     monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0), raising=False)
+
+
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C raise KeyboardInterrupt, also if the tests run in the background of a shell, which ignores it."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,8 @@ class Interrupt:
 def delayed_interrupts(enabled: bool = True) -> Iterator[Interrupt]:
     """Only note an interrupt within the block, and raise KeyboardInterrupt at its end; a second one acts at once.
 
-    The block asks `Interrupt.has_arrived` where it can stop. Python allows this in the main thread alone.
+    The block asks `Interrupt.has_arrived` where it can stop. Signals that the process ignores, as shells ask of what
+    they run in the background, stay ignored. Python allows this in the main thread alone.
     """
     interrupt = Interrupt()
     if not enabled:
@@ -37,7 +38,8 @@ def delayed_interrupts(enabled: bool = True) -> Iterator[Interrupt]:
             signal.signal(number, handler)
 
     handlers = {number: signal.getsignal(number) for number in INTERRUPTS}
-    for number in INTERRUPTS:
+    handlers = {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
+    for number in handlers:
         signal.signal(number, note)
     try:
         yield interrupt

@@ -197,6 +197,7 @@ def test_training_continues_while_a_state_is_written(make_classifier, train, mon
     assert len(written_steps) <= 3, "no state is saved while another one is written"
 
 
+@pytest.mark.usefixtures("_interruptible")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_training_saves_its_state_and_resumes_exactly(make_classifier, train, tmp_path, number):
     def interrupt(step, figures):
@@ -213,6 +214,7 @@ def test_interrupted_training_saves_its_state_and_resumes_exactly(make_classifie
     assert all(torch.equal(*pair) for pair in tensors)
 
 
+@pytest.mark.usefixtures("_interruptible")
 def test_state_of_an_interrupted_training_needs_space(make_classifier, train, monkeypatch):
     def write(path, content):
         raise OSError("the disk is full")

@@ -41,6 +41,8 @@ def test_teacher_as_its_own_student_has_full_retention(make_classifier, images):
     assert (report.agreement, report.accuracy_retention) == (1, 1)
     assert report.kl == pytest.approx(0, abs=1e-6)
     assert report.student["parameters"] == sum(p.numel() for p in teacher.parameters())
+    count = f"{report.student['parameters']:,}"
+    assert report.line().endswith(f"{count} parameters, teacher {count}")
 
 
 def test_batch_size_of_zero_raises():

@@ -6,6 +6,8 @@ import pytest
 
 from pipeline.runtime.interrupts import INTERRUPTS, delayed_interrupts
 
+pytestmark = pytest.mark.usefixtures("_interruptible")
+
 
 @pytest.mark.parametrize("number", INTERRUPTS)
 def test_interrupt_is_raised_at_the_end_of_the_block(number):
@@ -24,6 +26,13 @@ def test_second_interrupt_acts_at_once():
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         pytest.fail("the second interrupt was delayed")
+
+
+def test_ignored_signal_stays_ignored():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with delayed_interrupts() as interrupt:
+        signal.raise_signal(signal.SIGINT)
+    assert not interrupt.has_arrived
 
 
 def test_error_of_the_block_passes():

@@ -67,13 +67,19 @@ def test_first_line_names_device_processes_and_precision(tmp_path, monkeypatch, 
     )
 
 
-@pytest.mark.parametrize(("num_free", "is_shown"), [(0, True), (1000, False), (None, False)])
-def test_load_that_leaves_too_few_cores_is_shown(tmp_path, monkeypatch, capsys, finished, num_free, is_shown):
+@pytest.mark.parametrize(
+    ("num_free", "num_threads", "is_shown"), [(1, 2, True), (2, 2, False), (None, 2, False), (0, 1, False)]
+)
+def test_load_that_leaves_too_few_cores_is_shown(
+    tmp_path, monkeypatch, capsys, finished, num_free, num_threads, is_shown
+):
     monkeypatch.setattr(command, "num_free_cores", lambda: num_free)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: num_threads)
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
     assert run_command(monkeypatch, verify.main, copy_run(finished, tmp_path)) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "the load of the last minute" in line]
     assert len(lines) == is_shown
-    assert all("left 0 cores free for" in line and line.endswith("OMP_NUM_THREADS=1") for line in lines)
+    assert all("left 1 core free for 2 threads" in line and line.endswith("OMP_NUM_THREADS=1") for line in lines)
 
 
 def test_second_process_on_the_same_run_raises(error_of, finished, tmp_path):
