@@ -16,7 +16,8 @@ from pipeline.evaluation.scores import Scorers
 from pipeline.identity import require_student, synthesis_identity
 from pipeline.models.checkpoint import read_description, weights_identity
 from pipeline.models.classifier import Classifier, build_classifier, check_fit, load_frozen
-from pipeline.models.config import ModelConfig, Normalization
+from pipeline.models.config import ModelConfig
+from pipeline.models.inheritance import inherit_weights
 from pipeline.models.sources import is_published_name
 from pipeline.models.weights import load_weights
 from pipeline.run import RunConfig, resolve
@@ -72,7 +73,7 @@ class Session:
     @cached_property
     def adaptive_objective(self) -> Objective:
         """The objective with a student, which has no trained weights until `objective` loads them."""
-        return self._open_objective(student=build_student(self.config, self.teacher.normalization))
+        return self._open_objective(student=build_student(self.config, self.teacher))
 
     def student(self, round_index: int) -> Classifier:
         """The student at the start of a round: untrained, or that of the previous round; one module for all rounds."""
@@ -130,7 +131,7 @@ class Session:
         return self._build_student().to(self.context.device)
 
     def _build_student(self) -> Classifier:
-        return build_student(self.config, self.teacher.normalization)
+        return build_student(self.config, self.teacher)
 
     def _load_previous_student(self, round_index: int, student: Classifier) -> None:
         load_weights(student.network, self.config.student_path(round_index - 1), self.config.student.source)
@@ -147,8 +148,9 @@ class Session:
         teacher = self._load_teacher()  # a copy of its own: its hooks stay as long as the session
         batch_norm_layers(teacher.network)
         ensemble = [self._load(model) for model in config.ensemble]
-        for phase in config.synthesis.inversion.phases:
-            height, width = phase_size(phase.scale, config.images.size)
+        inversion = config.synthesis.inversion
+        for phase in inversion.phases:
+            height, width = phase_size(inversion.view_scale, phase_size(phase.scale, config.images.size))
             for classifier, model in zip((teacher, *ensemble), (config.teacher, *config.ensemble), strict=True):
                 check_fit(classifier, model, replace(config.images, height=height, width=width))
         networks = Networks(
@@ -156,7 +158,7 @@ class Session:
             student=None if student is None else student.freeze().to(self.context.device),
             ensemble=ensemble,
         )
-        return self._resources.enter_context(open_objective(networks, config.synthesis.inversion, config.images.size))
+        return self._resources.enter_context(open_objective(networks, inversion, config.images.size))
 
 
 def _concatenated(first: ArrayImages, second: ArrayImages) -> ArrayImages:
@@ -186,7 +188,7 @@ def check_networks(config: RunConfig, *, download: bool) -> None:
 
     Networks with published weights get random ones instead unless `download` is true.
     """
-    models = {"teacher": config.teacher, "student": config.student}
+    networks, models = {}, {"teacher": config.teacher, "student": config.student}
     if config.verifier is not None:
         models["verifier"] = config.verifier
     models |= {f"ensemble.{i}": model for i, model in enumerate(config.ensemble)}
@@ -195,18 +197,25 @@ def check_networks(config: RunConfig, *, download: bool) -> None:
         images = config.student_images if key == "student" else config.images
         is_stripped = is_published_name(model) and not download
         try:
-            build_classifier(replace(model, weights=None) if is_stripped else model, images)
+            networks[key] = build_classifier(replace(model, weights=None) if is_stripped else model, images).network
         except ValueError as error:
             raise ValueError(f"{key}: {error}") from error
+    if config.distill.init == "teacher" and config.student.weights is None:
+        labels = config.class_labels
+        inherit_weights(networks["student"], networks["teacher"], None if labels is None else torch.tensor(labels))
 
 
-def build_student(config: RunConfig, normalization: Normalization) -> Classifier:
-    """An untrained student, unless its config names weights.
-
-    `normalization`, the teacher's, applies if neither the config nor published weights give one.
-    """
-    seed = derive_seed(config.seed, "student/weights")
-    return build_classifier(config.student, config.student_images, seed=seed, default_normalization=normalization)
+def build_student(config: RunConfig, teacher: Classifier) -> Classifier:
+    """A student before its training; the teacher's normalization applies if it has no other."""
+    student = build_classifier(
+        config.student,
+        config.student_images,
+        seed=derive_seed(config.seed, "student/weights"),
+        default_normalization=teacher.normalization,
+    )
+    if config.distill.init == "teacher" and config.student.weights is None:
+        inherit_weights(student.network, teacher.network, teacher.classes)
+    return student
 
 
 def load_student(config: RunConfig, round_index: int) -> Classifier:

@@ -5,6 +5,7 @@ Every draw comes from a CPU generator, so the same seed gives the same views on 
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -103,8 +104,10 @@ def augment(
     return pixels, targets
 
 
-def random_resized_crop(pixels: Tensor, area: tuple[float, float], generator: torch.Generator) -> Tensor:
-    """A box of each image of (N, C, H, W), scaled up to the size of the image (Szegedy et al., 2015, arXiv 1409.4842).
+def random_resized_crop(
+    pixels: Tensor, area: tuple[float, float], generator: torch.Generator, size: Sequence[int] | None = None
+) -> Tensor:
+    """A box of each image of (N, C, H, W), scaled to `size`, by default (H, W) (Szegedy et al., 2015, arXiv 1409.4842).
 
     The area of the box, as a share of the image's, is drawn from the range `area`, its aspect ratio from 3/4 to 4/3.
     """
@@ -115,7 +118,8 @@ def random_resized_crop(pixels: Tensor, area: tuple[float, float], generator: to
     centers = (2 * draws[2:] - 1) * (1 - sides)
     boxes = torch.zeros(len(pixels), 2, 3)
     boxes[:, 0, 0], boxes[:, 1, 1], boxes[:, :, 2] = sides[0], sides[1], centers.T
-    grid = F.affine_grid(to_device(boxes, pixels.device), list(pixels.shape), align_corners=False)
+    shape = [*pixels.shape[:2], *(size or pixels.shape[2:])]
+    grid = F.affine_grid(to_device(boxes, pixels.device), shape, align_corners=False)
     return F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
 
 

@@ -72,7 +72,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(TrainingConfig):
-    """How the student is trained on the teacher's logits: `teacher_training`'s keys, and two more.
+    """How the student is trained on the teacher's logits: `teacher_training`'s keys, and three more.
 
     The loss is T^2 KL(teacher || student) at temperature T (Hinton et al., 2015, arXiv 1503.02531), plus
     `label_weight` times the cross-entropy with the labels.
@@ -80,12 +80,16 @@ class DistillConfig(TrainingConfig):
     Attributes:
         temperature: Temperature T of the softmax of both networks, positive.
         label_weight: Weight of the cross-entropy with the labels, at least 0.
+        init: Where a student without `weights` starts. `random`: from random weights. `teacher`: from evenly spaced
+            weights of the teacher, for a student of the same architecture with fewer channels or layers (weight
+            selection, arXiv 2311.18823).
     """
 
     SECTION: ClassVar[str] = "distill"
 
     temperature: float = 4.0
     label_weight: float = 0.0
+    init: Literal["random", "teacher"] = "random"
 
     def __post_init__(self) -> None:
         super().__post_init__()

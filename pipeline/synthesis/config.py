@@ -7,6 +7,7 @@ from pipeline.data.views import check_crop_area
 from pipeline.runtime.acceleration import Compile, Precision
 from pipeline.runtime.config import ConfigError
 from pipeline.runtime.schedules import Schedule
+from pipeline.synthesis.basis import BasisName
 from pipeline.synthesis.inputs import InitNoiseConfig
 from pipeline.synthesis.terms import TermConfig
 
@@ -38,7 +39,10 @@ class InversionConfig:
         phases: Resolutions from coarse to fine; the images of one phase, scaled up, start the next.
         terms: Weights of the loss terms.
         init_noise: The noise that the optimization starts from.
-        lr: Peak learning rate of Adam, positive, for inputs x, where pixels = 0.45 + 0.225 x.
+        basis: What Adam changes. `pixels`: the inputs x, where pixels = 0.45 + 0.225 x. `fourier`: their amplitudes of
+            spatial frequencies and decorrelated colors, in units of the standard deviations of `init_noise`, so that
+            low frequencies change the most (Olah et al., 2017, doi 10.23915/distill.00007).
+        lr: Peak learning rate of Adam, positive, for the variables of `basis`.
         betas: Adam's decay rates of the first and the second moment, each in [0, 1).
         schedule: Learning rate after the warm-up of each phase: `cosine` falls to 0, `constant` stays at `lr`.
         warmup_fraction: Fraction of each phase's steps, in [0, 1), in which the learning rate rises linearly to `lr`.
@@ -48,6 +52,8 @@ class InversionConfig:
         crop_area: Range, within (0, 1], from which the area of a random box is drawn in every step for each image, as
             a fraction of the image's area. The box is scaled up to the full size, so that the class is recognizable in
             every part of the image. [1.0, 1.0]: no crop.
+        view_scale: Side of the views that the networks see, as a fraction in (0, 1] of the images' side. Below 1, the
+            crops show a larger image at the cost of a smaller one.
         clamp: Whether the images are clamped to valid pixel values after every step.
         precision: Arithmetic of the networks. `auto`: bfloat16 where the hardware multiplies it, else float32.
         compile: Whether the step is compiled (torch.compile). `auto`: where compiling works and saves time.
@@ -58,6 +64,7 @@ class InversionConfig:
     phases: tuple[PhaseConfig, ...]
     terms: TermConfig
     init_noise: InitNoiseConfig = field(default_factory=InitNoiseConfig)
+    basis: BasisName = "pixels"
     lr: float = 0.1
     betas: tuple[float, float] = (0.5, 0.9)
     schedule: Schedule = "cosine"
@@ -65,6 +72,7 @@ class InversionConfig:
     jitter_px: int = 0
     flip: bool = False
     crop_area: tuple[float, float] = (1.0, 1.0)
+    view_scale: float = 1.0
     clamp: bool = True
     precision: Precision = "auto"
     compile: Compile = "auto"
@@ -83,6 +91,8 @@ class InversionConfig:
         if self.jitter_px < 0:
             raise ConfigError(f"jitter_px: {self.jitter_px} must be at least 0")
         check_crop_area(self.crop_area)
+        if not 0 < self.view_scale <= 1:
+            raise ConfigError(f"view_scale: {self.view_scale} must be in (0, 1]")
         if self.cuda_graphs and not self.compile:
             raise ConfigError("cuda_graphs: true needs compile: true or auto")
         if self.log_every < 1:

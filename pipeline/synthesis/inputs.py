@@ -67,8 +67,21 @@ def init_noise(shape: tuple[int, int, int, int], config: InitNoiseConfig, genera
 def _colored(white: Tensor, spectrum: float) -> Tensor:
     """White noise (N, C, H, W) filtered to amplitudes of 1 / f^spectrum, scaled to a standard deviation of 1."""
     height, width = white.shape[2:]
-    vertical, horizontal = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)
-    frequency = torch.hypot(vertical, horizontal.expand(height, -1))
-    frequency[0, 0] = 1 / max(height, width)  # the mean, as the lowest of the others
-    filtered: Tensor = torch.fft.irfft2(torch.fft.rfft2(white) * frequency**-spectrum, s=(height, width))
+    factors = _frequencies(height, width) ** -spectrum
+    filtered: Tensor = torch.fft.irfft2(torch.fft.rfft2(white) * factors, s=(height, width))
     return filtered / filtered.std()
+
+
+def amplitudes(height: int, width: int, spectrum: float) -> Tensor:
+    """Amplitudes 1 / f^spectrum of the frequencies of `rfft2`, (H, W // 2 + 1), of noise of standard deviation 1."""
+    factors = _frequencies(height, width) ** -spectrum
+    both_sides = factors[:, [min(i, width - i) for i in range(width)]]
+    return factors / both_sides.square().mean().sqrt()
+
+
+def _frequencies(height: int, width: int) -> Tensor:
+    """The spatial frequencies of `rfft2`, (H, W // 2 + 1), in cycles per pixel; the mean counts as the lowest one."""
+    vertical, horizontal = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)
+    frequencies = torch.hypot(vertical, horizontal.expand(height, -1))
+    frequencies[0, 0] = 1 / max(height, width)
+    return frequencies

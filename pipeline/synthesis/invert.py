@@ -10,6 +10,7 @@ from pipeline.data.codec import to_uint8
 from pipeline.data.views import random_resized_crop, roll_and_flip
 from pipeline.runtime.recorder import OnStep
 from pipeline.runtime.schedules import learning_rates
+from pipeline.synthesis.basis import build_basis
 from pipeline.synthesis.config import InversionConfig, PhaseConfig
 from pipeline.synthesis.inputs import init_noise, input_range, to_pixels
 from pipeline.synthesis.objective import Objective, phase_size
@@ -101,16 +102,18 @@ class _Batch:
 def _run_phase(
     objective: Objective, batch: _Batch, inputs: Tensor, phase: PhaseConfig, config: InversionConfig
 ) -> Tensor:
-    """Adam on the inputs for one phase, with random views and clamping; returns the inputs of the last step."""
-    inputs = inputs.detach().clone().requires_grad_()
-    # Fused, the update reads the inputs once; else each of its seven operations is a pass over them.
-    optimizer = torch.optim.Adam([inputs], lr=config.lr, betas=config.betas, fused=True)
+    """Adam on the variables of one phase, with random views and clamping; returns the inputs of the last step."""
+    basis = build_basis(config.basis, inputs.shape[1:], config.init_noise, inputs.device)
+    variables = basis.encode(inputs).detach().clone().requires_grad_()
+    # Fused, the update reads the variables once; else each of its seven operations is a pass over them.
+    optimizer = torch.optim.Adam([variables], lr=config.lr, betas=config.betas, fused=True)
     low, high = input_range()
     jitter_px = round(config.jitter_px * phase.scale)
+    view_size = phase_size(config.view_scale, (inputs.shape[2], inputs.shape[3]))
     for lr in learning_rates(config.schedule, config.lr, phase.steps, config.warmup_fraction):
-        view = roll_and_flip(inputs, jitter_px, config.flip, batch.generator)
-        if config.crop_area[0] < 1:
-            view = random_resized_crop(view, config.crop_area, batch.generator)
+        view = roll_and_flip(basis.decode(variables), jitter_px, config.flip, batch.generator)
+        if config.crop_area[0] < 1 or view_size != inputs.shape[2:]:
+            view = random_resized_crop(view, config.crop_area, batch.generator, view_size)
         # The gradient goes through the view in a second pass: the compiled step is one for leaves, without its graph.
         leaf = view.detach().requires_grad_()
         total, terms = objective.loss(leaf, batch.labels)
@@ -122,5 +125,5 @@ def _run_phase(
         optimizer.step()
         if config.clamp:
             with torch.no_grad():
-                inputs.clamp_(low, high)
-    return inputs.detach()
+                variables.copy_(basis.encode(basis.decode(variables).clamp(low, high)))
+    return basis.decode(variables).detach()
