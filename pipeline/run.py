@@ -22,8 +22,6 @@ from pipeline.runtime.config_files import load_yaml
 from pipeline.runtime.ranges import even_ranges
 from pipeline.synthesis.config import SynthesisConfig
 
-# Class folders have four digits; with more classes they would sort out of order.
-MAX_CLASSES = 10_000
 Training = TypeVar("Training", bound=TrainingConfig)
 
 
@@ -76,10 +74,6 @@ class RunConfig:
             raise ConfigError(f"name: {self.name!r} must be usable as a folder name")
         if self.images.channels not in PILLOW_MODES:
             raise ConfigError(f"images.channels: {self.images.channels} cannot be stored as an image file; use 1 or 3")
-        if self.images.num_classes > MAX_CLASSES:
-            raise ConfigError(
-                f"images.num_classes: {self.images.num_classes} is more than the {MAX_CLASSES} of the layout"
-            )
         self._check_teacher()
         self._check_synthesis()
         assert self.class_labels is not None or self.classes is None  # raises for classes that do not exist

@@ -11,6 +11,7 @@ from pipeline.data.image_sets import ArrayImages, ImageSet, load_images
 from pipeline.data.loader import cache_limit_bytes, num_bytes, preload
 from pipeline.data.shard_set import ShardSet
 from pipeline.data.shards import ShardError, check_sizes, find_damage, read_manifest
+from pipeline.data.views import scaled_size
 from pipeline.distillation.task import Task, build_distillation_loss
 from pipeline.evaluation.scores import Scorers
 from pipeline.identity import require_student, synthesis_identity
@@ -25,7 +26,7 @@ from pipeline.runtime.distributed import DistributedContext
 from pipeline.runtime.fingerprint import require_same_identity
 from pipeline.runtime.hardware import keep_freed_memory
 from pipeline.runtime.seeds import derive_seed
-from pipeline.synthesis.objective import Networks, Objective, open_objective, phase_size
+from pipeline.synthesis.objective import Networks, Objective, open_objective
 from pipeline.synthesis.statistics import batch_norm_layers
 
 
@@ -43,7 +44,7 @@ class Session:
     @cached_property
     def teacher(self) -> Classifier:
         """The frozen teacher."""
-        return self._load_teacher()
+        return self._load(self.config.teacher_model)
 
     @cached_property
     def scorers(self) -> Scorers:
@@ -136,27 +137,28 @@ class Session:
     def _load_previous_student(self, round_index: int, student: Classifier) -> None:
         load_weights(student.network, self.config.student_path(round_index - 1), self.config.student.source)
 
-    def _load_teacher(self) -> Classifier:
-        return self._load(self.config.teacher_model)
-
     def _load(self, model: ModelConfig) -> Classifier:
         """A frozen network that knows all classes, asked for those of the run."""
         return load_frozen(model, self.config.images, self.context.device, self.config.class_labels)
 
     def _open_objective(self, student: Classifier | None) -> Objective:
         config = self.config
-        teacher = self._load_teacher()  # a copy of its own: its hooks stay as long as the session
+        # Of all classes: an image of one is also none of the classes outside of the run. The teacher is a copy of its
+        # own, since its hooks stay as long as the session.
+        teacher, *ensemble = (
+            load_frozen(model, config.images, self.context.device) for model in (config.teacher_model, *config.ensemble)
+        )
         batch_norm_layers(teacher.network)
-        ensemble = [self._load(model) for model in config.ensemble]
         inversion = config.synthesis.inversion
         for phase in inversion.phases:
-            height, width = phase_size(inversion.view_scale, phase_size(phase.scale, config.images.size))
+            height, width = scaled_size(inversion.view_scale, scaled_size(phase.scale, config.images.size))
             for classifier, model in zip((teacher, *ensemble), (config.teacher, *config.ensemble), strict=True):
                 check_fit(classifier, model, replace(config.images, height=height, width=width))
         networks = Networks(
             teacher=teacher,
             student=None if student is None else student.freeze().to(self.context.device),
             ensemble=ensemble,
+            classes=self.teacher.classes,
         )
         return self._resources.enter_context(open_objective(networks, inversion, config.images.size))
 

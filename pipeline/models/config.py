@@ -5,6 +5,8 @@ from typing import Any
 
 from pipeline.runtime.config import ConfigError
 
+# Class folders have four digits; with more classes they would sort out of order.
+MAX_CLASSES = 10_000
 SOURCES = ("cifar10", "torchvision", "timm", "python")
 # (mean, std), one value per channel.
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
@@ -37,6 +39,8 @@ class ImageConfig:
                 raise ConfigError(f"{name}: {getattr(self, name)} must be at least 1")
         if self.num_classes < 2:
             raise ConfigError(f"num_classes: {self.num_classes} must be at least 2")
+        if self.num_classes > MAX_CLASSES:
+            raise ConfigError(f"num_classes: {self.num_classes} is more than the {MAX_CLASSES} of the layout")
 
     @property
     def size(self) -> tuple[int, int]:

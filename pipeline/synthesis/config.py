@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from pipeline.data.codec import ImageFormat
-from pipeline.data.views import check_crop_area
+from pipeline.data.views import check_crop_area, check_view_scale
 from pipeline.runtime.acceleration import Compile, Precision
 from pipeline.runtime.config import ConfigError
 from pipeline.runtime.schedules import Schedule
@@ -91,8 +91,7 @@ class InversionConfig:
         if self.jitter_px < 0:
             raise ConfigError(f"jitter_px: {self.jitter_px} must be at least 0")
         check_crop_area(self.crop_area)
-        if not 0 < self.view_scale <= 1:
-            raise ConfigError(f"view_scale: {self.view_scale} must be in (0, 1]")
+        check_view_scale(self.view_scale)
         if self.cuda_graphs and not self.compile:
             raise ConfigError("cuda_graphs: true needs compile: true or auto")
         if self.log_every < 1:

@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.data.codec import to_uint8
-from pipeline.data.views import random_resized_crop, roll_and_flip
+from pipeline.data.views import random_resized_crop, roll_and_flip, scaled_size
 from pipeline.runtime.recorder import OnStep
 from pipeline.runtime.schedules import learning_rates
 from pipeline.synthesis.basis import build_basis
 from pipeline.synthesis.config import InversionConfig, PhaseConfig
 from pipeline.synthesis.inputs import init_noise, input_range, to_pixels
-from pipeline.synthesis.objective import Objective, phase_size
+from pipeline.synthesis.objective import Objective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +42,10 @@ def invert(
     trace = _Trace(config, tuple(objective.terms), labels.device, on_step)
     batch = _Batch(labels, generator, trace)
     num_channels = objective.networks.teacher.mean.shape[1]
-    shape = phase_size(config.phases[0].scale, objective.image_size)
+    shape = scaled_size(config.phases[0].scale, objective.image_size)
     inputs = init_noise((len(labels), num_channels, *shape), config.init_noise, generator).to(labels.device)
     for phase in config.phases:
-        shape = phase_size(phase.scale, objective.image_size)
+        shape = scaled_size(phase.scale, objective.image_size)
         if inputs.shape[2:] != shape:
             inputs = F.interpolate(inputs, shape, mode="bilinear", align_corners=False)
         inputs = _run_phase(objective, batch, inputs, phase, config)
@@ -109,7 +109,7 @@ def _run_phase(
     optimizer = torch.optim.Adam([variables], lr=config.lr, betas=config.betas, fused=True)
     low, high = input_range()
     jitter_px = round(config.jitter_px * phase.scale)
-    view_size = phase_size(config.view_scale, (inputs.shape[2], inputs.shape[3]))
+    view_size = scaled_size(config.view_scale, (inputs.shape[2], inputs.shape[3]))
     for lr in learning_rates(config.schedule, config.lr, phase.steps, config.warmup_fraction):
         view = roll_and_flip(basis.decode(variables), jitter_px, config.flip, batch.generator)
         if config.crop_area[0] < 1 or view_size != inputs.shape[2:]:

@@ -20,12 +20,14 @@ class Networks:
     """The frozen networks of an objective, all on one device.
 
     The images of Adaptive DeepInversion are those on which the `student` disagrees with the teacher. The `ensemble`
-    takes part in the classification term.
+    takes part in the classification term. `classes` (K,) are the teacher's labels of the labels 0, 1, ... of the
+    images, by default the same. The teacher and the ensemble give logits of all their classes, the student of these.
     """
 
     teacher: Classifier
     student: Classifier | None = None
     ensemble: Sequence[Classifier] = ()
+    classes: Tensor | None = None
 
 
 class Objective:
@@ -52,7 +54,7 @@ class Objective:
         )
 
     def _eager_loss(self, view: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        networks = self.networks
+        networks, classes = self.networks, self.networks.classes
         self._statistics.clear()  # the hooks may have run outside of a step
         with torch.autocast(view.device.type, torch.bfloat16, enabled=self._precision == "bfloat16"):
             pixels = to_pixels(view)
@@ -62,9 +64,10 @@ class Objective:
         outputs = StepOutputs(
             images=view,
             logits=logits,
-            labels=labels,
+            labels=labels if classes is None else classes[labels],
             statistics=list(self._statistics),
             ensemble_logits=ensemble_logits,
+            shared_logits=logits if classes is None else logits[:, classes],
             student_logits=student_logits,
         )
         self._statistics.clear()  # the compiled step would return what is left in it
@@ -80,9 +83,3 @@ def open_objective(networks: Networks, config: InversionConfig, image_size: tupl
     """
     with capture_statistics(networks.teacher.network) as statistics:
         yield Objective(networks, config, image_size, statistics)
-
-
-def phase_size(scale: float, image_size: tuple[int, int]) -> tuple[int, int]:
-    """The (height, width) of a phase, at least two pixels each: a single pixel has no variation."""
-    height, width = image_size
-    return max(2, round(height * scale)), max(2, round(width * scale))

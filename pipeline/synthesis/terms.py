@@ -26,9 +26,9 @@ class StepOutputs:
     """One optimization step as the terms see it.
 
     `images` (N, C, H, W) is the random view of this step, in the space of the inputs (`inputs.to_pixels` gives pixels
-    in [0, 1]). The other fields are the teacher's `logits` (N, K), the `labels` (N,), the `statistics` of its BatchNorm
-    layers in call order, the logits (N, K) of each classifier of the ensemble, and those of the student, if there is
-    one.
+    in [0, 1]). The other fields are the teacher's `logits` (N, C), the `labels` (N,), the `statistics` of its BatchNorm
+    layers in call order, and the logits (N, C) of each classifier of the ensemble. If there is a student, they are also
+    its logits (N, K) and the teacher's of the same K classes, `shared_logits`.
     """
 
     images: Tensor
@@ -36,6 +36,7 @@ class StepOutputs:
     labels: Tensor
     statistics: list[LayerStatistics]
     ensemble_logits: Sequence[Tensor] = ()
+    shared_logits: Tensor | None = None
     student_logits: Tensor | None = None
 
 
@@ -182,8 +183,8 @@ def competition(outputs: StepOutputs, temperature: float = 3.0) -> Tensor:
     JS = (KL(p || m) + KL(q || m)) / 2 with m = (p + q) / 2, in nats, so it lies in [0, ln 2]. It is computed from
     log-softmax without clamping, so that the gradient does not vanish.
     """
-    assert outputs.student_logits is not None
-    p = F.log_softmax(outputs.logits.float() / temperature, dim=1)
+    assert outputs.student_logits is not None and outputs.shared_logits is not None
+    p = F.log_softmax(outputs.shared_logits.float() / temperature, dim=1)
     q = F.log_softmax(outputs.student_logits.float() / temperature, dim=1)
     m = torch.logaddexp(p, q) - math.log(2)
     divergence = F.kl_div(m, p, log_target=True, reduction="none") + F.kl_div(m, q, log_target=True, reduction="none")

@@ -11,13 +11,14 @@ from tiny_run import PLAIN
 from torch import Tensor
 
 import pipeline.synthesis.invert
+from pipeline.data.views import scaled_size
 from pipeline.models.classifier import Classifier
 from pipeline.runtime.config import ConfigError
 from pipeline.runtime.schedules import learning_rates
 from pipeline.synthesis.config import InversionConfig, PhaseConfig
 from pipeline.synthesis.inputs import INPUT_MEAN, INPUT_STD
 from pipeline.synthesis.invert import Inversion
-from pipeline.synthesis.objective import Networks, open_objective, phase_size
+from pipeline.synthesis.objective import Networks, open_objective
 from pipeline.synthesis.terms import TermConfig
 
 SIZE = (8, 8)
@@ -92,8 +93,8 @@ def test_images_are_uint8_of_the_configured_shape(make_classifier, labels, size,
     assert torch.isfinite(inversion.trace).all()
 
 
-def test_phase_size_is_rounded_and_at_least_two():
-    assert [phase_size(scale, (32, 9)) for scale in (1, 0.5, 0.01)] == [(32, 9), (16, 4), (2, 2)]
+def test_scaled_size_is_rounded_and_at_least_two():
+    assert [scaled_size(scale, (32, 9)) for scale in (1, 0.5, 0.01)] == [(32, 9), (16, 4), (2, 2)]
 
 
 def test_images_are_those_of_the_last_step_not_of_the_lowest_loss(make_classifier, labels):
@@ -410,3 +411,46 @@ def test_compiled_step_makes_the_images_of_the_eager_step(teacher, labels, compi
     for expected, inversion in zip(eager, compiled, strict=True):
         torch.testing.assert_close(inversion.trace, expected.trace, rtol=1e-3, atol=1e-4)
         assert (inversion.images.int() - expected.images.int()).abs().max() <= 1
+
+
+def test_labels_of_some_classes_are_those_of_the_teacher(make_classifier, device):
+    """The classification term sees all classes of the teacher; the competition only those that the student has."""
+    teacher, student = make_classifier(0).freeze(), make_classifier(1, num_classes=2).freeze()
+    view = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0)).to(device)
+    labels, classes = torch.tensor([0, 1, 1, 0, 1, 0], device=device), torch.tensor([3, 1], device=device)
+    config = replace(CONFIG, terms=TermConfig(classification=1.0, feature_divergence=1.0))
+    competing = replace(CONFIG, terms=TermConfig(classification=0.0, competition=1.0, feature_divergence=1.0))
+    with open_objective(Networks(teacher=teacher), config, SIZE) as objective:
+        expected = objective.loss(view, classes[labels])[1]
+    with open_objective(Networks(teacher=teacher, classes=classes), config, SIZE) as objective:
+        assert torch.equal(objective.loss(view, labels)[1], expected)
+    networks = Networks(teacher=teacher, student=student, classes=classes)
+    with open_objective(networks, competing, SIZE) as objective:
+        term = dict(zip(objective.terms, objective.loss(view, labels)[1].tolist(), strict=True))["competition"]
+    pixels = INPUT_MEAN + INPUT_STD * view
+    p, q = (F.softmax(logits / 3, dim=1) for logits in (teacher(pixels)[:, classes], student(pixels)))
+    m = (p + q) / 2
+    js = ((p * (p / m).log()).sum(1) + (q * (q / m).log()).sum(1)).mean() / 2
+    assert term == pytest.approx(1 - js.item(), abs=1e-5)
+
+
+def test_small_views_show_crops_of_larger_images(teacher, labels, monkeypatch):
+    sizes = []
+    measured = pipeline.synthesis.invert.random_resized_crop
+    monkeypatch.setattr(
+        pipeline.synthesis.invert,
+        "random_resized_crop",
+        lambda *arguments: sizes.append(measured(*arguments).shape[2:]) or measured(*arguments),
+    )
+    config = replace(CONFIG, view_scale=0.5, crop_area=(0.3, 1.0))
+    assert invert(teacher, labels, (16, 12), config, seeded()).images.shape == (6, 3, 16, 12)
+    assert sizes == [(8, 6)] * 6
+
+
+@pytest.mark.parametrize("clamp", [True, False])
+def test_a_fourier_basis_lowers_the_loss(teacher, labels, clamp):
+    config = replace(CONFIG, basis="fourier", phases=phases((0.5, 20), (1.0, 40)), lr=0.2, clamp=clamp)
+    inversion = invert(teacher, labels, (16, 16), config, seeded())
+    assert inversion.trace[-5:].sum(1).mean() < 0.8 * inversion.trace[20:25].sum(1).mean()
+    pixel = invert(teacher, labels, (16, 16), replace(config, basis="pixels"), seeded())
+    assert (inversion.images != pixel.images).any()

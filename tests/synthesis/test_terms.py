@@ -40,6 +40,7 @@ def make_outputs(images=None, logits=None, labels=None, statistics=(), student_l
         logits=torch.zeros(1, 2) if logits is None else logits,
         labels=torch.zeros(1, dtype=torch.long) if labels is None else labels,
         statistics=list(statistics),
+        shared_logits=logits,
         student_logits=student_logits,
     )
 
@@ -233,6 +234,7 @@ def compute_outputs(make_classifier, device):
             logits=logits,
             labels=labels,
             statistics=statistics,
+            shared_logits=logits,
             student_logits=student.network(images),
         )
 
