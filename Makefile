@@ -35,7 +35,7 @@ STAGE = $(PYTHON) -m stages$(if $(filter-out 1,$(NPROC)),.launch $(NPROC) ,.)
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
-.PHONY: all estimate teacher synthesize distill evaluate report verify test lint bench docs clean help
+.PHONY: all estimate teacher synthesize distill evaluate report verify imagenet-val test lint bench docs clean help
 
 all: $(READY)  ## teacher, synthesis and distillation round by round, evaluation, report
 	@$(STAGE)chain $(ARGUMENTS)
@@ -51,6 +51,9 @@ evaluate:    ## the student beside its teacher on real images
 report:      ## one HTML page about the run
 verify:      ## re-hash the shards against their manifests
 clean:       ## remove the shards and checkpoints of this CONFIG
+
+imagenet-val: $(READY)  ## sort the official validation images into data/imagenet/val: TAR=... DEVKIT=... [FOLDER=...]
+	@$(PYTHON) -m stages.imagenet_val $(if $(TAR),--tar $(TAR)) $(if $(DEVKIT),--devkit $(DEVKIT)) $(if $(FOLDER),--folder $(FOLDER))
 
 test: $(READY_DEV)  ## run the tests in two processes; ARGS="-m 'not slow'" leaves out the slow ones
 	@$(PYTHON) -m pytest --numprocesses 2 $(ARGS)
@@ -68,7 +71,7 @@ docs: $(READY)  ## write docs/configuration.md from the docstrings of the config
 	@$(PYTHON) -m stages.reference
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 .venv/ready: requirements.lock pyproject.toml
 	@test -n "$(SYSTEM_PYTHON)" || { echo "no Python of version 3.11 to 3.13 was found on PATH; install one, or name yours: make PYTHON=..." >&2; exit 2; }

@@ -38,6 +38,24 @@ step resnet34_teacher make teacher PYTHON="$python" CONFIG=configs/cifar10_resne
 resnet50="--source torchvision:resnet50 --num_classes 1000 --size_px 224 --batch_size 84"
 step speed "$python" -m benchmarks.inversion
 step speed_resnet50 "$python" -m benchmarks.inversion $resnet50 --steps 30
+full="--source torchvision:resnet50 --num_classes 1000 --batch_size 200 --steps 10"
+for side in 112 224; do step full_size_$side "$python" -m benchmarks.profile $full --size_px $side --label cuda-$side; done
+inputs=$(mktemp -d)
+step full_size_inputs "$python" -c "
+import numpy, torch, torchvision
+for name in ('resnet50', 'mobilenet_v2'):
+    network = torchvision.models.get_model(name).train()
+    with torch.no_grad():
+        for _ in range(10):
+            network(torch.rand(16, 3, 224, 224))
+    torch.save(network.state_dict(), f'$inputs/{name}.pth')
+numpy.savez('$inputs/images.npz', x=numpy.zeros((2, 224, 224, 3), 'uint8'), y=[0, 1])"
+normalization=""
+for network in teacher verifier; do
+  normalization+=" $network.mean=[0.485,0.456,0.406] $network.std=[0.229,0.224,0.225]"
+done
+step full_size_estimate make estimate PYTHON="$python" CONFIG=configs/imagenet_resnet50.yaml SET="name=gpu_full_size \
+  teacher.weights=$inputs/resnet50.pth verifier.weights=$inputs/mobilenet_v2.pth data.test=npz:$inputs/images.npz $normalization"
 step choices "$python" -m benchmarks.choices
 step speed_graphs "$python" -m benchmarks.inversion --cuda_graphs
 step profile "$python" -m benchmarks.profile

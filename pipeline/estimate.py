@@ -94,7 +94,9 @@ def estimate(session: Session) -> Estimate:
     store_s = encode_s + decode_s + _time_scoring(session, plain.images)
     training = _time_distillation(session)
     limit_bytes = cache_limit_bytes(config.distill.memory_gib, context.device, context.local_size)
-    if synthesis.num_images * math.prod(config.images.shape) > limit_bytes:
+    pool_bytes = synthesis.num_images * math.prod(config.images.shape)
+    is_cached = pool_bytes <= limit_bytes
+    if not is_cached:
         training = replace(training, seconds=max(training.seconds, decode_s * config.distill.batch_size))
     compile_s = plain.first_s + (adaptive.first_s if num_adaptive else 0.0)
     is_trained = config.teacher.weights is None
@@ -105,7 +107,8 @@ def estimate(session: Session) -> Estimate:
         compile_s=compile_s + training.first_s,
         image_steps_per_s=synthesis.num_images * synthesis.inversion.num_steps / batches_s * context.size,
         trained_images_per_s=config.distill.batch_size / training.seconds,
-        peak_memory_bytes=peak_memory_bytes(context.device),
+        # These steps trained beside the images of one batch, the run trains beside all.
+        peak_memory_bytes=peak_memory_bytes(context.device) + is_cached * pool_bytes,
         shard_bytes=round(image_bytes * synthesis.num_images),
         num_files=_num_files(config),
     )

@@ -201,6 +201,9 @@ def load_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration of `path`, merged over its bases, with overrides applied; raises ConfigError."""
     mapping = load_yaml(path, overrides, RENAMED_KEYS)
     mapping.setdefault("name", path.stem)
+    for section in ("synthesis", "evaluation"):
+        if isinstance(mapping.get(section), dict) and "classes" in mapping[section]:
+            raise ConfigError(f"{section}.classes is now `classes`, for images, student and evaluation; move it there")
     config = parse(RunConfig, mapping)
     _warn_of_mirrors(config)
     return config

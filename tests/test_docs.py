@@ -26,8 +26,8 @@ TREE = ("pipeline", "stages", "tests", "configs", "cifar10", "benchmarks", "docs
 FILE = re.compile(rf"(?:{'|'.join(map(re.escape, TREE))})/[\w./-]*")
 # Configs that a reader writes.
 PLACEHOLDERS = ("configs/mine.yaml", "configs/x.yaml")
-MAKE = re.compile(r"\bmake((?:[ \t]+[A-Z_]+=(?:\"[^\"]*\"|[^\s\"]+))*)[ \t]+([a-z]+)\b")
-TARGETS = re.compile(r"^([a-z][a-z ]*):(?!=)", re.MULTILINE)
+MAKE = re.compile(r"\bmake((?:[ \t]+[A-Z_]+=(?:\"[^\"]*\"|[^\s\"]+))*)[ \t]+([a-z-]+)\b")
+TARGETS = re.compile(r"^([a-z][a-z -]*):(?!=)", re.MULTILINE)
 LAYOUT_LINE = re.compile(r"^([\w/]+/) +(.+)$", re.MULTILINE)
 
 # Words of former versions and private metaphors, and what stands for them now.

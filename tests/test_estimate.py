@@ -1,6 +1,7 @@
 """The estimate of time, memory and disk: its arithmetic, and its figures beside those of a run."""
 
 import json
+import math
 import time
 
 import pytest
@@ -99,6 +100,13 @@ def test_decoding_of_images_that_do_not_fit_the_memory_counts(finished, tmp_path
     for memory_gib, is_decoded in ((0.0, True), (1.0, False)):
         config = load_run(copy_run(finished, tmp_path / str(memory_gib), distill__memory_gib=memory_gib))
         assert (run_estimate(config)["distill_s"] >= 20 * steps) == is_decoded  # a second for each of 20 images
+
+
+def test_cached_images_count_as_memory(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.estimate.peak_memory_bytes", lambda device: 1000)
+    for memory_gib, num_cached in ((0.0, 0), (1.0, tiny_config(finished).synthesis.num_images)):
+        config = load_run(copy_run(finished, tmp_path / str(memory_gib), distill__memory_gib=memory_gib))
+        assert run_estimate(config)["peak_memory_bytes"] == 1000 + num_cached * math.prod(config.images.shape)
 
 
 def test_scoring_counts(finished, tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from pipeline.runtime.config import to_plain
 from pipeline.runtime.files import atomic_file, read_json, read_range, sha256_of, write_json
 from pipeline.runtime.fingerprint import fingerprint
 
-FORMAT = 2
+FORMAT = 1
 SPLIT = "train"
 MANIFEST = "manifest.json"
 # One shard holds one class. The name of the tar and the folder of its members are the class, padded to sort by label.

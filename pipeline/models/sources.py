@@ -48,7 +48,7 @@ def build_network(config: ModelConfig, images: ImageConfig) -> tuple[nn.Module, 
     except urllib.error.URLError as error:
         raise ValueError(
             f"{config.source}: weights {config.weights} could not be downloaded ({error.reason}); "
-            "put a weight file's path into `weights` instead"
+            "put a weight file's path into `weights` instead, and its normalization into `mean` and `std`"
         ) from error
     if not isinstance(network, nn.Module):
         raise ValueError(f"{config.source} must return a torch.nn.Module, it returned {type(network).__name__}")

@@ -249,7 +249,7 @@ def test_find_damage_names_the_shard(packed, damage, name, complaint):
 
 
 @pytest.mark.parametrize(
-    ("text", "complaint"), [("{", "is damaged"), ('{"format": 99}', "has format 99, this version reads 2")]
+    ("text", "complaint"), [("{", "is damaged"), ('{"format": 99}', "has format 99, this version reads 1")]
 )
 def test_invalid_manifest_raises(packed, text, complaint):
     (packed / MANIFEST).write_text(text)

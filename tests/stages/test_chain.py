@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_run import copy_run, digests, modification_times, run_in_process, tiny_config
+from tiny_run import TWO_ROUNDS, copy_run, digests, modification_times, run_in_process, tiny_config
 
+from pipeline.data.image_sets import load_images
 from pipeline.data.shard_set import ShardSet
 from pipeline.data.shards import find_damage, read_manifest
 from pipeline.estimate import estimate as estimate_session
@@ -196,3 +197,32 @@ def test_other_data_of_100_classes_need_only_a_config(tmp_path):
     evaluation = json.loads(config.evaluation_path(0).read_text())
     assert len(evaluation["student"]["per_class_top1"]) == 100
     assert (config.checkpoints / "report.html").exists()
+
+
+def test_a_run_of_some_classes_knows_these_alone(finished, tmp_path):
+    """Images, outputs of the student, test images and names are those of the classes, in their order."""
+    (tmp_path / "names.txt").write_text("".join(f"{i} digit {i}\n" for i in range(10)))
+    teacher_path = tiny_config(finished).trained_teacher_path
+    config = tiny_config(
+        tmp_path,
+        **TWO_ROUNDS,
+        classes=[7, "digit 1", 4],
+        data__class_names=str(tmp_path / "names.txt"),
+        distill__init="teacher",
+        teacher__weights=str(teacher_path),
+        teacher_training=None,
+    )
+    run_in_process(chain.main, config)
+    manifest = read_manifest(config.round_folder(1))
+    assert (manifest["num_classes"], manifest["classes"]) == (3, [7, 1, 4])
+    assert manifest["class_titles"] == ["digit 7", "digit 1", "digit 4"]
+    assert "| 0 | 7 | digit 7 |" in (config.round_folder(1) / "README.md").read_text()
+    assert torch.bincount(ShardSet([config.round_folder(0)]).labels).tolist() == [10, 10, 10]
+    evaluation = json.loads(config.evaluation_path(1).read_text())
+    test = load_images(config.data, "test", config.images)
+    assert evaluation["num_images"] == sum(int((test.labels == label).sum()) for label in (7, 1, 4))
+    assert len(evaluation["student"]["confusion"]) == len(evaluation["teacher"]["confusion"]) == 3
+    assert evaluation["teacher"]["top1"] > 0.8
+    report = (config.checkpoints / "report.html").read_text()
+    assert report.count("<th>digit 7</th>") == 3  # a row of images, and a row and a column of the confusion matrix
+    assert load_student(config, 1).network.fc.out_features == 3

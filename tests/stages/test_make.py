@@ -10,7 +10,7 @@ from tiny_run import REPOSITORY
 def make_commands(target: str, **variables: str) -> list[str]:
     """The commands of a target, independent of the variables of a `make` that runs the tests."""
     of_make = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")
-    outer = {*of_make, "ARGS", "PYTHON", "CONFIG", "SET", "ROUND", "NPROC", "DRY_RUN"}
+    outer = {*of_make, "ARGS", "PYTHON", "CONFIG", "SET", "ROUND", "NPROC", "DRY_RUN", "TAR", "DEVKIT", "FOLDER"}
     environment = {name: value for name, value in os.environ.items() if name not in outer}
     arguments = [f"{name}={value}" for name, value in variables.items()]
     result = subprocess.run(
@@ -49,6 +49,12 @@ def test_default_target_is_the_chain():
 )
 def test_variables_become_arguments(variables, command):
     assert make_commands("synthesize", PYTHON="p", **variables) == [command]
+
+
+def test_imagenet_val_passes_its_files_on():
+    commands = make_commands("imagenet-val", PYTHON="p", TAR="a.tar", DEVKIT="b.tar.gz")
+    assert commands == ["p -m stages.imagenet_val --tar a.tar --devkit b.tar.gz"]
+    assert make_commands("imagenet-val", PYTHON="p", FOLDER="val") == ["p -m stages.imagenet_val --folder val"]
 
 
 def test_environment_is_made_only_without_python():
