@@ -9,10 +9,11 @@ it was. Writes results/cifar10.json.
 
 from benchmarks.harness import (
     REPOSITORY,
+    WHITE,
     add_overrides,
     distill_and_evaluate,
-    gaussian_noise,
     make_parser,
+    noise_images,
     open_benchmark,
     run_chain,
     summary,
@@ -50,7 +51,7 @@ def measure(variant: str, seed: int, overrides: list[str], context: DistributedC
     """The figures of one run; for noise, only the accuracy of the student."""
     config = load(variant, seed, overrides)
     if variant == NOISE:
-        return {"student_top1": distill_and_evaluate(config, gaussian_noise(config), context).student["top1"]}
+        return {"student_top1": distill_and_evaluate(config, noise_images(config, WHITE), context).student["top1"]}
     return run_chain(config, context)
 
 

@@ -32,11 +32,12 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import REPOSITORY, add_overrides, make_parser, open_benchmark, print_result
+from pipeline.data.views import scaled_size
 from pipeline.distillation.task import Task, build_distillation_loss
 from pipeline.models.classifier import Classifier, build_classifier
 from pipeline.run import RunConfig, load_run
 from pipeline.runtime.ranges import batch_ranges, even_ranges
-from pipeline.synthesis.objective import Networks, open_objective, phase_size
+from pipeline.synthesis.objective import Networks, open_objective
 
 CONFIG = REPOSITORY / "configs" / "imagenet_resnet50.yaml"
 BACKWARD = torch.ops.aten.convolution_backward.default
@@ -213,7 +214,7 @@ def _fused_bytes(graph: torch.fx.GraphModule, examples: Sequence[Any], *, is_bac
 def open_inversion(config: RunConfig, scale: float) -> Iterator[Step]:
     """The step of inversion in a phase of `scale`."""
     inversion = replace(config.synthesis.inversion, precision="bfloat16", compile=False)
-    height, width = phase_size(scale, config.images.size)
+    height, width = scaled_size(scale, config.images.size)
     labels = torch.zeros(config.synthesis.batch_size, dtype=torch.long)
     view = torch.zeros(len(labels), config.images.channels, height, width, requires_grad=True)
     with open_objective(Networks(teacher=_teacher(config)), inversion, config.images.size) as objective:

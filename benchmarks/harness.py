@@ -16,7 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 
 from pipeline.data.codec import to_uint8
-from pipeline.data.image_sets import ArrayImages, load_images
+from pipeline.data.image_sets import ArrayImages, ImageSet, load_images
 from pipeline.data.loader import preload
 from pipeline.data.shards import read_manifest
 from pipeline.distillation.state import TrainState
@@ -39,6 +39,8 @@ Result = TypeVar("Result")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
+# From which published inversion starts.
+WHITE = InitNoiseConfig()
 
 
 def machine_facts(context: DistributedContext) -> dict[str, Any]:
@@ -157,32 +159,34 @@ def run_chain(config: RunConfig, context: DistributedContext) -> dict[str, float
     rounds = range(config.synthesis.rounds)
     report = read_json(config.evaluation_path(rounds[-1]))
     manifests = [read_manifest(config.round_folder(r)) for r in rounds]
+    student, teacher = report["student"], report["teacher"]
     return {
-        "teacher_top1": report["teacher"]["top1"],
-        "student_top1": report["student"]["top1"],
+        "teacher_top1": teacher["top1"],
+        "student_top1": student["top1"],
         "agreement": report["agreement"],
-        "student_parameters": report["student"]["parameters"] / report["teacher"]["parameters"],
+        "student_parameters": student["parameters"] / teacher["parameters"],
+        "student_forward_time": student["forward_ms"] / teacher["forward_ms"],
         **{f"images_{name}": statistics.fmean(m["scores"][name] for m in manifests) for name in manifests[0]["scores"]},
         **{f"{stage}_s": s for stage, s in seconds_of_stages(read_metrics(config.metrics_path())).items()},
     }
 
 
-def gaussian_noise(config: RunConfig) -> ArrayImages:
-    """The control: white Gaussian noise in place of the run's synthetic images, with balanced labels, on the CPU.
+def noise_images(config: RunConfig, noise: InitNoiseConfig) -> ArrayImages:
+    """The control: noise in place of the run's synthetic images, with balanced labels, on the CPU.
 
-    There are as many images as in the run, clipped and quantized like synthetic images. The noise is that from which
-    published inversion starts.
+    There are as many images as in the run, clipped and quantized like synthetic images.
     """
     num_images = config.synthesis.num_images
-    noise = init_noise((num_images, *config.images.shape), InitNoiseConfig(), make_generator(config.seed, "noise"))
-    return ArrayImages(to_uint8(to_pixels(noise)), torch.arange(num_images) % config.images.num_classes)
+    inputs = init_noise((num_images, *config.images.shape), noise, make_generator(config.seed, "noise"))
+    labels = torch.arange(num_images) % config.student_images.num_classes
+    return ArrayImages(to_uint8(to_pixels(inputs)), labels)
 
 
-def distill_and_evaluate(config: RunConfig, images: ArrayImages, context: DistributedContext) -> EvalReport:
+def distill_and_evaluate(config: RunConfig, images: ImageSet, context: DistributedContext) -> EvalReport:
     """Train a student on `images` as `config.distill` says, and evaluate it on the real test images."""
     with open_session(config, context) as session, tempfile.TemporaryDirectory() as folder:
         student = session.student(0)
         state = TrainState.open(student, session.config.distill, Path(folder) / "student.state", {})
         train(state, session.distillation, preload(images, context.device), context)
-        test = load_images(config.data, "test", config.images)
+        test = load_images(config.data, "test", config.images, config.class_labels)
         return evaluate(student, session.teacher, test, config.evaluation)

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from benchmarks.harness import (
     REPOSITORY,
+    WHITE,
     add_overrides,
     distill_and_evaluate,
-    gaussian_noise,
     make_parser,
+    noise_images,
     open_benchmark,
     run_chain,
     summary,
@@ -34,7 +35,7 @@ def measure(arguments: argparse.Namespace, seed: int, folder: Path, context: Dis
     started = time.perf_counter()
     figures = run_chain(config, context)
     chain_s = time.perf_counter() - started
-    control = distill_and_evaluate(config, gaussian_noise(config), context)
+    control = distill_and_evaluate(config, noise_images(config, WHITE), context)
     noise = {"noise_student_top1": control.student["top1"], "noise_agreement": control.agreement}
     return {**figures, **noise, "chain_s": chain_s}
 

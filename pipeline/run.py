@@ -121,7 +121,8 @@ class RunConfig:
         """The teacher's labels of the classes of the run, in their order; None for all."""
         if self.classes is None:
             return None
-        return choose_classes(self.classes, self._class_names, self.images.num_classes)
+        has_names = any(isinstance(one, str) for one in self.classes)
+        return choose_classes(self.classes, self._class_names if has_names else None, self.images.num_classes)
 
     @cached_property
     def class_titles(self) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ SUBSTITUTE = "cifar10:resnet8"
 
 def local_weights(config: RunConfig, key: str, folder: Path) -> list[str]:
     """Overrides that give the network at `key` a file of random weights, so that nothing is downloaded."""
-    model = getattr(config, key)
+    model = config.ensemble[0] if key == "ensemble.0" else getattr(config, key)
     path = folder / f"{key}.safetensors"
     network = build_classifier(ModelConfig(source=model.source, options=model.options, **NORMALIZED), config.images)
     safetensors.torch.save_file(network.network.state_dict(), path)
@@ -53,13 +53,18 @@ def test_every_config_runs(path, tmp_path, monkeypatch):
     smaller = [f"images.{side}={min(getattr(original.images, side), 32)}" for side in ("height", "width")]
     if original.classes is None:
         smaller.append("images.num_classes=10")
-    for key in ("teacher", "verifier"):
-        if (model := getattr(original, key)) and model.source.startswith("python:"):
-            smaller.append(f"{key}.source={SUBSTITUTE}")
+    models = {key: getattr(original, key) for key in ("teacher", "student", "verifier")}
+    models |= {f"ensemble.{i}": model for i, model in enumerate(original.ensemble)}
+    for key, model in models.items():
+        if model and model.source.startswith("python:"):
+            smaller += [f"{key}.source={SUBSTITUTE}", f"{key}.options={{}}"]
+    if original.data.class_names:
+        smaller.append("data.class_names=null")
     reduced = load_run(path, smaller)
     images, generator = reduced.images, np.random.default_rng(0)
-    x = generator.integers(0, 256, (NUM_REAL_IMAGES, images.height, images.width, images.channels), dtype=np.uint8)
-    np.savez(tmp_path / "images.npz", x=x, y=np.arange(NUM_REAL_IMAGES))
+    labels = reduced.class_labels or range(NUM_REAL_IMAGES)
+    x = generator.integers(0, 256, (len(labels), images.height, images.width, images.channels), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", x=x, y=np.array(labels))
     source = f"npz:{tmp_path / 'images.npz'}"
     overrides = [*smaller, *FEW_STEPS, f"data.test={source}", f"synthesis.rounds={min(reduced.synthesis.rounds, 2)}"]
     overrides += [f"synthesis.inversion.phases.{i}.steps=1" for i in range(len(reduced.synthesis.inversion.phases))]
@@ -69,8 +74,9 @@ def test_every_config_runs(path, tmp_path, monkeypatch):
         overrides += [f"data.train={source}", *(f"teacher_training.{key}={value}" for key, value in training.items())]
     else:
         overrides += local_weights(reduced, "teacher", tmp_path)
-    if reduced.verifier:
-        overrides += local_weights(reduced, "verifier", tmp_path)
+    for key in ("verifier", "ensemble.0"):
+        if models.get(key):
+            overrides += local_weights(reduced, key, tmp_path)
     config = load_run(path, overrides)
     run_in_process(chain.main, config)
     assert config.student_path(config.synthesis.rounds - 1).exists()

@@ -125,6 +125,6 @@ def check_fit(classifier: Classifier, config: ModelConfig, images: ImageConfig) 
     if not isinstance(logits, Tensor) or logits.shape != (1, images.num_classes):
         output = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(
-            f"{config.source} returns {output} for one image, images.num_classes={images.num_classes} "
-            f"needs (1, {images.num_classes}); set images.num_classes or the network's options"
+            f"{config.source} returns {output} for one image, {images.num_classes} classes need "
+            f"(1, {images.num_classes}); set images.num_classes, `classes` or the network's options"
         )

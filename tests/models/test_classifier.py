@@ -63,7 +63,7 @@ def test_output_that_is_not_one_logit_per_class_raises(tmp_path, logits, descrip
         "import torch\n\nclass Network(torch.nn.Module):\n"
         f"    def forward(self, x):\n        return {logits}\n\ndef network():\n    return Network()\n"
     )
-    message = rf"returns {description} for one image, images\.num_classes=5 needs \(1, 5\); set images\.num_classes or"
+    message = rf"returns {description} for one image, 5 classes need \(1, 5\); set images\.num_classes, `classes` or"
     with pytest.raises(ValueError, match=message):
         build_classifier(ModelConfig(source=f"python:{path}:network"), IMAGES)
 

@@ -112,9 +112,7 @@ def test_cuda_graphs_make_auto_compile(set_machine, tmp_path, missing):
     assert (inversion.cuda_graphs, inversion.compile) == (missing is None, missing is None)
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"), [("digits", False), ("cifar10_resnet20", True), ("imagenet_ten_classes", True)]
-)
+@pytest.mark.parametrize(("name", "expected"), [("digits", False), ("cifar10_resnet20", True), ("imagenette", True)])
 def test_auto_compiles_published_runs_except_digits(set_machine, name, expected):
     set_machine()
     config = resolve(load_run(REPOSITORY / "configs" / f"{name}.yaml"), CPU)
