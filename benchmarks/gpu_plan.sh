@@ -40,7 +40,7 @@ step speed "$python" -m benchmarks.inversion
 step speed_resnet50 "$python" -m benchmarks.inversion $resnet50 --steps 30
 full="--source torchvision:resnet50 --num_classes 1000 --batch_size 200 --steps 10"
 for side in 112 224; do step full_size_$side "$python" -m benchmarks.profile $full --size_px $side --label cuda-$side; done
-inputs=$(mktemp -d)
+inputs=${TMPDIR:-/tmp}/full_size_inputs && mkdir -p "$inputs"
 step full_size_inputs "$python" -c "
 import numpy, torch, torchvision
 for name in ('resnet50', 'mobilenet_v2'):

@@ -165,7 +165,7 @@ def run_chain(config: RunConfig, context: DistributedContext) -> dict[str, float
         "student_top1": student["top1"],
         "agreement": report["agreement"],
         "student_parameters": student["parameters"] / teacher["parameters"],
-        "student_forward_time": student["forward_ms"] / teacher["forward_ms"],
+        "forward_time_ratio": student["forward_ms"] / teacher["forward_ms"],
         **{f"images_{name}": statistics.fmean(m["scores"][name] for m in manifests) for name in manifests[0]["scores"]},
         **{f"{stage}_s": s for stage, s in seconds_of_stages(read_metrics(config.metrics_path())).items()},
     }

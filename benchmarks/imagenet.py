@@ -3,7 +3,7 @@
     python -m benchmarks.imagenet recipe --set ...                             the images of the run
     python -m benchmarks.imagenet photographs --images tar:FILE --set ...      real photographs: a yardstick
     python -m benchmarks.imagenet noise --images noise --set ...               white noise
-    python -m benchmarks.imagenet start --images start --set ...               the noise that inversion starts from
+    python -m benchmarks.imagenet start --images start --set ...               noise as inversion starts from
     torchrun --nproc-per-node 2 -m benchmarks.imagenet ...                     in two processes
 
 The distillation is that of the config for all of them, with as many images as the run has (of photographs, with as many
@@ -40,6 +40,8 @@ def control_images(config: RunConfig, source: str) -> ImageSet:
         return noise_images(config, WHITE)
     if source == START:
         return noise_images(config, config.synthesis.inversion.init_noise)
+    if source == config.data.test:
+        raise ValueError(f"--images {source} are the images of the test; a student of them is no yardstick")
     return load_images(replace(config.data, test=source), "test", config.images, config.class_labels)
 
 

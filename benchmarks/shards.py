@@ -79,6 +79,8 @@ def measure(folder: Path, num_images: int, context: DistributedContext) -> dict[
         "round": 0,
         "teacher": "none",
         "num_classes": NUM_CLASSES,
+        "classes": list(range(NUM_CLASSES)),
+        "class_titles": [str(label) for label in range(NUM_CLASSES)],
         "shape": [3, SIZE_PX, SIZE_PX],
         "image_format": "jpeg",
         "images_per_shard": 1000,

@@ -25,7 +25,7 @@ NUM_BATCHES, TURNS = 4, 3
 def invert_alone(session: Session) -> None:
     """Invert all batches of round 0, one after the other, and drop their images."""
     config, objective = session.config, session.objective(0)
-    for spec in plan_batches(config.synthesis, config.images.num_classes, config.seed, 0):
+    for spec in plan_batches(config.synthesis, config.student_images.num_classes, config.seed, 0):
         invert_batch(objective, spec, config.synthesis.inversion)
 
 

@@ -85,6 +85,7 @@ def evaluation_identity(config: RunConfig, round_index: int) -> dict[str, Any]:
     return _identity(
         images=config.images,
         classes=config.class_labels,
+        class_titles=config.class_titles,
         student=fingerprint(student_identity(config, round_index)),
         teacher=_frozen_teacher(config),
         data=source_identity(config.data, "test", config.images, is_subset=config.class_labels is not None),

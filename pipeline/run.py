@@ -31,16 +31,16 @@ class RunConfig:
 
     Attributes:
         name: Name of the run's folders, `SHARDS_DIR/NAME` and `CHECKPOINTS_DIR/NAME`.
-        images: Shape and number of classes of the images that every network of the run reads.
+        images: Shape of the images that every network of the run reads, and the number of classes of the teacher.
         teacher: The network that is inverted and that the student learns from. Without `weights`, it is first trained
             on `data.train` as `teacher_training` says.
-        student: The network that is trained on the synthetic images. It starts from random weights unless it names
-            `weights`; without `mean` and `std`, it takes the teacher's.
+        student: The network that is trained on the synthetic images. It starts from its `weights`, else as
+            `distill.init` says; without `mean` and `std`, it takes the teacher's.
         data: Real images: `test` to evaluate on, `train` to train a teacher.
         classes: The classes that are synthesized, distilled and evaluated, at least two: labels, or names in the file
-            of `data.class_names`. The student has one output for each, and the teacher is asked for these alone. null:
+            of `data.class_names`. The student has one output for each, and learns the teacher's logits of these. null:
             all classes.
-        synthesis: How many images are synthesized, of which classes, and how.
+        synthesis: How many images are synthesized, and how.
         distill: How the student is trained.
         teacher_training: How a teacher without `weights` is trained; null for a teacher with `weights`.
         verifier: An independent network that scores the stored images and takes no part in making them; needs
@@ -76,7 +76,7 @@ class RunConfig:
             raise ConfigError(f"images.channels: {self.images.channels} cannot be stored as an image file; use 1 or 3")
         self._check_teacher()
         self._check_synthesis()
-        assert self.class_labels is not None or self.classes is None  # raises for classes that do not exist
+        _ = self.class_labels  # raises ConfigError for classes that do not exist
 
     def _check_teacher(self) -> None:
         if self.teacher.weights is None and self.teacher_training is None:

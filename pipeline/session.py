@@ -138,7 +138,7 @@ class Session:
         load_weights(student.network, self.config.student_path(round_index - 1), self.config.student.source)
 
     def _load(self, model: ModelConfig) -> Classifier:
-        """A frozen network that knows all classes, asked for those of the run."""
+        """A frozen network that knows all classes, restricted to those of the run."""
         return load_frozen(model, self.config.images, self.context.device, self.config.class_labels)
 
     def _open_objective(self, student: Classifier | None) -> Objective:
@@ -150,8 +150,7 @@ class Session:
         )
         batch_norm_layers(teacher.network)
         inversion = config.synthesis.inversion
-        for phase in inversion.phases:
-            height, width = scaled_size(inversion.view_scale, scaled_size(phase.scale, config.images.size))
+        for height, width in inversion.view_sizes(config.images.size):
             for classifier, model in zip((teacher, *ensemble), (config.teacher, *config.ensemble), strict=True):
                 check_fit(classifier, model, replace(config.images, height=height, width=width))
         networks = Networks(
@@ -191,6 +190,7 @@ def check_networks(config: RunConfig, *, download: bool) -> None:
     Networks with published weights get random ones instead unless `download` is true.
     """
     networks, models = {}, {"teacher": config.teacher, "student": config.student}
+    view_size = scaled_size(config.distill.augment.view_scale, config.images.size)
     if config.verifier is not None:
         models["verifier"] = config.verifier
     models |= {f"ensemble.{i}": model for i, model in enumerate(config.ensemble)}
@@ -199,7 +199,10 @@ def check_networks(config: RunConfig, *, download: bool) -> None:
         images = config.student_images if key == "student" else config.images
         is_stripped = is_published_name(model) and not download
         try:
-            networks[key] = build_classifier(replace(model, weights=None) if is_stripped else model, images).network
+            classifier = build_classifier(replace(model, weights=None) if is_stripped else model, images)
+            if key in ("teacher", "student"):
+                check_fit(classifier, model, replace(images, height=view_size[0], width=view_size[1]))
+                networks[key] = classifier.network
         except ValueError as error:
             raise ValueError(f"{key}: {error}") from error
     if config.distill.init == "teacher" and config.student.weights is None:

@@ -43,9 +43,14 @@ def main(session: Session, round_index: int | None = None) -> None:
     with open_recorder(config.metrics_path(), progress) as recorder:
         train(state, task, images, DistributedContext(device=device), recorder.log)
     test = load_images(config.data, "test", config.images, config.class_labels)
-    asked = Classifier(teacher.network, teacher.normalization, teacher.num_classes, config.class_labels).to(device)
-    metrics = measure(asked, test, config.evaluation)
-    facts = {"test": config.data.test, "num_images": len(test.labels), "parameters": teacher.num_parameters}
+    restricted = Classifier(teacher.network, teacher.normalization, teacher.num_classes, config.class_labels).to(device)
+    metrics = measure(restricted, test, config.evaluation)
+    facts = {
+        "test": config.data.test,
+        "classes": config.class_labels,
+        "num_images": len(test.labels),
+        "parameters": teacher.num_parameters,
+    }
     write_json(path.with_suffix(".json"), {**facts, **metrics})
     save_classifier(path, teacher, config.teacher, identity)
     remove_state(path)

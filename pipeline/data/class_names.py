@@ -38,42 +38,42 @@ def read_class_names(path: Path, num_classes: int) -> ClassNames:
     return ClassNames(keys=keys, titles=tuple(line[-1].strip() for line in lines))
 
 
-def choose_classes(wanted: Sequence[int | str], names: ClassNames | None, num_classes: int) -> tuple[int, ...]:
-    """The labels of the `wanted` classes, in their order; each is a label, or a key or title of `names`.
+def choose_classes(chosen: Sequence[int | str], names: ClassNames | None, num_classes: int) -> tuple[int, ...]:
+    """The labels of the `chosen` classes, in their order; each is a label, or a key or title of `names`.
 
     Raises ConfigError for a class that does not exist or is named twice, for a name without `names`, and for fewer than
     two classes.
     """
-    labels = tuple(_label(one, names, num_classes) for one in wanted)
+    labels = tuple(_label(one, names, num_classes) for one in chosen)
     for i, label in enumerate(labels):
         if label in labels[:i]:
-            first = wanted[labels.index(label)]
-            same = "" if first == wanted[i] else f" (it is {first!r} too)"
-            raise ConfigError(f"classes: {wanted[i]!r} is named twice{same}; remove one")
+            first = chosen[labels.index(label)]
+            same = "" if first == chosen[i] else f" (it is {first!r} too)"
+            raise ConfigError(f"classes: {chosen[i]!r} is named twice{same}; remove one")
     if len(labels) < 2:
         raise ConfigError(
-            f"classes: {list(wanted)} leaves nothing to tell apart; name two or more, or null for all classes"
+            f"classes: {list(chosen)} leaves nothing to tell apart; name two or more, or null for all classes"
         )
     return labels
 
 
-def _label(wanted: int | str, names: ClassNames | None, num_classes: int) -> int:
-    if isinstance(wanted, int):
-        if 0 <= wanted < num_classes:
-            return wanted
-        raise ConfigError(f"classes: {wanted} is not in 0..{num_classes - 1}, the labels of images.num_classes")
+def _label(chosen: int | str, names: ClassNames | None, num_classes: int) -> int:
+    if isinstance(chosen, int):
+        if 0 <= chosen < num_classes:
+            return chosen
+        raise ConfigError(f"classes: {chosen} is not in 0..{num_classes - 1}, the labels of images.num_classes")
     if names is None:
         raise ConfigError(
-            f"classes: {wanted!r} is a name, and no file names the classes; set data.class_names to such a file, or "
+            f"classes: {chosen!r} is a name, and no file names the classes; set data.class_names to such a file, or "
             "give the label"
         )
-    matches = [i for i in range(num_classes) if wanted in (names.keys[i], names.titles[i])]
+    matches = [i for i in range(num_classes) if chosen in (names.keys[i], names.titles[i])]
     if not matches:
         known = (*names.keys, *names.titles)
-        raise ConfigError(f"classes: {wanted!r} is not in the file of data.class_names{nearest(wanted, known)}")
+        raise ConfigError(f"classes: {chosen!r} is not in the file of data.class_names{nearest(chosen, known)}")
     if len(matches) > 1:
         keys = ", ".join(names.keys[i] for i in matches)
-        raise ConfigError(f"classes: {wanted!r} is the title of several classes; use one of their names: {keys}")
+        raise ConfigError(f"classes: {chosen!r} is the title of several classes; use one of their names: {keys}")
     return matches[0]
 
 

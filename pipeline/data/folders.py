@@ -148,6 +148,6 @@ def _labels_of(names: Sequence[str], options: FolderOptions, images: ImageConfig
         )
     if missing and not options.is_subset:
         raise ValueError(
-            f"{source}: no images of {listed(missing)}; add them, or list the classes of the run in `classes`"
+            f"{source}: no images of {listed(missing)}; add them (for test images, `classes` can choose others)"
         )
     return {name: label for label, name in enumerate(keys)}

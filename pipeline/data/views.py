@@ -47,6 +47,13 @@ def scaled_size(scale: float, size: Sequence[int]) -> tuple[int, int]:
     return max(2, round(height * scale)), max(2, round(width * scale))
 
 
+def scaled(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """A batch (N, C, H, W) scaled to (h, w), without aliasing; the batch itself if it has that size."""
+    if pixels.shape[2:] == size:
+        return pixels
+    return F.interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False)
+
+
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
     """Random views of the training images. mixup and CutMix are drawn per batch, all other transforms per image.
@@ -105,9 +112,7 @@ def augment(
     count = len(pixels)
     if config.crop_area[0] < 1:
         pixels = random_resized_crop(pixels, config.crop_area, generator)
-    if config.view_scale < 1:
-        size = scaled_size(config.view_scale, pixels.shape[2:])
-        pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False)
+    pixels = scaled(pixels, scaled_size(config.view_scale, pixels.shape[2:]))
     if config.crop_padding_px:
         pixels = _random_crop(pixels, config.crop_padding_px, generator)
     if config.flip:

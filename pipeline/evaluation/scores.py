@@ -13,7 +13,7 @@ from pipeline.models.classifier import Classifier
 
 @dataclass(frozen=True, kw_only=True)
 class Scorers:
-    """The frozen networks that score images, on one device."""
+    """The frozen networks that score images, on one device; their `classes` are those of the run."""
 
     teacher: Classifier
     verifier: Classifier | None = None
@@ -21,7 +21,10 @@ class Scorers:
 
 @torch.no_grad()
 def score(images: Tensor, labels: Tensor, scorers: Scorers) -> list[dict[str, Any]]:
-    """The scores of each image of uint8 (N, C, H, W) with labels (N,): logit, probability and hits of each network."""
+    """The scores of each image of uint8 (N, C, H, W) with labels (N,): logit, probability and hits of each network.
+
+    They are among all outputs of a network. In a run of some classes, `top1_among_classes` is among those.
+    """
     device = scorers.teacher.device
     pixels, labels = to_unit(images.to(device)), labels.to(device)
     columns = _columns("teacher", scorers.teacher, pixels, labels)
@@ -31,12 +34,15 @@ def score(images: Tensor, labels: Tensor, scorers: Scorers) -> list[dict[str, An
 
 
 def _columns(name: str, network: Classifier, pixels: Tensor, labels: Tensor) -> dict[str, list[Any]]:
-    logits = network(pixels).float()
-    own = labels[:, None]
+    logits, classes = network.all_logits(pixels).float(), network.classes
+    outputs = labels if classes is None else classes[labels]
+    own = outputs[:, None]
+    among = {} if classes is None else {f"{name}_top1_among_classes": (logits[:, classes].argmax(1) == labels).tolist()}
     return {
         f"{name}_logit": logits.gather(1, own)[:, 0].tolist(),
         f"{name}_probability": logits.softmax(1).gather(1, own)[:, 0].tolist(),
         f"{name}_prediction": logits.argmax(1).tolist(),
-        f"{name}_top1": (logits.argmax(1) == labels).tolist(),
-        f"{name}_top5": top5_hits(logits, labels).tolist(),
+        f"{name}_top1": (logits.argmax(1) == outputs).tolist(),
+        f"{name}_top5": top5_hits(logits, outputs).tolist(),
+        **among,
     }

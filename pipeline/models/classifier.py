@@ -39,8 +39,13 @@ class Classifier(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits of pixels in [0, 1]."""
-        logits: Tensor = self.network(self.normalize(pixels))
+        logits = self.all_logits(pixels)
         return logits if self.classes is None else logits[:, self.classes]
+
+    def all_logits(self, pixels: Tensor) -> Tensor:
+        """Logits of all outputs of the network, of pixels in [0, 1]."""
+        logits: Tensor = self.network(self.normalize(pixels))
+        return logits
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Pixels in [0, 1], normalized as the network was trained."""
@@ -116,8 +121,7 @@ def check_fit(classifier: Classifier, config: ModelConfig, images: ImageConfig) 
     was_training = classifier.training
     try:
         with torch.no_grad():
-            pixels = torch.zeros(1, *images.shape, device=classifier.device)
-            logits = classifier.eval().network(classifier.normalize(pixels))
+            logits = classifier.eval().all_logits(torch.zeros(1, *images.shape, device=classifier.device))
     except (RuntimeError, ValueError, AssertionError) as error:
         raise ValueError(f"{config.source} cannot read images of (C, H, W) = {images.shape}: {error}") from error
     finally:

@@ -125,7 +125,7 @@ def yaml_type(kind: Any) -> str:
         return f"{', '.join(words)} or {last}" if words else last
     if origin is tuple:
         count = "" if arguments[-1] is Ellipsis else f"{len(arguments)} "
-        return f"list of {count}{_plural(yaml_type(arguments[0]))}"
+        return f"list of {count}{' or '.join(map(_plural, yaml_type(arguments[0]).split(' or ')))}"
     return SCALARS.get(kind, "value" if kind is Any else "mapping")
 
 

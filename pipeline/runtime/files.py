@@ -92,7 +92,7 @@ def exclusive_lock(path: Path) -> Iterator[None]:
 
     At the end, the lock and the folders that were made for it are removed if they hold nothing else.
     """
-    folders = [path.parent, *(folder for folder in path.parents[1:] if not folder.exists())]
+    folders = [folder for folder in path.parents if not folder.exists()]
     make_folder(path.parent)
     with explain_os_errors(path):
         path.touch()

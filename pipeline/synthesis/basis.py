@@ -56,14 +56,19 @@ class FourierBasis:
 
     def encode(self, inputs: Tensor) -> Tensor:
         """The variables of inputs."""
-        spectrum = torch.fft.rfft2(torch.einsum("dc,nchw->ndhw", self._colors, inputs), norm="ortho")
+        spectrum = torch.fft.rfft2(_mixed(inputs, self._colors), norm="ortho")
         return torch.view_as_real(spectrum / self._scale).contiguous()
 
     def decode(self, variables: Tensor) -> Tensor:
         """The inputs of variables."""
         spectrum = torch.view_as_complex(variables) * self._scale
         colors = torch.fft.irfft2(spectrum, s=self._size, norm="ortho")
-        return torch.einsum("dc,ndhw->nchw", self._colors, colors)
+        return _mixed(colors, self._colors.T)
+
+
+def _mixed(inputs: Tensor, matrix: Tensor) -> Tensor:
+    """Inputs (N, C, H, W) with their colors mixed; as sums, since a matrix product may be rounded to fewer bits."""
+    return (inputs[:, None] * matrix[None, :, :, None, None]).sum(2)
 
 
 def _orthonormal_colors(num_channels: int) -> Tensor:

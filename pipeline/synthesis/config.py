@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from pipeline.data.codec import ImageFormat
-from pipeline.data.views import check_crop_area, check_view_scale
+from pipeline.data.views import check_crop_area, check_view_scale, scaled_size
 from pipeline.runtime.acceleration import Compile, Precision
 from pipeline.runtime.config import ConfigError
 from pipeline.runtime.schedules import Schedule
@@ -96,6 +96,10 @@ class InversionConfig:
             raise ConfigError("cuda_graphs: true needs compile: true or auto")
         if self.log_every < 1:
             raise ConfigError(f"log_every: {self.log_every} must be at least 1")
+
+    def view_sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
+        """The (height, width) of the views of each phase."""
+        return [scaled_size(self.view_scale, scaled_size(phase.scale, image_size)) for phase in self.phases]
 
     @property
     def num_steps(self) -> int:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.data.codec import to_uint8
-from pipeline.data.views import random_resized_crop, roll_and_flip, scaled_size
+from pipeline.data.views import random_resized_crop, roll_and_flip, scaled, scaled_size
 from pipeline.runtime.recorder import OnStep
 from pipeline.runtime.schedules import learning_rates
 from pipeline.synthesis.basis import build_basis
@@ -112,8 +112,9 @@ def _run_phase(
     view_size = scaled_size(config.view_scale, (inputs.shape[2], inputs.shape[3]))
     for lr in learning_rates(config.schedule, config.lr, phase.steps, config.warmup_fraction):
         view = roll_and_flip(basis.decode(variables), jitter_px, config.flip, batch.generator)
-        if config.crop_area[0] < 1 or view_size != inputs.shape[2:]:
+        if config.crop_area[0] < 1:
             view = random_resized_crop(view, config.crop_area, batch.generator, view_size)
+        view = scaled(view, view_size)
         # The gradient goes through the view in a second pass: the compiled step is one for leaves, without its graph.
         leaf = view.detach().requires_grad_()
         total, terms = objective.loss(leaf, batch.labels)

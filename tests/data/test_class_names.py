@@ -31,7 +31,7 @@ def test_classes_are_labels_keys_or_titles_in_the_order_that_was_asked_for():
 
 
 @pytest.mark.parametrize(
-    ("wanted", "names", "message"),
+    ("chosen", "names", "message"),
     [
         ([0, 4], NAMES, r"classes: 4 is not in 0\.\.3"),
         ([0, -1], None, r"classes: -1 is not in 0\.\.3"),
@@ -45,9 +45,9 @@ def test_classes_are_labels_keys_or_titles_in_the_order_that_was_asked_for():
         ([], NAMES, r"\[\] leaves nothing to tell apart"),
     ],
 )
-def test_classes_that_cannot_be_chosen_raise(wanted, names, message):
+def test_classes_that_cannot_be_chosen_raise(chosen, names, message):
     with pytest.raises(ConfigError, match=message):
-        choose_classes(wanted, names, 4)
+        choose_classes(chosen, names, 4)
 
 
 def test_long_lists_are_cut():

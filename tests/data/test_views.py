@@ -280,3 +280,21 @@ def test_channels_last_convolution_of_pytorch_still_writes_past_its_buffer():
     assert any(code < 0 for code in codes), (
         f"PyTorch {torch.__version__} has fixed it: say so in `to_unit`, and remove this test"
     )
+
+
+@pytest.mark.parametrize(("scale", "size"), [(0.5, (8, 6)), (0.6, (10, 7)), (0.01, (2, 2))])
+def test_a_view_scale_shrinks_the_views_without_aliasing(device, scale, size):
+    """A checkerboard of single pixels has no frequency that the smaller view could show."""
+    board = (torch.arange(16)[:, None] + torch.arange(12)) % 2
+    pixels, targets = board.expand(4, 3, -1, -1).float().to(device), torch.eye(4, device=device)
+    view, _ = augment(pixels, targets, AugmentConfig(view_scale=scale), seeded(0))
+    assert view.shape == (4, 3, *size)
+    assert (view - 0.5).abs().max() < 0.25
+    cropped, _ = augment(pixels, targets, AugmentConfig(view_scale=scale, crop_area=(0.5, 1.0)), seeded(0))
+    assert cropped.shape == (4, 3, *size)
+
+
+@pytest.mark.parametrize("scale", [0, -0.5, 1.5])
+def test_a_view_scale_outside_of_the_unit_interval_raises(scale):
+    with pytest.raises(ConfigError, match=rf"view_scale: {scale} must be in \(0, 1\]"):
+        AugmentConfig(view_scale=scale)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pipeline.evaluation.scores import Scorers, score
+from pipeline.models.classifier import Classifier
 
 
 def test_scores_are_those_of_the_networks_for_the_pixels(make_classifier, device):
@@ -28,3 +29,17 @@ def test_run_without_a_verifier_has_the_scores_of_the_teacher(make_classifier):
     scores = score(images, labels, Scorers(teacher=make_classifier().freeze()))
     names = ("logit", "probability", "prediction", "top1", "top5")
     assert [list(row) for row in scores] == [[f"teacher_{name}" for name in names]] * 2
+
+
+def test_scores_of_a_run_of_some_classes_are_also_among_these(make_classifier, device):
+    whole = make_classifier(num_classes=7).freeze()
+    classes = [5, 2, 0]
+    teacher = Classifier(whole.network, whole.normalization, 7, classes).to(device)
+    images = torch.randint(0, 256, (30, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    labels = torch.arange(30) % 3
+    scores = score(images, labels, Scorers(teacher=teacher))
+    of_all = score(images, torch.tensor(classes)[labels], Scorers(teacher=whole))
+    assert [{k: v for k, v in row.items() if k != "teacher_top1_among_classes"} for row in scores] == of_all
+    predictions = whole(images.to(device).float() / 255).cpu()[:, classes].argmax(1)
+    assert [row["teacher_top1_among_classes"] for row in scores] == (predictions == labels).tolist()
+    assert 0 < (predictions == labels).sum() < 30

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_run import TWO_ROUNDS, copy_run, digests, modification_times, run_in_process, tiny_config
 
-from pipeline.data.image_sets import load_images
+from pipeline.data.image_sets import DataConfig, load_images
 from pipeline.data.shard_set import ShardSet
 from pipeline.data.shards import find_damage, read_manifest
 from pipeline.estimate import estimate as estimate_session
@@ -158,7 +158,7 @@ def test_student_keeps_the_normalization_of_its_training(finished, tmp_path):
     assert load_student(config, 0).normalization == network.normalization
     assert description["mean"] == pytest.approx([0.3])
     other = replace(config, student=replace(config.student, mean=(0.1,), std=(0.5,)))
-    student = build_student(other, network.normalization)
+    student = build_student(other, network)
     save_classifier(config.student_path(0), student, config.student, {})
     assert load_student(config, 0).normalization == student.normalization
 
@@ -226,3 +226,8 @@ def test_a_run_of_some_classes_knows_these_alone(finished, tmp_path):
     report = (config.checkpoints / "report.html").read_text()
     assert report.count("<th>digit 7</th>") == 3  # a row of images, and a row and a column of the confusion matrix
     assert load_student(config, 1).network.fc.out_features == 3
+    network = load_frozen(config.teacher, config.images, CPU, config.class_labels)
+    start = build_student(config, network).network
+    assert torch.equal(start.fc.bias, network.network.fc.bias[[7, 1, 4]])
+    again = load_images(DataConfig(test=f"shards:{config.round_folder(0)}"), "test", config.images)
+    assert sorted(set(again.labels.tolist())) == [1, 4, 7]

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_run import (
     REPOSITORY,
     copy_run,
@@ -24,6 +25,7 @@ from tiny_run import (
 from pipeline.data.shards import part_path
 from pipeline.distillation.state import TrainState, state_path
 from pipeline.identity import CONFIG_FILE, student_identity
+from pipeline.models.classifier import load_frozen
 from pipeline.run import load_run
 from pipeline.runtime.files import exclusive_lock, temporary_path
 from pipeline.session import build_student
@@ -151,6 +153,6 @@ def test_rank_killed_in_distillation_is_reported_and_the_state_is_kept(finished,
     student_path.unlink()
     assert run_and_kill_rank("distill", path, state_path(student_path).exists) == RANK_KILLED
     assert not student_path.exists()
-    student = build_student(config, ((0.0,), (1.0,)))
+    student = build_student(config, load_frozen(config.teacher_model, config.images, torch.device("cpu")))
     state = TrainState.open(student, config.distill, state_path(student_path), student_identity(config, 0))
     assert 0 < state.step < 100_000

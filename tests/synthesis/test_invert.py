@@ -445,6 +445,12 @@ def test_small_views_show_crops_of_larger_images(teacher, labels, monkeypatch):
     config = replace(CONFIG, view_scale=0.5, crop_area=(0.3, 1.0))
     assert invert(teacher, labels, (16, 12), config, seeded()).images.shape == (6, 3, 16, 12)
     assert sizes == [(8, 6)] * 6
+    seen = []
+    handle = teacher.network.register_forward_pre_hook(lambda network, inputs: seen.append(inputs[0].shape[2:]))
+    invert(teacher, labels, (16, 12), replace(config, crop_area=(1.0, 1.0)), seeded())
+    handle.remove()
+    assert seen == [(8, 6)] * 6
+    assert len(sizes) == 6
 
 
 @pytest.mark.parametrize("clamp", [True, False])
