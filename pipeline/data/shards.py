@@ -99,8 +99,8 @@ def _check_end(path: Path, members: Mapping[str, Mapping[str, tuple[int, int]]])
 def pack(folder: Path, batch_indices: Iterable[int], identity: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Sort all parts into class shards and write the manifest; a second call writes the same bytes.
 
-    `identity` is what the images depend on. `facts` go into the manifest. Raises
-    ShardError when a part is missing or damaged.
+    `identity` is what the images depend on. `facts` go into the manifest. Raises ShardError when a part is missing or
+    damaged.
     """
     by_class: dict[int, list[tuple[str, _TarSample]]] = defaultdict(list)
     metadata = []

@@ -24,6 +24,10 @@ class Basis(Protocol):
         """The inputs of variables."""
         ...
 
+    def clamp_(self, variables: Tensor, low: float, high: float) -> None:
+        """Change variables in place so that their inputs are within [low, high]."""
+        ...
+
 
 class PixelBasis:
     """The inputs themselves."""
@@ -35,6 +39,10 @@ class PixelBasis:
     def decode(self, variables: Tensor) -> Tensor:
         """The variables."""
         return variables
+
+    def clamp_(self, variables: Tensor, low: float, high: float) -> None:
+        """Clamp the inputs, in one pass."""
+        variables.clamp_(low, high)
 
 
 class FourierBasis:
@@ -64,6 +72,10 @@ class FourierBasis:
         spectrum = torch.view_as_complex(variables) * self._scale
         colors = torch.fft.irfft2(spectrum, s=self._size, norm="ortho")
         return _mixed(colors, self._colors.T)
+
+    def clamp_(self, variables: Tensor, low: float, high: float) -> None:
+        """Give variables the amplitudes of their clamped inputs."""
+        variables.copy_(self.encode(self.decode(variables).clamp(low, high)))
 
 
 def _mixed(inputs: Tensor, matrix: Tensor) -> Tensor:

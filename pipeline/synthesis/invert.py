@@ -126,5 +126,5 @@ def _run_phase(
         optimizer.step()
         if config.clamp:
             with torch.no_grad():
-                variables.copy_(basis.encode(basis.decode(variables).clamp(low, high)))
+                basis.clamp_(variables, low, high)
     return basis.decode(variables).detach()
