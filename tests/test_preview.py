@@ -123,6 +123,16 @@ def test_published_weights_are_not_downloaded(preview, tmp_path, monkeypatch):
     assert lines[0] == "teacher     torchvision:mobilenet_v3_small with weights DEFAULT"
 
 
+@pytest.mark.parametrize("key", ["teacher", "student", "verifier"])
+def test_unknown_published_weights_raise_without_a_download(error_of, tmp_path, key):
+    network = {"source": "torchvision:mobilenet_v3_small", "weights": "IMAGENET1K_V9"}
+    images = {"channels": 3, "height": 32, "width": 32, "num_classes": 1000}
+    good = {"source": "torchvision:mobilenet_v3_small", "weights": "DEFAULT"}
+    networks = {"teacher": good, key: network}
+    message = error_of(chain, write_config(tmp_path, images=images, teacher_training=None, **networks), "--dry-run")
+    assert message.startswith(f"error: {key}.weights: torchvision:mobilenet_v3_small has no weights 'IMAGENET1K_V9'")
+
+
 def test_list_of_1000_rounds_is_short(preview, tmp_path):
     many = {"synthesis__rounds": 1000, "synthesis__num_images": 3000, "synthesis__batch_size": 3}
     _, lines = preview(write_config(tmp_path, **many, distill__steps=1000, distill__batch_size=3))
