@@ -2,7 +2,6 @@
 
 from pipeline.data.shards import ShardError, find_damage, is_packed, read_manifest
 from pipeline.session import Session
-from stages.command import run_stage
 
 
 def main(session: Session, round_index: int | None = None) -> None:
@@ -21,7 +20,3 @@ def main(session: Session, round_index: int | None = None) -> None:
         manifest = read_manifest(folder)
         num_shards, num_images = len(manifest["shards"]), manifest["num_images"]
         print(f"verify: {folder}, {num_shards} shards with {num_images:,} images match the manifest")
-
-
-if __name__ == "__main__":
-    run_stage(main, __doc__ or "", exclusive=False)

@@ -1,0 +1,19 @@
+"""Explain a command, a config key, or a section of keys."""
+
+import shutil
+from argparse import Namespace
+
+from stages.command_line import overview
+from stages.commands import COMMANDS, find_command, make_parser
+from stages.config_keys import describe_key
+
+
+def main(arguments: Namespace) -> None:
+    """Print the help of `arguments.topic`, by default that of the program."""
+    topic = arguments.topic
+    if topic is None:
+        print(overview())
+    elif topic in [command.name for command in COMMANDS]:
+        make_parser(find_command(topic)).print_help()
+    else:
+        print(describe_key(topic, shutil.get_terminal_size().columns))
