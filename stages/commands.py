@@ -116,6 +116,8 @@ COMMANDS = (
 def find_command(name: str) -> Command:
     """The command of that name; raises UsageError when there is none."""
     commands = {command.name: command for command in COMMANDS}
+    if name.startswith("-"):
+        raise UsageError(f"{name} has no command before it; options come after the command: `{PROGRAM} run {name} ...`")
     if name not in commands:
         raise UsageError(f"there is no command {name!r}{nearest(name, commands)} (`{PROGRAM} --help` lists all)")
     return commands[name]

@@ -12,7 +12,9 @@ def main(session: Session, round_index: int | None = None) -> None:
     rounds = range(config.synthesis.rounds) if round_index is None else [round_index]
     folders = [folder for folder in map(config.round_folder, rounds) if is_packed(folder)]
     if not folders:
-        raise ShardError(f"{config.round_folder(rounds[0])} holds no complete dataset; run `make synthesize` first")
+        raise ShardError(
+            f"{config.round_folder(rounds[0])} holds no complete dataset; run the stage `synthesize` first"
+        )
     problems = [problem for folder in folders for problem in find_damage(folder)]
     if problems:
         raise ShardError("\n  ".join(["shards differ from their manifest:", *problems]))

@@ -114,7 +114,7 @@ def test_missing_weight_file_raises(error_of, tmp_path):
 
 
 def test_untrained_teacher_raises(error_of, tmp_path):
-    assert "run `make teacher` first" in error_of(synthesize, write_config(tmp_path))
+    assert "run the stage `teacher` first" in error_of(synthesize, write_config(tmp_path))
     assert list(digests(tmp_path, exclude=[".lock"])) == ["tiny.yaml"]
 
 

@@ -93,6 +93,7 @@ def test_overrides_may_stand_between_options(tmp_path):
 MISTAKES = {
     "synthesise": "there is no command 'synthesise'; did you mean synthesize?",
     "chain": "there is no command 'chain'",
+    "--dry-run run": "--dry-run has no command before it; options come after the command: `dreamdistill run --dry-run",
     "run --procesess 2": "unknown option --procesess; did you mean --processes?",
     "completion bash --round=1": "unknown option --round",
     "run --set seed=1": "unknown option --set (write KEY=VALUE alone, as in `dreamdistill run seed=1",
