@@ -68,10 +68,10 @@ def run_stage(stage: Stage, arguments: Namespace, *, exclusive: bool = True, pre
         from stages.launch import launch_ranks
 
         return launch_ranks(arguments.processes, arguments.words)
-    _run_in_session(stage, config, arguments.round, exclusive)
+    _run_in_session(stage, config, arguments, exclusive)
 
 
-def _run_in_session(stage: Stage, config: RunConfig, round_index: int | None, exclusive: bool) -> None:
+def _run_in_session(stage: Stage, config: RunConfig, arguments: Namespace, exclusive: bool) -> None:
     try:
         with open_distributed() as context, ExitStack() as resources:
             if exclusive and context.is_main_process:
@@ -84,7 +84,7 @@ def _run_in_session(stage: Stage, config: RunConfig, round_index: int | None, ex
             )
             if context.is_main_process:
                 print(_start_line(session.config, context), flush=True)
-            stage(session, round_index)
+            stage(session, arguments.round)
     except torch.OutOfMemoryError as error:
         fail(error, f"the device is out of memory; lower batch_size, or memory_gib for cached images ({error})")
     except (ValueError, OSError, FloatingPointError) as error:

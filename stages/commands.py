@@ -1,8 +1,6 @@
 """The table of commands, and how the words of each are read."""
 
-import argparse
-import shutil
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import Action, ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,8 +121,8 @@ def find_command(name: str) -> Command:
     return commands[name]
 
 
-class _Parser(ArgumentParser):
-    """A parser that raises UsageError, and whose help ends with the keys of the config."""
+class CommandParser(ArgumentParser):
+    """The parser of the words after a command's name; raises UsageError. Its help ends with the keys of the config."""
 
     def __init__(self, command: Command) -> None:
         super().__init__(
@@ -135,21 +133,27 @@ class _Parser(ArgumentParser):
         self.command = command
         command.add_arguments(self)
 
+    @property
+    def options(self) -> dict[str, Action]:
+        """What each option does, such as `--config`."""
+        return {option: action for action in self._actions for option in action.option_strings}
+
+    @property
+    def positionals(self) -> list[Action]:
+        """The arguments that are no options."""
+        return [action for action in self._actions if not action.option_strings]
+
     def error(self, message: str) -> NoReturn:
+        """Raise UsageError, where argparse would print its usage and exit."""
         raise UsageError(f"{message.removeprefix('argument ')} (see `{self.prog} --help`)")
 
     def format_help(self) -> str:
+        """The options, the keys of the config if the command works on a run, and the exit codes."""
         parts = [super().format_help().rstrip()]
         if self.command.add_arguments is run_arguments:
-            width = shutil.get_terminal_size().columns
-            parts += ["keys of the config, with their defaults (more: `dreamdistill help KEY`):"]
-            parts += [list_keys(section, width) for section in sections_under(("", *self.command.sections))]
+            parts += [f"keys of the config, with their defaults (more: `{PROGRAM} help KEY`):"]
+            parts += map(list_keys, sections_under(("", *self.command.sections)))
         return "\n\n".join([*parts, EXIT_CODES, ""])
-
-
-def make_parser(command: Command) -> ArgumentParser:
-    """The parser of the words after the command's name."""
-    return _Parser(command)
 
 
 def parse_words(command: Command, words: Sequence[str]) -> Namespace:
@@ -157,18 +161,13 @@ def parse_words(command: Command, words: Sequence[str]) -> Namespace:
 
     Words of a run's KEY=VALUE may stand between options. The words themselves are kept, to launch ranks with.
     """
-    parser = make_parser(command)
+    parser = CommandParser(command)
     arguments, unknown = parser.parse_known_intermixed_args(words)
     if unknown:
-        option = next((word for word in unknown if word.startswith("-")), unknown[0]).partition("=")[0]
-        fix = REMOVED.get(option, f"`{parser.prog} --help` lists all")
-        raise UsageError(f"unknown option {option}{nearest(option, options_of(parser))} ({fix})")
+        word = next((word for word in unknown if word.startswith("-")), unknown[0]).partition("=")[0]
+        fix = REMOVED.get(word, f"`{parser.prog} --help` lists all")
+        raise UsageError(f"unknown argument {word}{nearest(word, parser.options)} ({fix})")
     for word in getattr(arguments, "overrides", ()):
         if word.endswith(SUFFIX) and "=" not in word:
             raise UsageError(f"{word} is not KEY=VALUE; name a config file with --config {word}")
     return Namespace(**vars(arguments), words=[command.name, *words])
-
-
-def options_of(parser: ArgumentParser) -> dict[str, argparse.Action]:
-    """The options of a parser, such as `--config`, with what they do."""
-    return {option: action for action in parser._actions for option in action.option_strings}

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from stages.command_line import COMPLETE
-from stages.commands import COMMANDS, PROGRAM, make_parser, options_of
+from stages.commands import COMMANDS, PROGRAM, CommandParser
 from stages.config_keys import choices_at, dotted_keys, read_sections
 from stages.config_names import SUFFIX, shipped_names
 
@@ -61,14 +61,13 @@ def candidates(words: Sequence[str]) -> list[str]:
         return _starting_with(current, commands)
     if before[0] not in commands:
         return []
-    parser = make_parser(commands[before[0]])
-    options = options_of(parser)
-    option = options.get(before[-1])
+    parser = CommandParser(commands[before[0]])
+    option = parser.options.get(before[-1])
     if option is not None and option.nargs != 0:
         return _values(option, current)
     if current.startswith("-"):
-        return _starting_with(current, options)
-    return [value for action in parser._actions if not action.option_strings for value in _values(action, current)]
+        return _starting_with(current, parser.options)
+    return [value for action in parser.positionals for value in _values(action, current)]
 
 
 def _values(action: Action, current: str) -> list[str]:

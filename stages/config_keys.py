@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,7 @@ from stages.outcome import UsageError
 FILE = Path(__file__).with_name("config_keys.json")
 # Columns of the keys and defaults in a list; longer ones get a line of their own.
 KEY_COLUMNS = 28
+MAX_COLUMNS = 120
 # What `yaml_type` calls a bool, and types of any number of values.
 SWITCH, OPEN_TYPES = "true or false", ("text", "mapping", "value")
 
@@ -67,22 +69,22 @@ def _own_keys(section: Section) -> list[Key]:
     return [k for k in section.keys if join(section.places[0], k.name) not in places or "null" in k.type]
 
 
-def list_keys(section: Section, width: int) -> str:
+def list_keys(section: Section) -> str:
     """The places of a section, and each key with its default and the first sentence about it."""
     names = ", ".join(section.places) if section.places[0] else "top level"
-    return "\n".join([f"{names}:", *(_entry(key, width) for key in _own_keys(section))])
+    return "\n".join([f"{names}:", *map(_entry, _own_keys(section))])
 
 
-def _entry(key: Key, width: int) -> str:
+def _entry(key: Key) -> str:
     default, sentence = key.default.replace("`", ""), key.meaning.replace("`", "").partition(". ")[0].rstrip(".")
     if choices(key) and key.type != SWITCH:
         sentence = f"{key.type}: {sentence}"
     label, column = f"  {key.name} ({default})", " " * KEY_COLUMNS
-    text = fill(sentence, width, initial_indent=column, subsequent_indent=column)
+    text = fill(sentence, _width(), initial_indent=column, subsequent_indent=column)
     return label + text[len(label) :] if len(label) < KEY_COLUMNS else f"{label}\n{text}"
 
 
-def describe_key(dotted: str, width: int) -> str:
+def describe_key(dotted: str) -> str:
     """All about a key, or about a section and its keys; raises UsageError when there is neither."""
     sections = read_sections()
     at_place = {place: section for section in sections for place in section.places}
@@ -90,12 +92,17 @@ def describe_key(dotted: str, width: int) -> str:
     name = ".".join("N" if part.isdigit() else part for part in dotted.split("."))
     if name not in at_place and name not in by_key:
         raise UsageError(f"{dotted} is neither a command nor a config key{nearest(name, [*at_place, *by_key])}")
-    parts = [_full(name, by_key[name], width)] if name in by_key else []
+    parts = [_full(name, by_key[name])] if name in by_key else []
     if section := at_place.get(name):
-        parts += [fill(section.summary, width), *(_full(join(name, key.name), key, width) for key in section.keys)]
+        parts += [fill(section.summary, _width()), *(_full(join(name, key.name), key) for key in section.keys)]
     return "\n\n".join(parts)
 
 
-def _full(name: str, key: Key, width: int) -> str:
+def _full(name: str, key: Key) -> str:
     facts = f"{name}\n  {key.type}; {'required' if key.default == 'required' else f'default: {key.default}'}"
-    return f"{facts}\n{indent(fill(key.meaning, width - 2), '  ')}"
+    return f"{facts}\n{indent(fill(key.meaning, _width() - 2), '  ')}"
+
+
+def _width() -> int:
+    """The columns of a line of help: those of the terminal, up to a number that is still easy to read."""
+    return min(shutil.get_terminal_size().columns, MAX_COLUMNS)

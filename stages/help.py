@@ -1,10 +1,9 @@
 """Explain a command, a config key, or a section of keys."""
 
-import shutil
 from argparse import Namespace
 
 from stages.command_line import overview
-from stages.commands import COMMANDS, find_command, make_parser
+from stages.commands import COMMANDS, CommandParser, find_command
 from stages.config_keys import describe_key
 
 
@@ -14,6 +13,6 @@ def main(arguments: Namespace) -> None:
     if topic is None:
         print(overview())
     elif topic in [command.name for command in COMMANDS]:
-        make_parser(find_command(topic)).print_help()
+        CommandParser(find_command(topic)).print_help()
     else:
-        print(describe_key(topic, shutil.get_terminal_size().columns))
+        print(describe_key(topic))

@@ -12,7 +12,7 @@ from tiny_run import REPOSITORY, write_config
 from stages import __main__
 from stages.command import read_config
 from stages.command_line import run
-from stages.commands import COMMANDS, find_command, make_parser, parse_words
+from stages.commands import COMMANDS, CommandParser, find_command, parse_words
 from stages.config_keys import read_sections
 
 RUNS = [command for command in COMMANDS if command.sections]
@@ -94,9 +94,10 @@ MISTAKES = {
     "synthesise": "there is no command 'synthesise'; did you mean synthesize?",
     "chain": "there is no command 'chain'",
     "--dry-run run": "--dry-run has no command before it; options come after the command: `dreamdistill run --dry-run",
-    "run --procesess 2": "unknown option --procesess; did you mean --processes?",
-    "completion bash --round=1": "unknown option --round",
-    "run --set seed=1": "unknown option --set (write KEY=VALUE alone, as in `dreamdistill run seed=1",
+    "run --procesess 2": "unknown argument --procesess; did you mean --processes?",
+    "completion bash --round=1": "unknown argument --round",
+    "completion bash zsh": "unknown argument zsh",
+    "run --set seed=1": "unknown argument --set (write KEY=VALUE alone, as in `dreamdistill run seed=1",
     "run seed": "override 'seed' must look like key=value",
     "run configs/d.yaml": "configs/d.yaml is not KEY=VALUE; name a config file with --config configs/d.yaml",
     "run --config digit": "--config digit: there is neither a file configs/digit.yaml",
@@ -106,6 +107,7 @@ MISTAKES = {
     "run --round last": "--round: invalid int value: 'last'",
     "run --device cuda:99": "there is no device 'cuda:99'",
     "imagenet-val --tar a.tar": "the following arguments are required: --devkit",
+    "completion": "the following arguments are required: shell",
     "completion tcsh": "shell: invalid choice: 'tcsh'",
     "help distill.lrr": "distill.lrr is neither a command nor a config key; did you mean distill.lr?",
 }
@@ -160,5 +162,5 @@ def test_modules_in_the_current_folder_can_be_named(monkeypatch):
 
 
 def test_parser_of_a_run_takes_its_options():
-    options = make_parser(find_command("run")).format_usage()
+    options = CommandParser(find_command("run")).format_usage()
     assert all(option in options for option in ("--config", "--round", "--device", "--processes", "--dry-run"))

@@ -21,24 +21,25 @@ def test_dotted_keys_are_those_that_take_a_value():
 
 
 @pytest.mark.parametrize("width", [60, 100])
-def test_list_fits_the_terminal_and_aligns_the_meanings(width):
+def test_list_fits_the_terminal_and_aligns_the_meanings(monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
     for section in read_sections():
-        _, *lines = list_keys(section, width).splitlines()
+        _, *lines = list_keys(section).splitlines()
         assert max(map(len, lines)) <= width
         assert all(line[KEY_COLUMNS - 1] == " " for line in lines if line.startswith(" " * 3))
 
 
 def test_key_of_a_list_item_is_explained():
-    assert describe_key("synthesis.inversion.phases.0.steps", 80) == (
+    assert describe_key("synthesis.inversion.phases.0.steps") == (
         "synthesis.inversion.phases.N.steps\n  whole number; required\n  Optimization steps of this phase, at least 1."
     )
 
 
 def test_section_is_explained_with_its_keys():
-    text = describe_key("synthesis.inversion.terms", 80)
+    text = describe_key("synthesis.inversion.terms")
     assert "synthesis.inversion.terms.competition\n  finite number; default: `0.0`" in text
 
 
 def test_unknown_key_raises_with_the_nearest():
     with pytest.raises(UsageError, match=r"seeds is neither a command nor a config key; did you mean seed\?"):
-        describe_key("seeds", 80)
+        describe_key("seeds")
