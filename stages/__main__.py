@@ -1,13 +1,9 @@
-"""The entry of `dreamdistill` and of `python -m stages`."""
+"""The entry of `dreamdistill` and of `python -m stages`. It imports nothing before it can be interrupted."""
 
 import sys
-from typing import NoReturn
-
-from pipeline.runtime.environment import launcher_reports_errors
-from stages.outcome import INTERRUPTED, INTERRUPTED_LINE
 
 
-def main() -> NoReturn:
+def main() -> None:
     """Run the command line of this process, and exit with its code, also when it is interrupted during the imports."""
     try:
         # The current folder, for `python:MODULE:FUNCTION`; last, so that no folder of a user hides our packages.
@@ -16,8 +12,9 @@ def main() -> NoReturn:
 
         code = run(sys.argv[1:])
     except KeyboardInterrupt:
-        if not launcher_reports_errors():
-            print(INTERRUPTED_LINE, file=sys.stderr)
+        from stages.outcome import INTERRUPTED, print_interrupted
+
+        print_interrupted()
         code = INTERRUPTED
     sys.exit(code)
 

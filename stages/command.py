@@ -27,7 +27,7 @@ from pipeline.runtime.fingerprint import fingerprint
 from pipeline.runtime.hardware import device_name, num_free_cores, unusable_driver
 from pipeline.session import Session, check_networks, open_session
 from stages.config_names import config_path
-from stages.outcome import FAILED, INTERRUPTED, INTERRUPTED_LINE, error_text, print_error
+from stages.outcome import FAILED, INTERRUPTED, error_text, print_error, print_interrupted
 
 Stage = Callable[[Session, int | None], None]
 # The lines that `--dry-run` prints.
@@ -90,8 +90,7 @@ def _run_in_session(stage: Stage, config: RunConfig, arguments: Namespace, exclu
     except (ValueError, OSError, FloatingPointError) as error:
         fail(error)
     except KeyboardInterrupt:
-        if not launcher_reports_errors():
-            print(INTERRUPTED_LINE, file=sys.stderr)
+        print_interrupted()
         exit_process(INTERRUPTED)
 
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from pipeline.runtime.environment import is_rank_zero
+from pipeline.runtime.environment import is_rank_zero, launcher_reports_errors
 
 DONE, FAILED, INTERRUPTED = 0, 2, 130
 INTERRUPTED_LINE = "interrupted; run the same command again to continue"
@@ -29,3 +29,9 @@ def print_error(message: str, *, is_common: bool = True) -> None:
     """Print one line; an error that `is_common` to all ranks is printed by rank 0 alone."""
     if is_rank_zero() or not is_common:
         print(f"error: {message}", file=sys.stderr)
+
+
+def print_interrupted() -> None:
+    """Print how to continue; a rank leaves that to the process that launched it."""
+    if not launcher_reports_errors():
+        print(INTERRUPTED_LINE, file=sys.stderr)
