@@ -20,7 +20,7 @@ _{PROGRAM}() {{
     # Bash replaces only what follows the last = or : of a word.
     local kept=${{word%"${{word##*[=:]}}"}}
     COMPREPLY=("${{COMPREPLY[@]#"$kept"}}")
-    [[ ${{COMPREPLY[0]}} == *[=./] ]] && compopt -o nospace
+    [[ ${{COMPREPLY[0]}} == *[=./] ]] && compopt -o nospace 2> /dev/null
     return 0
 }}
 complete -F _{PROGRAM} {PROGRAM}"""

@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
@@ -17,13 +18,17 @@ from pipeline.runtime.environment import prepare_launch
 from pipeline.runtime.threads import threads_per_process
 from stages.outcome import FAILED, INTERRUPTED, INTERRUPTED_LINE
 
+# What a rank runs. With `-m stages`, a folder `stages` or `pipeline` where the user works would come before ours.
+ENTRY = f"import sys; sys.path[0] = {str(Path(__file__).parents[1])!r}; from stages.__main__ import main; main()"
+
 
 def launch_ranks(num_processes: int, words: Sequence[str]) -> None:
     """Start the command of these words in every process, wait for all, and exit with the code of the first failure."""
     prepare_launch(threads_per_process(num_processes))
     logging.disable()  # torchrun logs each failure and signal, with a trace
+    command = ["--no-python", sys.executable, "-u", "-c", ENTRY, *words]
     try:
-        launch(parse_args(["--standalone", "--nproc-per-node", str(num_processes), "-m", "stages", *words]))
+        launch(parse_args(["--standalone", "--nproc-per-node", str(num_processes), *command]))
     except ChildFailedError as error:
         _report(*_first_failure(error))
     except (SignalException, KeyboardInterrupt):

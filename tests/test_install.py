@@ -40,7 +40,10 @@ def test_command_works_in_an_empty_folder(installed, tmp_path):
     assert "teacher     checkpoints/digits/teacher.safetensors: 1,260 steps of 64 images" in process.stdout
 
 
-def test_installed_ranks_work_in_that_folder(installed, tmp_path):
+def test_ranks_work_in_a_folder_with_packages_of_the_same_names(installed, tmp_path):
+    for name in ("stages", "pipeline"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
     words = ["distill.batch_size=20", "synthesis.num_images=20", "synthesis.batch_size=20"]
     process = run_installed(installed, tmp_path, "synthesize", "--processes", "2", *words)
     assert process.returncode == 2
