@@ -3,7 +3,7 @@
 #   CONFIG=configs/x.yaml   the run               SET="seed=1 distill.steps=100"   override its keys
 #   PYTHON=python3          an interpreter that has the packages: no .venv is made
 #   NPROC=4                 processes (torchrun)                    ROUND=2   one round only (make all: up to it)
-#   DRY_RUN=1               print the resolved config and the outputs of the run, and stop
+#   DEVICE=cuda:1           the device                              DRY_RUN=1   print the resolved config and the outputs
 #
 # SET is split at spaces, so values have none: classes=[1,2], not [1, 2]. List items are named by number:
 # synthesis.inversion.phases.0.steps=500.
@@ -13,6 +13,7 @@ SET ?=
 ROUND ?=
 DRY_RUN ?=
 NPROC ?= 1
+DEVICE ?=
 
 # The first Python on PATH with a version that PyTorch and the other packages support.
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
@@ -29,19 +30,18 @@ endif
 
 # import-linter, run by this interpreter.
 LINT_IMPORTS := from importlinter.cli import lint_imports_command; lint_imports_command()
-ARGUMENTS = --config $(CONFIG) $(if $(strip $(SET)),--set $(SET)) $(if $(ROUND),--round $(ROUND)) $(if $(DRY_RUN),--dry-run)
-# python -m stages. and the name of a stage; with NPROC=4, python -m stages.launch 4 and the name.
-STAGE = $(PYTHON) -m stages$(if $(filter-out 1,$(NPROC)),.launch $(NPROC) ,.)
+ARGUMENTS = --config $(CONFIG) $(SET) $(if $(ROUND),--round $(ROUND)) $(if $(DEVICE),--device $(DEVICE)) \
+  $(if $(filter-out 1,$(NPROC)),--processes $(NPROC)) $(if $(DRY_RUN),--dry-run)
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
 .PHONY: all estimate teacher synthesize distill evaluate report verify imagenet-val test lint bench docs clean help
 
 all: $(READY)  ## teacher, synthesis and distillation round by round, evaluation, report
-	@$(STAGE)chain $(ARGUMENTS)
+	@$(PYTHON) -m stages run $(ARGUMENTS)
 
 estimate teacher synthesize distill evaluate report verify clean: $(READY)
-	@$(STAGE)$@ $(ARGUMENTS)
+	@$(PYTHON) -m stages $@ $(ARGUMENTS)
 
 estimate:    ## predict hours, memory and disk of this CONFIG from a few steps on this machine
 teacher:     ## train a teacher if the config names no weights
@@ -53,7 +53,7 @@ verify:      ## re-hash the shards against their manifests
 clean:       ## remove the shards and checkpoints of this CONFIG
 
 imagenet-val: $(READY)  ## sort the official validation images into data/imagenet/val: TAR=... DEVKIT=... [FOLDER=...]
-	@$(PYTHON) -m stages.imagenet_val $(if $(TAR),--tar $(TAR)) $(if $(DEVKIT),--devkit $(DEVKIT)) $(if $(FOLDER),--folder $(FOLDER))
+	@$(PYTHON) -m stages imagenet-val $(if $(TAR),--tar $(TAR)) $(if $(DEVKIT),--devkit $(DEVKIT)) $(if $(FOLDER),--folder $(FOLDER))
 
 test: $(READY_DEV)  ## run the tests in two processes; ARGS="-m 'not slow'" leaves out the slow ones
 	@$(PYTHON) -m pytest --numprocesses 2 $(ARGS)
@@ -67,7 +67,7 @@ lint: $(READY_DEV)  ## check style, types and the directions of imports
 bench: $(READY)  ## measure on this machine, writing JSON under benchmarks/results
 	@for name in runs inversion choices storing profile distillation restart shards; do $(PYTHON) -m benchmarks.$$name || exit 1; done
 
-docs: $(READY)  ## write docs/configuration.md from the docstrings of the config dataclasses
+docs: $(READY)  ## write docs/configuration.md, and what --help shows, from the docstrings of the config dataclasses
 	@$(PYTHON) -m stages.reference
 
 help:  ## list the targets

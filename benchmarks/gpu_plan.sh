@@ -30,7 +30,7 @@ step tests "$python" -m pytest tests/synthesis/test_{terms,statistics,invert}.py
   tests/test_configs.py
 step digits make PYTHON="$python" SET="name=gpu_digits"
 torchrun="$python -m torch.distributed.run --standalone --nproc-per-node"
-step nccl $torchrun 1 -m stages.chain --config configs/digits.yaml --set name=gpu_nccl
+step nccl $torchrun 1 -m stages run --config configs/digits.yaml name=gpu_nccl
 step nccl_two_ranks $torchrun 2 benchmarks/two_ranks.py
 step too_many_processes make NPROC=2 PYTHON="$python" SET="name=gpu_too_many_processes"
 step digits_compiled make PYTHON="$python" SET="name=gpu_digits_compiled $fast"

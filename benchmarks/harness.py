@@ -94,7 +94,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """Add the option `--set KEY=VALUE ...`, as the stages have it."""
+    """Add the option `--set KEY=VALUE ...`."""
     parser.add_argument(
         "--set", nargs="*", action="extend", default=[], metavar="KEY=VALUE", help="override keys of the config"
     )

@@ -50,9 +50,9 @@ def main() -> None:
     with open_benchmark() as context, tempfile.TemporaryDirectory() as folder:
         overrides = [*arguments.set, f"shards_dir={folder}/shards", f"checkpoints_dir={folder}/checkpoints"]
         config = load_run(arguments.config, overrides)
-        options = ["--config", str(arguments.config.resolve()), "--set", *overrides]
-        subprocess.run([sys.executable, "-m", "stages.teacher", *options], cwd=REPOSITORY, check=True)
-        command, cache_folder = [sys.executable, "-m", "stages.synthesize", *options], f"{folder}/cache"
+        options = ["--config", str(arguments.config.resolve()), *overrides]
+        subprocess.run([sys.executable, "-m", "stages", "teacher", *options], cwd=REPOSITORY, check=True)
+        command, cache_folder = [sys.executable, "-m", "stages", "synthesize", *options], f"{folder}/cache"
         cold_s = first_step_s(config, command, cache_folder)
         warm_s = [first_step_s(config, command, cache_folder) for _ in range(WARM_STARTS)]
         result = {"command": "python -m benchmarks.restart", "config": arguments.config.name}

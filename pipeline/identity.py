@@ -105,7 +105,7 @@ def _require_trained_teacher(config: RunConfig) -> None:
     """
     path = config.trained_teacher_path
     if not path.exists():
-        raise ValueError(f"there is no teacher yet ({path}); run `make teacher` first")
+        raise ValueError(f"there is no teacher yet ({path}); run the stage `teacher` first")
     existing = read_description(path)["identity"]
     recipe = {**existing, "data": {"source": existing["data"]["source"]}}
     require_same_identity(str(path), recipe, _teacher_recipe(config))
@@ -123,7 +123,7 @@ def require_student(config: RunConfig, round_index: int) -> None:
     """Raise ValueError when a round has no student, ConfigError when its student has another identity."""
     path = config.student_path(round_index)
     if not is_finished(path, student_identity(config, round_index)):
-        raise ValueError(f"there is no student of round {round_index} ({path}); run `make distill` first")
+        raise ValueError(f"there is no student of round {round_index} ({path}); run the stage `distill` first")
 
 
 def existing_evaluation(config: RunConfig, round_index: int) -> dict[str, Any] | None:

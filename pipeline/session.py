@@ -113,7 +113,7 @@ class Session:
         folders = [self.config.round_folder(r) for r in range(self._num_pooled, last_round + 1)]
         for folder in folders:
             if problems := find_damage(folder):
-                raise ShardError(f"{'; '.join(problems)}; remove {folder} and run `make synthesize` again")
+                raise ShardError(f"{'; '.join(problems)}; remove {folder} and run the stage `synthesize` again")
         for folder in folders:
             self._shards.add(folder)
         self._num_pooled = last_round + 1

@@ -1,1 +1,1 @@
-"""The executables, one per stage: `python -m stages.synthesize --config configs/digits.yaml`."""
+"""The commands, one in each module: `dreamdistill synthesize` or, without an install, `python -m stages synthesize`."""

@@ -2,7 +2,6 @@
 
 from pipeline.session import Session, check_inputs
 from stages import distill, evaluate, report, synthesize, teacher
-from stages.command import run_stage
 
 
 def main(session: Session, round_index: int | None = None) -> None:
@@ -18,7 +17,3 @@ def main(session: Session, round_index: int | None = None) -> None:
         context.barrier()
     evaluate.main(session, last)
     report.main(session, last)
-
-
-if __name__ == "__main__":
-    run_stage(main, __doc__ or "")

@@ -1,6 +1,7 @@
 """Remove the shards and checkpoints of one run."""
 
 import shutil
+from argparse import Namespace
 from pathlib import Path
 
 from pipeline.distillation.state import state_path
@@ -10,7 +11,12 @@ from pipeline.session import Session
 from stages.command import LOCK_NAME, run_stage
 
 
-def main(session: Session, round_index: int | None = None) -> None:
+def main(arguments: Namespace) -> None:
+    """Remove the outputs of a run, or print what would be removed."""
+    run_stage(remove, arguments, preview=planned_removals)
+
+
+def remove(session: Session, round_index: int | None = None) -> None:
     """Remove both output folders of the run; with `round_index`, only the outputs of that round."""
     if not session.context.is_main_process:
         return
@@ -25,9 +31,9 @@ def main(session: Session, round_index: int | None = None) -> None:
         print("clean: nothing to remove")
 
 
-def planned_removals(config: RunConfig, round_index: int | None = None) -> list[str]:
-    """What `main` would remove, for `--dry-run`."""
-    outputs = _existing_outputs(config, round_index)
+def planned_removals(config: RunConfig, arguments: Namespace) -> list[str]:
+    """What `remove` would remove, for `--dry-run`."""
+    outputs = _existing_outputs(config, arguments.round)
     return [f"clean: would remove {path}" for path in outputs] or ["clean: nothing to remove"]
 
 
@@ -40,7 +46,3 @@ def _existing_outputs(config: RunConfig, round_index: int | None) -> list[Path]:
     state, pages = state_path(student), [config.checkpoints / name for name in ("report.html", "grid.png")]
     files = [student, state, temporary_path(state), evaluation, evaluation.with_suffix(".csv"), *pages]
     return [path for path in (config.round_folder(round_index), *files) if path.exists()]
-
-
-if __name__ == "__main__":
-    run_stage(main, __doc__ or "", preview=planned_removals)

@@ -1,12 +1,11 @@
-"""The command line of every stage: reads the config, opens the context, and turns errors into one clear line."""
+"""How a stage runs: reads the config, opens the context, and turns errors into one clear line."""
 
-import argparse
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -15,50 +14,64 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from pipeline.preview import planned_outputs
 from pipeline.run import RunConfig, load_run, resolve, resolved_yaml
 from pipeline.runtime.config import to_plain
-from pipeline.runtime.distributed import (
-    DistributedContext,
-    choose_device,
-    exit_process,
-    is_device_named,
+from pipeline.runtime.distributed import DistributedContext, choose_device, exit_process, open_distributed
+from pipeline.runtime.environment import (
     is_rank_zero,
+    is_under_torchrun,
     launcher_reports_errors,
-    open_distributed,
+    name_device,
+    named_device,
 )
 from pipeline.runtime.files import exclusive_lock
 from pipeline.runtime.fingerprint import fingerprint
 from pipeline.runtime.hardware import device_name, num_free_cores, unusable_driver
 from pipeline.session import Session, check_networks, open_session
+from stages.config_names import config_path
+from stages.outcome import FAILED, INTERRUPTED, error_text, print_error, print_interrupted
 
 Stage = Callable[[Session, int | None], None]
-# The lines that `--dry-run` prints for a configuration and a round.
-Preview = Callable[[RunConfig, int | None], Iterable[str]]
-FAILED, INTERRUPTED = 2, 130
+# The lines that `--dry-run` prints.
+Preview = Callable[[RunConfig, Namespace], Iterable[str]]
 LOCK_NAME = ".lock"
 # A rank that lost another one waits, so that the launcher hears the reason of the other one first.
 WAIT_FOR_REASON_S = 5.0
 
 
-def preview_run(config: RunConfig, round_index: int | None = None) -> Iterator[str]:
+def preview_run(config: RunConfig, arguments: Namespace) -> Iterator[str]:
     """The configuration as it would run here, and the outputs of the run; raises ValueError for a wrong network."""
-    resolved = resolve(config, choose_device(0, 1))
+    config.distill.require_even_shares(arguments.processes)
+    resolved = resolve(config, choose_device(0, arguments.processes))
     check_networks(resolved, download=False)
     yield resolved_yaml(resolved)
     yield from planned_outputs(resolved)
 
 
-def run_stage(stage: Stage, description: str, *, exclusive: bool = True, preview: Preview = preview_run) -> None:
-    """Parse the command line, run the stage, and exit: 0 done, 2 an error, 130 interrupted.
+def run_stage(stage: Stage, arguments: Namespace, *, exclusive: bool = True, preview: Preview = preview_run) -> None:
+    """Run a stage with the arguments of its command, in processes of its own if there are to be several.
 
-    Only one of the `exclusive` stages at a time works on a run. `preview` gives what `--dry-run` prints.
+    Exits with 2 after an error and 130 after an interrupt. Only one of the `exclusive` stages at a time works on a run.
+    `preview` gives what `--dry-run` prints.
     """
-    arguments = parse_arguments(description)
+    launches = arguments.processes > 1 and not launcher_reports_errors()
     warnings.showwarning = show_warning
+    if launches and not arguments.dry_run:
+        warnings.simplefilter("ignore")  # rank 0 shows them
     try:
         config = read_config(arguments)  # before the ranks connect
         if arguments.dry_run:
-            return _print_on_rank_zero(preview(config, arguments.round))
+            return _print_on_rank_zero(preview(config, arguments))
+        if launches:
+            choose_device(0, arguments.processes)
     except (ValueError, OSError) as error:
-        fail(error, _message(error), is_common=True)
+        fail(error, is_common=True)
+    if launches:
+        from stages.launch import launch_ranks
+
+        return launch_ranks(arguments.processes, arguments.words)
+    _run_in_session(stage, config, arguments, exclusive)
+
+
+def _run_in_session(stage: Stage, config: RunConfig, arguments: Namespace, exclusive: bool) -> None:
     try:
         with open_distributed() as context, ExitStack() as resources:
             if exclusive and context.is_main_process:
@@ -75,32 +88,22 @@ def run_stage(stage: Stage, description: str, *, exclusive: bool = True, preview
     except torch.OutOfMemoryError as error:
         fail(error, f"the device is out of memory; lower batch_size, or memory_gib for cached images ({error})")
     except (ValueError, OSError, FloatingPointError) as error:
-        fail(error, _message(error))
+        fail(error)
     except KeyboardInterrupt:
-        if not launcher_reports_errors():
-            print("interrupted; run the same command again to continue", file=sys.stderr)
+        print_interrupted()
         exit_process(INTERRUPTED)
 
 
-def parse_arguments(description: str, arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The arguments of a stage, by default those of this process."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--config", type=Path, default=Path("configs/digits.yaml"), help="the YAML file of the run")
-    parser.add_argument(
-        "--set", nargs="*", action="extend", default=[], metavar="KEY=VALUE", help="override keys, e.g. seed=1"
-    )
-    parser.add_argument(
-        "--round", type=int, default=None, help="the round; by default the next one that is not finished"
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print the resolved config and the outputs of the run, and stop"
-    )
-    return parser.parse_args(arguments)
+def read_config(arguments: Namespace) -> RunConfig:
+    """The configuration of the arguments, whose device becomes that of this process.
 
-
-def read_config(arguments: argparse.Namespace) -> RunConfig:
-    """The configuration of the arguments; raises ConfigError, and ValueError for a round that does not exist."""
-    config, round_index = load_run(arguments.config, arguments.set), arguments.round
+    Raises ConfigError, and ValueError for a round that does not exist or for processes that torchrun already started.
+    """
+    if arguments.processes > 1 and is_under_torchrun() and not launcher_reports_errors():
+        raise ValueError(f"--processes {arguments.processes}: torchrun has started the processes; leave it out")
+    if arguments.device is not None:
+        name_device(arguments.device)
+    config, round_index = load_run(config_path(arguments.config), arguments.overrides), arguments.round
     num_rounds = config.synthesis.rounds
     if round_index is not None and not 0 <= round_index < num_rounds:
         raise ValueError(f"--round {round_index}: synthesis.rounds={num_rounds} has rounds 0 to {num_rounds - 1}")
@@ -112,14 +115,15 @@ def _print_on_rank_zero(lines: Iterable[str]) -> None:
         print(*lines, sep="\n")
 
 
-def fail(error: Exception, message: str, *, is_common: bool = False) -> NoReturn:
+def fail(error: Exception, message: str | None = None, *, is_common: bool = False) -> NoReturn:
     """Exit with one line about the error, which the launcher reports, or rank 0 if the error `is_common` to all."""
+    message = message or error_text(error)
     if isinstance(error, ConnectionError):
         time.sleep(WAIT_FOR_REASON_S)
     if launcher_reports_errors():
         get_error_handler().record_exception(RuntimeError(message))
-    elif is_rank_zero() or not is_common:
-        print(f"error: {message}", file=sys.stderr)
+    else:
+        print_error(message, is_common=is_common)
     exit_process(FAILED)
 
 
@@ -132,7 +136,7 @@ def _start_line(config: RunConfig, context: DistributedContext) -> str:
         "distillation": config.distill,
     }
     settings = [f"{name} in {c.precision}, {'' if c.compile else 'un'}compiled" for name, c in sections.items() if c]
-    driver_problem = unusable_driver() if context.device.type == "cpu" and not is_device_named() else None
+    driver_problem = unusable_driver() if context.device.type == "cpu" and named_device() is None else None
     return (
         f"on {device_name(context.device)}: {counted(context.size, 'process')} with "
         f"{counted(threads, 'thread')}{each}; "
@@ -158,13 +162,6 @@ def counted(count: int, noun: str) -> str:
     """The count and the noun in its number: `1 process`, `2 processes`."""
     plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
     return f"{count} {noun if count == 1 else plural}"
-
-
-def _message(error: Exception) -> str:
-    """The text of the error, without the number that Python puts before our own text of an OSError."""
-    if isinstance(error, OSError) and error.strerror and error.filename is None:
-        return error.strerror
-    return str(error)
 
 
 def show_warning(message: Warning | str, category: type[Warning], *location: object, **details: object) -> None:

@@ -8,7 +8,6 @@ from pipeline.models.checkpoint import save_classifier
 from pipeline.run import RunConfig
 from pipeline.runtime.recorder import Progress, open_recorder
 from pipeline.session import Session
-from stages.command import run_stage
 
 
 def main(session: Session, round_index: int | None = None) -> None:
@@ -50,7 +49,3 @@ def _next_round(config: RunConfig) -> int:
     packed = [r for r in range(config.synthesis.rounds) if is_packed(config.round_folder(r))]
     without_student = [r for r in packed if not config.student_path(r).exists()]
     return (without_student or packed[-1:] or [0])[0]
-
-
-if __name__ == "__main__":
-    run_stage(main, __doc__ or "")

@@ -6,7 +6,7 @@ from pipeline.estimate import estimate
 from pipeline.runtime.files import write_json
 from pipeline.session import Session, check_inputs
 from stages import teacher
-from stages.command import counted, run_stage
+from stages.command import counted
 
 
 def main(session: Session, round_index: int | None = None) -> None:
@@ -21,7 +21,3 @@ def main(session: Session, round_index: int | None = None) -> None:
         write_json(config.estimate_path, asdict(result))
         processes = counted(context.size, "process")
         print(f"estimate: {config.name}, {processes} on {context.device}", *result.lines(), sep="\n  ")
-
-
-if __name__ == "__main__":
-    run_stage(main, __doc__ or "")

@@ -10,7 +10,6 @@ from pipeline.runtime.files import read_json, write_json, write_text
 from pipeline.runtime.fingerprint import fingerprint
 from pipeline.runtime.recorder import Progress, open_recorder
 from pipeline.session import Session, last_student, load_student
-from stages.command import run_stage
 
 
 def main(session: Session, round_index: int | None = None) -> None:
@@ -46,7 +45,3 @@ def _csv(name: str, round_index: int, report: EvalReport) -> str:
     writer.writeheader()
     writer.writerow(row)
     return buffer.getvalue()
-
-
-if __name__ == "__main__":
-    run_stage(main, __doc__ or "", exclusive=False)

@@ -1,10 +1,13 @@
-"""Write docs/configuration.md, the reference of every config key, from the docstrings of the config dataclasses."""
+"""Write the reference of every config key, docs/configuration.md and that of the help, from their docstrings."""
 
+import json
 from pathlib import Path
 
 from pipeline.run import RENAMED_KEYS, RunConfig
+from pipeline.runtime.config import to_plain
 from pipeline.runtime.files import write_text
-from pipeline.runtime.reference import reference
+from pipeline.runtime.reference import markdown, sections
+from stages.config_keys import FILE
 
 PATH = Path(__file__).parents[1] / "docs" / "configuration.md"
 
@@ -38,11 +41,11 @@ student: {source: "torchvision:mobilenet_v2"}
 
 ## Overrides
 
-`--set` of a stage, or `SET` of make, sets keys after all files are merged. A value is YAML and replaces the whole value
-of its key, also a mapping. An item of a list is named by its number:
+Words KEY=VALUE of a command, or `SET` of make, set keys after all files are merged. A value is YAML and replaces the
+whole value of its key, also a mapping. An item of a list is named by its number:
 
 ```
-python -m stages.synthesize --config configs/digits.yaml --set seed=1 synthesis.inversion.phases.0.steps=500
+dreamdistill synthesize --config digits seed=1 synthesis.inversion.phases.0.steps=500
 make CONFIG=configs/digits.yaml SET="seed=1 classes=[1,2]"
 ```
 
@@ -71,7 +74,13 @@ DEFAULTS = {"name": "the file's name without `.yaml`"}
 
 def document() -> str:
     """The text of docs/configuration.md."""
-    return "\n".join([INTRODUCTION, _renamed_keys(), "", reference(RunConfig, DEFAULTS), ""])
+    tables = "\n\n".join(map(markdown, sections(RunConfig, DEFAULTS)))
+    return "\n".join([INTRODUCTION, _renamed_keys(), "", tables, ""])
+
+
+def keys() -> str:
+    """The text of the file from which the help of the commands reads the keys."""
+    return json.dumps(to_plain(sections(RunConfig, DEFAULTS)), indent=1) + "\n"
 
 
 def _renamed_keys() -> str:
@@ -81,9 +90,10 @@ def _renamed_keys() -> str:
 
 
 def main() -> None:
-    """Write the reference."""
-    write_text(PATH, document())
-    print(f"reference: wrote {PATH}")
+    """Write both files."""
+    for path, text in ((PATH, document()), (FILE, keys())):
+        write_text(path, text)
+        print(f"reference: wrote {path}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from pipeline.run import resolved_yaml
 from pipeline.runtime.files import atomic_file, read_json, write_text
 from pipeline.runtime.recorder import read_metrics
 from pipeline.session import Session, last_student
-from stages.command import run_stage
 
 GRID_CLASSES, GRID_IMAGES = 10, 16
 
@@ -56,7 +55,3 @@ def _tiles(images: ShardSet) -> tuple[list[int], Tensor]:
     rows = [(images.labels == label).nonzero()[:, 0].tolist() for label in chosen]
     count = min(GRID_IMAGES, *(len(row) for row in rows))
     return chosen.tolist(), torch.stack([images.batch(row[:count]) for row in rows])
-
-
-if __name__ == "__main__":
-    run_stage(main, __doc__ or "", exclusive=False)

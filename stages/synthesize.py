@@ -10,7 +10,6 @@ from pipeline.session import Session
 from pipeline.synthesis.batches import make_batches
 from pipeline.synthesis.plan import plan_batches
 from pipeline.synthesis.store import BatchStore, manifest_facts, missing_batches
-from stages.command import run_stage
 
 
 def main(session: Session, round_index: int | None = None) -> None:
@@ -65,7 +64,3 @@ def _progress(session: Session, round_index: int, num_own_batches: int, num_fini
     done = num_finished_batches // session.context.size * num_steps
     total = done + num_own_batches * num_steps
     return Progress(stage="synthesize", total=total, unit="steps", done=done, round_index=round_index)
-
-
-if __name__ == "__main__":
-    run_stage(main, __doc__ or "")

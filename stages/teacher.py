@@ -14,7 +14,6 @@ from pipeline.runtime.files import write_json
 from pipeline.runtime.recorder import Progress, open_recorder
 from pipeline.runtime.seeds import derive_seed
 from pipeline.session import Session
-from stages.command import run_stage
 
 
 def main(session: Session, round_index: int | None = None) -> None:
@@ -55,7 +54,3 @@ def main(session: Session, round_index: int | None = None) -> None:
     save_classifier(path, teacher, config.teacher, identity)
     remove_state(path)
     print(f"teacher: {path}, top-1 {metrics['top1']:.2%} on {len(test.labels)} test images")
-
-
-if __name__ == "__main__":
-    run_stage(main, __doc__ or "")

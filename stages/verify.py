@@ -2,7 +2,6 @@
 
 from pipeline.data.shards import ShardError, find_damage, is_packed, read_manifest
 from pipeline.session import Session
-from stages.command import run_stage
 
 
 def main(session: Session, round_index: int | None = None) -> None:
@@ -13,7 +12,9 @@ def main(session: Session, round_index: int | None = None) -> None:
     rounds = range(config.synthesis.rounds) if round_index is None else [round_index]
     folders = [folder for folder in map(config.round_folder, rounds) if is_packed(folder)]
     if not folders:
-        raise ShardError(f"{config.round_folder(rounds[0])} holds no complete dataset; run `make synthesize` first")
+        raise ShardError(
+            f"{config.round_folder(rounds[0])} holds no complete dataset; run the stage `synthesize` first"
+        )
     problems = [problem for folder in folders for problem in find_damage(folder)]
     if problems:
         raise ShardError("\n  ".join(["shards differ from their manifest:", *problems]))
@@ -21,7 +22,3 @@ def main(session: Session, round_index: int | None = None) -> None:
         manifest = read_manifest(folder)
         num_shards, num_images = len(manifest["shards"]), manifest["num_images"]
         print(f"verify: {folder}, {num_shards} shards with {num_images:,} images match the manifest")
-
-
-if __name__ == "__main__":
-    run_stage(main, __doc__ or "", exclusive=False)

@@ -1,6 +1,5 @@
 """Stages in processes that a test can kill; they are forked from a server that has already imported PyTorch."""
 
-import importlib
 import multiprocessing
 import os
 import signal
@@ -14,7 +13,7 @@ from pathlib import Path
 import torch
 from webdataset import TarWriter
 
-from stages.command import run_stage
+from stages.command_line import run
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["stages.chain", "torch._dynamo"])  # an optimizer imports the latter
@@ -69,8 +68,7 @@ def _run(stage: str, path: Path, environment: dict[str, str], images_before_kill
     torch.set_num_threads(1)
     if images_before_kill is not None:
         _kill_at_image(images_before_kill)
-    sys.argv = [stage, "--config", str(path)]
-    run_stage(importlib.import_module(f"stages.{stage}").main, "")
+    sys.exit(run([stage, "--config", str(path)]))
 
 
 def _kill_at_image(num_images: int) -> None:

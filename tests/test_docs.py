@@ -97,8 +97,6 @@ def test_every_relative_link_and_anchor_resolves(page):
 def test_every_file_in_backticks_exists(page):
     spans = SPAN.findall(FENCE.sub("", page.read_text()))
     named = set(chain.from_iterable(span.split() for span in spans)) - set(PLACEHOLDERS)
-    if page.name == "CHANGELOG.md":
-        named -= {"stages/workers.py"}  # of a former version
     assert [n for n in sorted(named) if FILE.fullmatch(n) and not (REPOSITORY / n).exists()] == []
 
 

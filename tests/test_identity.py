@@ -30,14 +30,14 @@ OTHER_IDENTITIES = {
 
 @pytest.mark.parametrize(("stage", "key", "old", "new", "name"), OTHER_IDENTITIES.values(), ids=OTHER_IDENTITIES)
 def test_output_of_another_identity_raises(error_of, finished, tmp_path, stage, key, old, new, name):
-    message = error_of(stage, copy_run(finished, tmp_path), "--set", f"{key}={new}")
+    message = error_of(stage, copy_run(finished, tmp_path), f"{key}={new}")
     assert f"{tmp_path / name} was made with another configuration (" in message
     assert f"{key}: {old} before, {new} now" in message
     assert "Set another `name`, or remove it (`make clean`" in message
 
 
 def test_other_training_images_raise_in_a_stage_that_does_not_read_them(error_of, finished, tmp_path):
-    message = error_of(distill, copy_run(finished, tmp_path), "--set", "data.train=npz:no.npz")
+    message = error_of(distill, copy_run(finished, tmp_path), "data.train=npz:no.npz")
     assert f"{tmp_path / TEACHER} was made with another configuration (data.source: sklearn:digits before" in message
 
 
@@ -50,7 +50,7 @@ def test_settings_that_change_no_output_are_accepted(finished, tmp_path, monkeyp
         "distill.memory_gib=1",
         "teacher_training.log_every=1",
     ]
-    assert run_command(monkeypatch, chain.main, path, "--set", *settings) == 0
+    assert run_command(monkeypatch, chain.main, path, *settings) == 0
 
 
 def test_manifest_has_the_fingerprint_of_the_identity(finished):

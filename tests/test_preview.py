@@ -1,7 +1,6 @@
 """`--dry-run`: the resolved config, and every output with what exists of it; nothing is written."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -90,7 +89,7 @@ def test_partial_outputs_are_marked(preview, finished, tmp_path):
     ],
 )
 def test_output_of_another_identity_raises(error_of, finished, tmp_path, setting, name):
-    message = error_of(chain, copy_run(finished, tmp_path), "--dry-run", "--set", setting)
+    message = error_of(chain, copy_run(finished, tmp_path), "--dry-run", setting)
     assert f"{tmp_path / name} was made with another configuration (" in message
 
 
@@ -109,7 +108,7 @@ def test_missing_weights_raise(error_of, tmp_path):
     ],
 )
 def test_wrong_network_raises(error_of, tmp_path, setting, message):
-    assert error_of(chain, write_config(tmp_path), "--dry-run", "--set", setting).startswith(f"error: {message}")
+    assert error_of(chain, write_config(tmp_path), "--dry-run", setting).startswith(f"error: {message}")
 
 
 def test_published_weights_are_not_downloaded(preview, tmp_path, monkeypatch):
@@ -121,6 +120,16 @@ def test_published_weights_are_not_downloaded(preview, tmp_path, monkeypatch):
     teacher = {"source": "torchvision:mobilenet_v3_small", "weights": "DEFAULT"}
     _, lines = preview(write_config(tmp_path, images=images, teacher=teacher, teacher_training=None))
     assert lines[0] == "teacher     torchvision:mobilenet_v3_small with weights DEFAULT"
+
+
+@pytest.mark.parametrize("key", ["teacher", "student", "verifier"])
+def test_unknown_published_weights_raise_without_a_download(error_of, tmp_path, key):
+    network = {"source": "torchvision:mobilenet_v3_small", "weights": "IMAGENET1K_V9"}
+    images = {"channels": 3, "height": 32, "width": 32, "num_classes": 1000}
+    good = {"source": "torchvision:mobilenet_v3_small", "weights": "DEFAULT"}
+    networks = {"teacher": good, key: network}
+    message = error_of(chain, write_config(tmp_path, images=images, teacher_training=None, **networks), "--dry-run")
+    assert message.startswith(f"error: {key}.weights: torchvision:mobilenet_v3_small has no weights 'IMAGENET1K_V9'")
 
 
 def test_list_of_1000_rounds_is_short(preview, tmp_path):
@@ -139,18 +148,14 @@ def test_every_stage_prints_the_same_preview(monkeypatch, capsys, tmp_path):
     assert previews[0] == previews[1]
 
 
-def test_launch_checks_that_the_processes_can_share_a_batch(monkeypatch, capsys, tmp_path):
-    monkeypatch.setenv("DREAMDISTILL_DEVICE", "cpu")
-    monkeypatch.setattr(sys, "argv", ["launch", "3", "chain", "--config", str(write_config(tmp_path)), "--dry-run"])
-    with pytest.raises(SystemExit, match="2"):
-        launch.main()
-    assert capsys.readouterr().err.startswith("error: distill.batch_size: 20 cannot be shared by 3 processes")
+def test_processes_that_cannot_share_a_batch_raise(error_of, tmp_path):
+    message = error_of(chain, write_config(tmp_path), "--dry-run", "--processes", "3")
+    assert message.startswith("error: distill.batch_size: 20 cannot be shared by 3 processes")
 
 
-def test_launch_prints_once_and_starts_no_processes(monkeypatch, capsys, tmp_path):
-    monkeypatch.setenv("DREAMDISTILL_DEVICE", "cpu")
+def test_several_processes_are_not_started(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(launch, "launch", lambda arguments: pytest.fail("processes were started"))
-    monkeypatch.setattr(sys, "argv", ["launch", "2", "chain", "--config", str(write_config(tmp_path)), "--dry-run"])
-    launch.main()
+    path = write_config(tmp_path)
+    assert run_command(monkeypatch, chain.main, path, "--dry-run", "--processes", "2") == 0
     assert capsys.readouterr().out.count("report      ") == 1
     assert list(digests(tmp_path)) == ["tiny.yaml"]

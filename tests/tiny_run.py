@@ -21,6 +21,7 @@ from pipeline.runtime.distributed import DistributedContext
 from pipeline.runtime.seeds import make_generator
 from pipeline.session import open_session
 from stages.command import Stage, run_stage
+from stages.commands import find_command, parse_words
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RUN_NAME = "tiny"
@@ -99,18 +100,17 @@ def run_command(monkeypatch: Any, stage: Stage, path: Path, *arguments: str) -> 
     """The exit code of a stage's command line, run in this process."""
     monkeypatch.setenv("DREAMDISTILL_DEVICE", "cpu")
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # the command replaces it
-    monkeypatch.setattr(sys, "argv", ["stage", "--config", str(path), *arguments])
     try:
-        run_stage(stage, "")
+        run_stage(stage, parse_words(find_command("run"), ["--config", str(path), *arguments]))
     except SystemExit as end:
         return int(end.code or 0)
     return 0
 
 
-def stage_command(stage: str, path: Path, *, num_processes: int = 1, arguments: Sequence[str] = ()) -> list[str]:
-    """The command line of a stage, as in the Makefile."""
-    module = ["stages.launch", str(num_processes), stage] if num_processes > 1 else [f"stages.{stage}"]
-    return [sys.executable, "-m", *module, "--config", str(path), *arguments]
+def stage_command(command: str, path: Path, *, num_processes: int = 1, arguments: Sequence[str] = ()) -> list[str]:
+    """The command line of a command, as in the Makefile."""
+    processes = ["--processes", str(num_processes)] if num_processes > 1 else []
+    return [sys.executable, "-m", "stages", command, "--config", str(path), *processes, *arguments]
 
 
 def start(command: Sequence[str]) -> "subprocess.Popen[bytes]":

@@ -83,7 +83,7 @@ def read_members(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
                 members[key][extension] = (member.offset_data, member.size)
         _check_end(path, members)
     except (tarfile.TarError, OSError) as error:
-        raise ShardError(f"{path} is damaged ({error}); remove it and run `make synthesize` again") from error
+        raise ShardError(f"{path} is damaged ({error}); remove it and run the stage `synthesize` again") from error
     return dict(members)
 
 
@@ -176,7 +176,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a complete round; ShardError when it is missing, damaged or of another format."""
     path = folder / MANIFEST
     if not is_packed(folder):
-        raise ShardError(f"{folder} holds no complete synthetic dataset; run `make synthesize` first")
+        raise ShardError(f"{folder} holds no complete synthetic dataset; run the stage `synthesize` first")
     manifest = read_json(path)
     if manifest.get("format") != FORMAT:
         raise ShardError(f"{path} has format {manifest.get('format')!r}, this version reads {FORMAT}; synthesize again")
@@ -187,7 +187,7 @@ def check_sizes(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Raise ShardError when a shard is missing or differs in size from the manifest; reads no shard."""
     for entry in manifest["shards"]:
         if problem := _size_problem(folder / entry["file"], entry["bytes"]):
-            raise ShardError(f"{problem}; remove {folder} and run `make synthesize` again")
+            raise ShardError(f"{problem}; remove {folder} and run the stage `synthesize` again")
 
 
 def _size_problem(path: Path, expected: int) -> str | None:

@@ -57,7 +57,7 @@ def read_description(path: Path) -> dict[str, Any]:
 def weights_identity(config: ModelConfig, key: str) -> dict[str, Any]:
     """What a network depends on: its configuration, and the SHA-256 of its weight file and its `python:FILE.py` code.
 
-    Raises ValueError, naming `key`, when the weight file does not exist.
+    Raises ValueError, naming `key`, when the weight file or the published weights do not exist.
     """
     identity: dict[str, Any] = to_plain(config)
     if config.weights and not is_published_name(config):
@@ -67,7 +67,10 @@ def weights_identity(config: ModelConfig, key: str) -> dict[str, Any]:
         del identity["weights"]  # the content counts, not the path
         identity["sha256"] = sha256_of(path)
     elif config.weights:
-        identity["weights"] = published_name(config)
+        try:
+            identity["weights"] = published_name(config)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from error
     kind, _, name = config.source.partition(":")
     code = Path(name.rpartition(":")[0])
     if kind == "python" and code.is_file():

@@ -4,13 +4,14 @@ import importlib
 import importlib.util
 import sys
 import urllib.error
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from pipeline.models.config import ImageConfig, ModelConfig, Normalization
+from pipeline.runtime.config import nearest
 
 
 def is_published_name(config: ModelConfig) -> bool:
@@ -23,15 +24,18 @@ def is_published_name(config: ModelConfig) -> bool:
 
 
 def published_name(config: ModelConfig) -> str:
-    """The name of the published weights; DEFAULT is an alias that depends on the version of the library."""
+    """The name of the published weights; DEFAULT is an alias that depends on the version of the library.
+
+    Nothing is downloaded. Raises ValueError when the network has no such weights.
+    """
     kind, _, name = config.source.partition(":")
-    assert config.weights is not None
     if kind == "torchvision":
-        weights = _torchvision_weights(name).get(config.weights)
-        return str(weights.name) if weights else config.weights
+        return str(_torchvision_weights(name, config.weights).name)
     timm = _import_timm(name)
+    if not timm.models.is_model_pretrained(name):
+        raise ValueError(f"{config.source} has no published weights; put the path of a weight file into `weights`")
     preset = timm.models.get_pretrained_cfg(name)
-    return f"{preset.architecture}.{preset.tag}" if preset else config.weights
+    return f"{preset.architecture}.{preset.tag}"
 
 
 def build_network(config: ModelConfig, images: ImageConfig) -> tuple[nn.Module, Normalization | None]:
@@ -66,31 +70,37 @@ def _cifar10(name: str, config: ModelConfig, images: ImageConfig) -> tuple[nn.Mo
 def _torchvision(name: str, config: ModelConfig, images: ImageConfig) -> tuple[nn.Module, Normalization | None]:
     import torchvision.models
 
-    members = _torchvision_weights(name)
-    if config.weights is None or not is_published_name(config):
+    _require_torchvision_model(name)
+    if not is_published_name(config):
         return torchvision.models.get_model(name, num_classes=images.num_classes, **config.options), None
-    if config.weights not in members:
-        raise ValueError(f"torchvision:{name} has no weights {config.weights!r}; it has {', '.join(members)}")
-    weights = members[config.weights]
+    weights = _torchvision_weights(name, config.weights)
     preset = weights.transforms()
     network = torchvision.models.get_model(name, weights=weights, **config.options)
     return network, (tuple(preset.mean), tuple(preset.std))
 
 
-def _torchvision_weights(name: str) -> Mapping[str, Any]:
-    """The published weights of a network by name, including aliases."""
+def _torchvision_weights(name: str, weights: str | None) -> Any:
+    """The published weights of a network by their name or alias; raises ValueError when there are none."""
+    import torchvision.models
+
+    _require_torchvision_model(name)
+    members = torchvision.models.get_model_weights(name).__members__
+    if weights not in members:
+        raise ValueError(
+            f"torchvision:{name} has no weights {weights!r}{nearest(weights, members)} (it has {', '.join(members)})"
+        )
+    return members[weights]
+
+
+def _require_torchvision_model(name: str) -> None:
     import torchvision.models
 
     if name not in torchvision.models.list_models(torchvision.models):
         raise ValueError(f"torchvision has no classifier {name!r}; torchvision.models.list_models() lists them")
-    members: Mapping[str, Any] = torchvision.models.get_model_weights(name).__members__
-    return members
 
 
 def _timm(name: str, config: ModelConfig, images: ImageConfig) -> tuple[nn.Module, Normalization | None]:
     timm = _import_timm(name)
-    if not timm.is_model(name):
-        raise ValueError(f"timm has no model {name!r}; timm.list_models() lists them")
     network = timm.create_model(
         name,
         pretrained=is_published_name(config),
@@ -103,10 +113,13 @@ def _timm(name: str, config: ModelConfig, images: ImageConfig) -> tuple[nn.Modul
 
 
 def _import_timm(name: str) -> Any:
+    """The package, which must have a model of that name."""
     try:
         import timm
     except ImportError:
         raise ValueError(f"timm:{name} needs the timm package: pip install timm") from None
+    if not timm.is_model(name):
+        raise ValueError(f"timm has no model {name!r}; timm.list_models() lists them")
     return timm
 
 

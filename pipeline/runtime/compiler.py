@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
-from pipeline.runtime.distributed import cache_folder, compiler_name
+from pipeline.runtime.environment import cache_folder, compiler_name
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")

@@ -15,7 +15,7 @@ BASE = "base"
 # A run's name is its own file's; two runs of one name would write into the same folders.
 NOT_INHERITED = ("name",)
 # Ends a message about an override that looks like a part of one.
-NO_SPACES = "; SET is split at spaces, so values have no spaces: [1,2]"
+NO_SPACES = "; quote a value with spaces, and write it without them in SET of make: [1,2]"
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

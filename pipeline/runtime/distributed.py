@@ -1,4 +1,4 @@
-"""The ranks that work on a run together, and the device of each: the only module that reads the environment."""
+"""The ranks that work on a run together, and the device of each."""
 
 import os
 import sys
@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import torch
@@ -14,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pipeline.runtime.environment import is_under_torchrun, named_device, named_num_threads, ranks_of_torchrun
 from pipeline.runtime.hardware import is_cuda_usable, keep_freed_memory, unusable_driver
 from pipeline.runtime.threads import threads_per_process
 
@@ -23,8 +23,6 @@ LOST_AFTER = timedelta(minutes=10)
 WAIT_AT_MOST = timedelta(days=7)
 # What gloo and NCCL say when the other end of a connection is gone.
 LOST_PEER = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Timed out waiting")
-# Set in the environment of ranks whose launcher reports their errors.
-LAUNCHER_REPORTS = "DREAMDISTILL_LAUNCHER_REPORTS"
 
 Value = TypeVar("Value")
 
@@ -122,13 +120,10 @@ def open_distributed() -> Iterator[DistributedContext]:
     `cuda:1`); the default is CUDA if there is a device, else the CPU. `OMP_NUM_THREADS` is the number of threads of
     each rank; by default the ranks of a machine share its cores.
     """
-    rank, size, local_rank, local_size = (
-        int(os.environ.get(name, default))
-        for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
-    )
+    rank, size, local_rank, local_size = ranks_of_torchrun()
     device = choose_device(local_rank, local_size)
     _set_up_process(device, local_size)
-    if "RANK" not in os.environ:
+    if not is_under_torchrun():
         yield DistributedContext(device=device)
         return
     on_cuda = device.type == "cuda"
@@ -156,70 +151,36 @@ def is_one_of_several() -> bool:
     return dist.is_initialized()
 
 
-def is_rank_zero() -> bool:
-    """Whether this process is rank 0; known before `open_distributed`."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def launcher_reports_errors() -> bool:
-    """Whether the process that launched this one reports its errors."""
-    return LAUNCHER_REPORTS in os.environ
-
-
-def prepare_launch(num_processes: int) -> None:
-    """Set the environment of the ranks that this process is about to launch: their threads, and who reports errors."""
-    # The default of torchrun is one thread for each rank, on any machine.
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_process(num_processes)))
-    os.environ[LAUNCHER_REPORTS] = "1"
-
-
-def compiler_name() -> str:
-    """The C++ compiler that PyTorch uses."""
-    return os.environ.get("CXX", "g++")
-
-
-def cache_folder() -> Path:
-    """The folder of this user's cache; what is in it can be computed again."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dreamdistill"
-
-
-def is_device_named() -> bool:
-    """Whether the user named the device."""
-    return "DREAMDISTILL_DEVICE" in os.environ
-
-
 def choose_device(local_rank: int, local_size: int) -> torch.device:
     """The device of one of the `local_size` ranks of this machine.
 
     Raises ValueError when the named device does not exist, or when there are fewer CUDA devices than ranks.
     """
-    name, num_cuda = os.environ.get("DREAMDISTILL_DEVICE"), torch.cuda.device_count() if is_cuda_usable() else 0
+    name, num_cuda = named_device(), torch.cuda.device_count() if is_cuda_usable() else 0
     try:
         device = torch.device(name or ("cuda" if num_cuda else "cpu"))
     except RuntimeError:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"DREAMDISTILL_DEVICE={name} is not a device to compute on; use cpu, cuda or cuda:N")
+        raise ValueError(f"the device {name!r} is none to compute on; use cpu, cuda or cuda:N")
     if device.type == "cpu":
         return device
     if (device.index or 0) >= num_cuda:
         reason = unusable_driver() or f"there are {num_cuda} CUDA devices"
-        raise ValueError(f"DREAMDISTILL_DEVICE={name}, but {reason}; use cpu{' or a lower number' if num_cuda else ''}")
+        fix = f"use cpu{' or a lower number' if num_cuda else ''}"
+        raise ValueError(f"there is no device {name!r}: {reason}; {fix}")
     num_devices = num_cuda if device.index is None else 1
     if local_size > num_devices:
         raise ValueError(
-            f"NPROC={local_size}: each process needs a CUDA device, but this machine has {num_devices} for them; set "
-            f"NPROC={num_devices}{'' if device.index is None else ', or DREAMDISTILL_DEVICE=cuda'}"
+            f"{local_size} processes need a CUDA device each, but this machine has {num_devices} for them; use "
+            f"--processes {num_devices} (make: NPROC={num_devices}){'' if device.index is None else ', or device cuda'}"
         )
     return torch.device("cuda", local_rank) if device.index is None else device
 
 
 def _set_up_process(device: torch.device, local_size: int) -> None:
     """Set threads, allocator and CUDA's trade of speed for bits (docs/architecture.md, decisions 19 to 21)."""
-    num_threads = os.environ.get("OMP_NUM_THREADS")
-    if num_threads is not None and not (num_threads.isdigit() and int(num_threads)):
-        raise ValueError(f"OMP_NUM_THREADS={num_threads} is not a number of threads; use 1 or more, or leave it out")
-    if num_threads is None:
+    if named_num_threads() is None:
         # PyTorch counts physical cores, but knows nothing of containers and of other ranks.
         torch.set_num_threads(threads_per_process(local_size))
     keep_freed_memory(local_size)

@@ -1,4 +1,4 @@
-"""The reference of a tree of config dataclasses as Markdown: every key with type, default and meaning."""
+"""The reference of a tree of config dataclasses: every key with type, default and meaning; also as Markdown."""
 
 import dataclasses
 import inspect
@@ -21,37 +21,78 @@ ATTRIBUTE_LINE = re.compile(r" {4}(\w+): (.+)")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Key:
+    """A key of a section: its name, the type of its value, its default (YAML in backticks), and what it means."""
+
+    name: str
+    type: str
+    default: str
+    meaning: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Section:
-    """A config dataclass and the dotted keys under which the tree holds it; the root's key is empty."""
+    """A config dataclass in words, and the dotted places at which the tree holds it; that of the root is empty."""
 
-    kind: type
-    keys: tuple[str, ...]
+    places: tuple[str, ...]
+    summary: str
+    keys: tuple[Key, ...]
 
 
-def reference(root: type, defaults: Mapping[str, str] = MappingProxyType({})) -> str:
-    """Markdown with one table for each dataclass in the tree of `root`.
+def sections(root: type, defaults: Mapping[str, str] = MappingProxyType({})) -> tuple[Section, ...]:
+    """The dataclasses in the tree of `root`, in the order of their first place.
 
     `defaults` replaces the stated default of a dotted key that the loader fills in. Raises ValueError
     when a docstring leaves out a field or describes one that does not exist.
     """
-    return "\n\n".join(_markdown(section, defaults) for section in sections(root))
+    places: dict[type, list[str]] = {}
+    for kind, place in _walk(root, ""):
+        places.setdefault(kind, []).append(place)
+    return tuple(_section(kind, tuple(names), defaults) for kind, names in places.items())
 
 
-def sections(root: type) -> list[Section]:
-    """The dataclasses in the tree of `root`, in the order of their first key."""
-    keys: dict[type, list[str]] = {}
-    for kind, key in _walk(root, ""):
-        keys.setdefault(kind, []).append(key)
-    return [Section(kind=kind, keys=tuple(names)) for kind, names in keys.items()]
+def _section(kind: type, places: tuple[str, ...], defaults: Mapping[str, str]) -> Section:
+    summary, meanings = parse_docstring(kind)
+    hints = typing.get_type_hints(kind)
+    keys = (
+        Key(
+            name=field.name,
+            type=yaml_type(hints[field.name]),
+            default=defaults.get(join(places[0], field.name)) or _default(field),
+            meaning=meanings[field.name],
+        )
+        for field in dataclasses.fields(kind)
+    )
+    return Section(places=places, summary=summary, keys=tuple(keys))
 
 
-def _walk(kind: type, key: str) -> Iterator[tuple[type, str]]:
-    yield kind, key
+def markdown(section: Section) -> str:
+    """A heading, the summary, and a table of the keys."""
+    place, *others = section.places
+    parts = [f"## {', '.join(f'`{name}`' for name in section.places)}" if place else "## Top level", section.summary]
+    if others:
+        *head, last = (f"`{name}`" for name in others)
+        names = f"{', '.join(head)} and {last}" if head else last
+        parts.append(f"The table lists the keys of `{place}`. The keys of {names} are the same.")
+    rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for key in section.keys:
+        meaning = key.meaning.replace("|", r"\|")
+        rows.append(f"| `{join(place, key.name)}` | {key.type} | {key.default} | {meaning} |")
+    return "\n\n".join([*parts, "\n".join(rows)])
+
+
+def join(place: str, name: str) -> str:
+    """The dotted key `name` at `place`, which is empty for the root."""
+    return f"{place}.{name}" if place else name
+
+
+def _walk(kind: type, place: str) -> Iterator[tuple[type, str]]:
+    yield kind, place
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         nested, suffix = _nested_dataclass(hints[field.name])
         if nested is not None:
-            yield from _walk(nested, f"{_join(key, field.name)}{suffix}")
+            yield from _walk(nested, f"{join(place, field.name)}{suffix}")
 
 
 def _nested_dataclass(kind: Any) -> tuple[type | None, str]:
@@ -64,27 +105,6 @@ def _nested_dataclass(kind: Any) -> tuple[type | None, str]:
         if nested is not None:
             return nested, suffix + inner_suffix
     return None, ""
-
-
-def _join(key: str, name: str) -> str:
-    return f"{key}.{name}" if key else name
-
-
-def _markdown(section: Section, defaults: Mapping[str, str]) -> str:
-    summary, meanings = parse_docstring(section.kind)
-    key, *others = section.keys
-    parts = [f"## {', '.join(f'`{k}`' for k in section.keys)}" if key else "## Top level", summary]
-    if others:
-        *head, last = (f"`{k}`" for k in others)
-        names = f"{', '.join(head)} and {last}" if head else last
-        parts.append(f"The table lists the keys of `{key}`. The keys of {names} are the same.")
-    rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
-    hints = typing.get_type_hints(section.kind)
-    for field in dataclasses.fields(section.kind):
-        dotted = _join(key, field.name)
-        default = defaults.get(dotted) or _default(field)
-        rows.append(f"| `{dotted}` | {yaml_type(hints[field.name])} | {default} | {_cell(meanings[field.name])} |")
-    return "\n\n".join([*parts, "\n".join(rows)])
 
 
 def parse_docstring(kind: type) -> tuple[str, dict[str, str]]:
@@ -133,7 +153,3 @@ def _default(field: "dataclasses.Field[Any]") -> str:
         return "its defaults"
     text = yaml.safe_dump(to_plain(value), default_flow_style=True, width=1000)
     return f"`{text.removesuffix(DOCUMENT_END).strip()}`"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", r"\|")

@@ -149,7 +149,7 @@ def test_interrupted_pack_leaves_no_manifest_and_resumes(tmp_path, packed, monke
         with pytest.raises(KeyboardInterrupt):
             pack_parts(folder)
     assert not (folder / MANIFEST).exists()
-    with pytest.raises(ShardError, match="no complete synthetic dataset; run `make synthesize`"):
+    with pytest.raises(ShardError, match="no complete synthetic dataset; run the stage `synthesize`"):
         ShardSet([folder])
     pack_parts(folder)
     remove_parts(folder)
@@ -189,7 +189,7 @@ def test_part_truncated_inside_a_member_raises(tmp_path, position):
         members = tar.getmembers()
     member = members[int(position * len(members))]
     path.write_bytes(path.read_bytes()[: member.offset_data + member.size // 2])
-    with pytest.raises(ShardError, match=f"{path} .*remove it and run `make synthesize` again"):
+    with pytest.raises(ShardError, match=f"{path} .*remove it and run the stage `synthesize` again"):
         pack_parts(tmp_path)
     assert not (tmp_path / MANIFEST).exists()
 

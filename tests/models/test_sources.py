@@ -81,9 +81,17 @@ def test_unknown_option_raises():
         build_network(ModelConfig(source="torchvision:resnet18", options={"depth": 3}), IMAGES)
 
 
-def test_unknown_published_weights_raise():
-    with pytest.raises(ValueError, match="torchvision:resnet18 has no weights 'BEST'; it has IMAGENET1K_V1"):
-        build_network(ModelConfig(source="torchvision:resnet18", weights="BEST"), IMAGES)
+@pytest.mark.parametrize("use", [published_name, lambda config: build_network(config, IMAGES)])
+def test_unknown_published_weights_raise(use):
+    message = r"resnet18 has no weights 'IMAGENET1K_V9'; did you mean IMAGENET1K_V1\? \(it has IMAGENET1K_V1, "
+    with pytest.raises(ValueError, match=message):
+        use(ModelConfig(source="torchvision:resnet18", weights="IMAGENET1K_V9"))
+
+
+def test_timm_model_without_published_weights_raises():
+    pytest.importorskip("timm")
+    with pytest.raises(ValueError, match="timm:darknet17 has no published weights"):
+        published_name(ModelConfig(source="timm:darknet17", weights="DEFAULT"))
 
 
 def test_failed_download_raises_with_the_fix(monkeypatch):

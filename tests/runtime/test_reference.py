@@ -7,8 +7,9 @@ from typing import Any, Literal
 import pytest
 
 from pipeline.run import RENAMED_KEYS, RunConfig
-from pipeline.runtime.reference import parse_docstring, reference, sections
-from stages.reference import PATH, document
+from pipeline.runtime.reference import markdown, parse_docstring, sections
+from stages.config_keys import FILE
+from stages.reference import PATH, document, keys
 
 
 @dataclass
@@ -79,6 +80,10 @@ class Stale:
     first: int
 
 
+def reference(root: type, *defaults) -> str:
+    return "\n\n".join(map(markdown, sections(root, *defaults)))
+
+
 @pytest.mark.parametrize(
     "row",
     [
@@ -96,7 +101,7 @@ def test_row_has_key_type_default_and_meaning(row):
 
 
 def test_dataclass_under_two_keys_has_one_table():
-    assert [section.keys for section in sections(Tree)] == [("",), ("left", "right"), ("parts.N",)]
+    assert [section.places for section in sections(Tree)] == [("",), ("left", "right"), ("parts.N",)]
     assert "## `left`, `right`" in reference(Tree)
 
 
@@ -122,14 +127,14 @@ def test_description_without_field_raises():
         reference(Stale)
 
 
-@pytest.mark.parametrize("kind", [s.kind for s in sections(RunConfig)], ids=lambda kind: kind.__name__)
-def test_every_config_dataclass_describes_its_fields(kind):
-    _, meanings = parse_docstring(kind)
-    assert all(re.match(r"[A-Z`].*[.]$", meaning) for meaning in meanings.values())
+@pytest.mark.parametrize("section", sections(RunConfig), ids=lambda section: section.places[0])
+def test_every_key_is_described_by_sentences(section):
+    assert all(re.match(r"[A-Z`].*[.]$", key.meaning) for key in section.keys)
 
 
-def test_configuration_md_is_current():
-    assert PATH.read_text() == document(), "run `make docs`"
+@pytest.mark.parametrize(("path", "text"), [(PATH, document()), (FILE, keys())], ids=["docs", "help"])
+def test_written_reference_is_current(path, text):
+    assert path.read_text() == text, "run `make docs`"
 
 
 def test_configuration_md_names_every_former_key():

@@ -82,7 +82,7 @@ BAD_SETTINGS = {
 
 @pytest.mark.parametrize(("settings", "fragments"), BAD_SETTINGS.values(), ids=BAD_SETTINGS)
 def test_bad_setting_raises_before_anything_is_made(error_of, tmp_path, settings, fragments):
-    message = error_of(chain, write_config(tmp_path), "--set", *settings)
+    message = error_of(chain, write_config(tmp_path), *settings)
     for fragment in fragments:
         assert fragment in message
     assert message.count("\n") == 1
@@ -114,7 +114,7 @@ def test_missing_weight_file_raises(error_of, tmp_path):
 
 
 def test_untrained_teacher_raises(error_of, tmp_path):
-    assert "run `make teacher` first" in error_of(synthesize, write_config(tmp_path))
+    assert "run the stage `teacher` first" in error_of(synthesize, write_config(tmp_path))
     assert list(digests(tmp_path, exclude=[".lock"])) == ["tiny.yaml"]
 
 
@@ -164,7 +164,7 @@ def test_data_of_another_image_size_raises(error_of, tmp_path):
     ],
 )
 def test_chain_checks_the_inputs_of_all_stages_first(error_of, tmp_path, setting):
-    error_of(chain, write_config(tmp_path), "--set", setting)
+    error_of(chain, write_config(tmp_path), setting)
     assert list(digests(tmp_path, exclude=[".lock"])) == ["tiny.yaml"]
 
 
@@ -195,7 +195,7 @@ def test_bad_weights_can_be_replaced(error_of, teacher_weights, tmp_path, monkey
 
 def test_diverged_inversion_can_be_corrected(error_of, tmp_path, teacher_weights, monkeypatch):
     path = write_config(tmp_path, **with_weights(teacher_weights))
-    diverging = ["--set", "synthesis.inversion.lr=1e38", "synthesis.inversion.clamp=false"]
+    diverging = ["synthesis.inversion.lr=1e38", "synthesis.inversion.clamp=false"]
     assert "lower synthesis.inversion.lr" in error_of(synthesize, path, *diverging)
     assert run_command(monkeypatch, synthesize.main, path) == 0
 
@@ -212,7 +212,7 @@ def test_diverged_distillation_raises_with_step_and_fix(error_of, tmp_path, fini
 @pytest.mark.parametrize("key", ["synthesis.inversion.flip", "distill.augment.flip", "teacher_training.augment.flip"])
 def test_flipped_digits_warn_and_run(tmp_path, monkeypatch, capsys, key):
     path = write_config(tmp_path)
-    assert run_command(monkeypatch, chain.main, path, "--set", f"{key}=true") == 0
+    assert run_command(monkeypatch, chain.main, path, f"{key}=true") == 0
     message = capsys.readouterr().err
     assert message == f"warning: {key}: true mirrors images of sklearn:digits, which changes what they show\n"
     assert load_run(path).evaluation_path(0).exists()

@@ -1,19 +1,18 @@
 """`make clean`: it removes the outputs of one run or round, names them, and shows them first if asked to."""
 
-import sys
+import warnings
 
 import pytest
-from tiny_run import copy_run, digests, run_command, write_config
+from tiny_run import copy_run, digests, write_config
 
 from pipeline.run import load_run
-from stages import clean, launch
-from stages.clean import planned_removals
-from stages.command import run_stage
+from stages.command_line import run
 
 
 def run_clean(monkeypatch, path, *arguments: str) -> None:
-    monkeypatch.setattr("tiny_run.run_stage", lambda stage, text: run_stage(stage, text, preview=planned_removals))
-    assert run_command(monkeypatch, clean.main, path, *arguments) == 0
+    monkeypatch.setenv("DREAMDISTILL_DEVICE", "cpu")
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # the command replaces it
+    assert run(["clean", "--config", str(path), *arguments]) == 0
 
 
 def test_run_without_outputs_has_nothing_to_remove(monkeypatch, tmp_path, capsys):
@@ -31,16 +30,11 @@ def test_both_folders_of_a_run_are_removed(monkeypatch, finished, tmp_path, caps
     assert list(digests(tmp_path)) == ["tiny.yaml"]
 
 
-@pytest.mark.parametrize("is_launched", [False, True])
-def test_dry_run_names_what_would_be_removed(monkeypatch, finished, tmp_path, capsys, is_launched):
+@pytest.mark.parametrize("num_processes", ["1", "2"])
+def test_dry_run_names_what_would_be_removed(monkeypatch, finished, tmp_path, capsys, num_processes):
     path = copy_run(finished, tmp_path)
     before = digests(tmp_path)
-    if is_launched:
-        monkeypatch.setenv("DREAMDISTILL_DEVICE", "cpu")
-        monkeypatch.setattr(sys, "argv", ["launch", "2", "clean", "--config", str(path), "--dry-run"])
-        launch.main()
-    else:
-        run_clean(monkeypatch, path, "--dry-run")
+    run_clean(monkeypatch, path, "--dry-run", "--processes", num_processes)
     planned = [f"clean: would remove {tmp_path / name}" for name in ("shards/tiny", "checkpoints/tiny")]
     assert capsys.readouterr().out.splitlines() == planned
     assert digests(tmp_path) == before

@@ -7,14 +7,13 @@ from tiny_run import copy_run, run_command, write_config
 from pipeline.run import load_run
 from pipeline.runtime.files import exclusive_lock
 from stages import chain, command, distill, evaluate, report, synthesize, teacher, verify
-from stages.command import parse_arguments, read_config, run_stage
 
 STAGES = (teacher, synthesize, distill, evaluate, report, verify, chain)
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.__name__)
 def test_unknown_key_raises_in_every_stage(error_of, tmp_path, stage):
-    assert "unknown key sead; did you mean seed?" in error_of(stage, write_config(tmp_path), "--set", "sead=1")
+    assert "unknown key sead; did you mean seed?" in error_of(stage, write_config(tmp_path), "sead=1")
 
 
 @pytest.mark.parametrize("round_index", ["1", "-1"])
@@ -22,13 +21,6 @@ def test_unknown_key_raises_in_every_stage(error_of, tmp_path, stage):
 def test_round_out_of_range_raises_in_every_stage(error_of, tmp_path, stage, round_index):
     message = error_of(stage, write_config(tmp_path), "--round", round_index)
     assert message == f"error: --round {round_index}: synthesis.rounds=1 has rounds 0 to 0\n"
-
-
-def test_set_can_be_repeated(tmp_path):
-    path = write_config(tmp_path)
-    arguments = parse_arguments("", ["--config", str(path), "--set", "seed=5", "name=other", "--set", "distill.lr=0.5"])
-    config = read_config(arguments)
-    assert (config.seed, config.name, config.distill.lr) == (5, "other", 0.5)
 
 
 def test_interrupt_says_how_to_continue(tmp_path, monkeypatch, capsys):
@@ -39,21 +31,21 @@ def test_interrupt_says_how_to_continue(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == "interrupted; run the same command again to continue\n"
 
 
-def test_unknown_device_raises(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("DREAMDISTILL_DEVICE", "gpu")
-    monkeypatch.setattr("sys.argv", ["stage", "--config", str(write_config(tmp_path))])
-    with pytest.raises(SystemExit, match="2"):
-        run_stage(teacher.main, "")
-    assert (
-        capsys.readouterr().err
-        == "error: DREAMDISTILL_DEVICE=gpu is not a device to compute on; use cpu, cuda or cuda:N\n"
-    )
+def test_unknown_device_raises(error_of, tmp_path):
+    message = error_of(teacher, write_config(tmp_path), "--device", "gpu")
+    assert message == "error: the device 'gpu' is none to compute on; use cpu, cuda or cuda:N\n"
+
+
+def test_processes_under_torchrun_raise(error_of, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    message = error_of(synthesize, write_config(tmp_path), "--processes", "2")
+    assert message == "error: --processes 2: torchrun has started the processes; leave it out\n"
 
 
 @pytest.mark.parametrize("reason", [None, "PyTorch is built without CUDA; install a build with it"])
 def test_first_line_names_device_processes_and_precision(tmp_path, monkeypatch, capsys, finished, reason):
     monkeypatch.setattr(command, "unusable_driver", lambda: reason)
-    monkeypatch.setattr(command, "is_device_named", lambda: False)
+    monkeypatch.setattr(command, "named_device", lambda: None)
     assert run_command(monkeypatch, verify.main, copy_run(finished, tmp_path)) == 0
     first, *others = capsys.readouterr().out.splitlines()
     num_threads = torch.get_num_threads()

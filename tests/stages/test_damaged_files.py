@@ -41,7 +41,7 @@ def test_damaged_shard_stops_distill_and_verify(error_of, finished, tmp_path, da
     message = error_of(distill, path)
     assert f"{tar} " in message
     assert complaint in message
-    assert f"remove {config.round_folder(0)} and run `make synthesize` again" in message
+    assert f"remove {config.round_folder(0)} and run the stage `synthesize` again" in message
     assert config.student_path(0).exists() == has_student
     assert f"{tar} " in error_of(verify, path)
 
@@ -63,12 +63,14 @@ def test_each_stage_names_the_stage_that_is_missing_before_it(error_of, finished
     )
     config.student_path(0).unlink()
     message = error_of(evaluate, path)
-    assert message == f"error: there is no student of round 0 ({config.student_path(0)}); run `make distill` first\n"
+    assert (
+        message == f"error: there is no student of round 0 ({config.student_path(0)}); run the stage `distill` first\n"
+    )
     (config.round_folder(0) / "manifest.json").unlink()
     for stage in (distill, verify):
         message = error_of(stage, path)
         assert f"{config.round_folder(0)} holds no complete" in message
-        assert "run `make synthesize` first" in message
+        assert "run the stage `synthesize` first" in message
 
 
 def test_second_round_needs_the_first_student_and_its_own_shards(error_of, tmp_path, teacher_weights):

@@ -1,12 +1,12 @@
 """`make imagenet-val`: one command from the official files to images that an evaluation reads."""
 
-import sys
 from pathlib import Path
 
 import pytest
 from torchvision.datasets.imagenet import ARCHIVE_META
 
 from stages import imagenet_val
+from stages.command_line import run
 
 MD5 = "900150983cd24fb0d6963f7d28e17f72"  # of b"abc", as RFC 1321 states
 
@@ -22,13 +22,12 @@ def calls(tmp_path, monkeypatch):
     return calls
 
 
-def run(monkeypatch, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["imagenet_val", *arguments])
-    imagenet_val.main()
+def run_imagenet_val(*words: str) -> int:
+    return run(["imagenet-val", *words])
 
 
-def test_default_folder_is_that_of_the_configs(calls, monkeypatch, capsys):
-    run(monkeypatch, "--tar", "a.tar", "--devkit", "d")
+def test_default_folder_is_that_of_the_configs(calls, capsys):
+    run_imagenet_val("--tar", "a.tar", "--devkit", "d")
     assert calls == [(Path("a.tar"), ["d", "d", "d"], Path("data/imagenet/val"))]
     assert "3 images of 1 classes in data/imagenet/val" in capsys.readouterr().out
 
@@ -36,22 +35,10 @@ def test_default_folder_is_that_of_the_configs(calls, monkeypatch, capsys):
 @pytest.mark.parametrize("official", [MD5, "29b22e2961454d5413ddabcf34fc5622"])
 def test_an_archive_with_another_md5_is_noted(calls, monkeypatch, capsys, official):
     monkeypatch.setitem(ARCHIVE_META, "val", ("ILSVRC2012_img_val.tar", official))
-    run(monkeypatch, "--tar", "a.tar", "--devkit", "d")
+    run_imagenet_val("--tar", "a.tar", "--devkit", "d")
     assert (f"note: the MD5 of a.tar is {MD5}, that of" in capsys.readouterr().out) == (official != MD5)
 
 
-def test_an_error_is_one_line(monkeypatch, capsys):
-    with pytest.raises(SystemExit) as exit_info:
-        run(monkeypatch, "--tar", "a.tar", "--devkit", "nowhere.txt")
-    assert exit_info.value.code == 2
+def test_an_error_is_one_line(capsys):
+    assert run_imagenet_val("--tar", "a.tar", "--devkit", "nowhere.txt") == 2
     assert capsys.readouterr().err == "error: DEVKIT: there is no file nowhere.txt\n"
-
-
-def test_an_interrupt_ends_without_a_trace(calls, monkeypatch):
-    def interrupt(*arguments):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(imagenet_val, "sort_validation_images", interrupt)
-    with pytest.raises(SystemExit) as exit_info:
-        run(monkeypatch, "--tar", "a.tar", "--devkit", "d")
-    assert exit_info.value.code == 130

@@ -1,11 +1,12 @@
-"""`stages.launch`: mistakes are reported once, before there are ranks, and a failed rank in one line."""
+"""`--processes`: mistakes are reported once, before there are ranks, and a failed rank in one line."""
 
+import logging
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from pipeline.run import load_run
 from pipeline.runtime.files import exclusive_lock, temporary_path
 from pipeline.session import build_student
 from stages import launch, synthesize
+from stages.command_line import run
 
 MANY_STEPS = {"distill__steps": 100_000, "distill__log_every": 1, "distill__save_every_s": 0}
 # The time in which a command must report a lost rank.
@@ -37,28 +39,27 @@ TIMEOUT_S = 60
 RANK_KILLED = ["error: rank 1 was killed (SIGKILL); run the same command again to continue"]
 
 
-def run_launcher(monkeypatch, *arguments: str) -> int:
-    """The exit code of the launcher, which must not start a rank."""
-    monkeypatch.setattr(launch, "launch", lambda arguments: pytest.fail("ranks were started"))
-    monkeypatch.setattr(sys, "argv", ["launch", *arguments])
-    with pytest.raises(SystemExit) as error:
-        launch.main()
-    return int(error.value.code or 0)
-
-
 def test_config_error_is_reported_before_ranks_start(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(launch, "launch", lambda arguments: pytest.fail("ranks were started"))
     path = write_config(tmp_path, synthesis__num_image=3)
-    assert run_launcher(monkeypatch, "2", "synthesize", "--config", str(path)) == 2
+    assert run_command(monkeypatch, synthesize.main, path, "--processes", "2") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: unknown key synthesis.num_image; did you mean num_images?")
 
 
-@pytest.mark.parametrize("number", ["0", "-1", "abc"])
-def test_invalid_number_of_processes_is_reported(monkeypatch, capsys, number):
-    assert run_launcher(monkeypatch, number, "verify") == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: NPROC={number}")
-    assert line.endswith("is not a number of processes; use 1 or more")
+def test_ranks_get_the_words_and_the_device_of_the_command(monkeypatch, tmp_path):
+    launched = []
+    monkeypatch.setattr(launch, "launch", launched.append)
+    monkeypatch.setattr(launch, "prepare_launch", lambda num_threads: None)
+    monkeypatch.setattr(logging, "disable", lambda: None)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    monkeypatch.setenv("DREAMDISTILL_DEVICE", "no device")
+    with warnings.catch_warnings():
+        words = ["verify", "--processes", "2", "seed=3", "--config", str(write_config(tmp_path)), "--device", "cpu"]
+        assert run(words) == 0
+    (torchrun,) = launched
+    assert (torchrun.nproc_per_node, torchrun.training_script_args[-len(words) :]) == ("2", words)
+    assert os.environ["DREAMDISTILL_DEVICE"] == "cpu"
 
 
 @pytest.mark.parametrize(("rank", "num_lines"), [("0", 1), ("1", 0)])

@@ -148,7 +148,7 @@ def test_three_processes_make_the_same_bytes_as_one(teacher_weights, uninterrupt
 @pytest.mark.slow
 def test_launched_chain_makes_the_same_shards(teacher_weights, uninterrupted, tmp_path):
     path = prepare(tmp_path, teacher_weights, **with_weights(teacher_weights))
-    assert finish(start(stage_command("chain", path, num_processes=2))) == 0
+    assert finish(start(stage_command("run", path, num_processes=2))) == 0
     assert load_run(path).evaluation_path(0).exists()
     tars, expected = (digests(root / "shards/tiny/0/train") for root in (tmp_path, uninterrupted))
     assert tars == expected

@@ -1,0 +1,63 @@
+"""`dreamdistill COMMAND ...`: finds the command, reads its arguments, and runs its module, imported only then."""
+
+import importlib
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+
+from stages.commands import COMMANDS, PROGRAM, Command, find_command, parse_words
+from stages.outcome import DONE, EXIT_CODES, FAILED, error_text, print_error
+
+# What the scripts of `completion` call.
+COMPLETE = "complete"
+
+
+def run(words: Sequence[str]) -> int:
+    """Run a command line without the program's name; returns its exit code, or exits with it."""
+    if not words:
+        print(overview(), file=sys.stderr)
+        return FAILED
+    name, *others = words
+    try:
+        if name in ("-h", "--help"):
+            print(overview())
+        elif name == COMPLETE:
+            completion = importlib.import_module("stages.completion")
+            print(*completion.candidates(others), sep="\n")
+        else:
+            command = find_command(name)
+            run_command(command, parse_words(command, others))
+    except (ValueError, OSError) as error:
+        print_error(error_text(error))
+        return FAILED
+    return DONE
+
+
+def run_command(command: Command, arguments: Namespace) -> None:
+    """Run a command with its arguments."""
+    main = importlib.import_module(f"stages.{command.module_name}").main
+    if command.is_stage:
+        from stages.command import run_stage
+
+        run_stage(main, arguments, exclusive=command.exclusive)
+    else:
+        main(arguments)
+
+
+def overview() -> str:
+    """The help of the program: every command in a line."""
+    width = max(len(command.name) for command in COMMANDS)
+    return "\n".join(
+        [
+            f"usage: {PROGRAM} COMMAND [--config FILE] [KEY=VALUE ...] [OPTION ...]",
+            "",
+            "Distill a trained image classifier into another network without any training data.",
+            "",
+            "commands:",
+            *(f"  {command.name.ljust(width)}  {command.summary}" for command in COMMANDS),
+            "",
+            f"`{PROGRAM} COMMAND --help` lists the options of a command and the keys of the config that it reads.",
+            "",
+            EXIT_CODES,
+        ]
+    )

@@ -1,0 +1,173 @@
+"""The table of commands, and how the words of each are read."""
+
+from argparse import Action, ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from pipeline.runtime.config import nearest
+from stages.config_keys import list_keys, sections_under
+from stages.config_names import SUFFIX
+from stages.outcome import EXIT_CODES, UsageError
+
+PROGRAM = "dreamdistill"
+SHELLS = ("bash", "zsh", "fish")
+# Options of former versions, and what stands for them now.
+REMOVED = {"--set": f"write KEY=VALUE alone, as in `{PROGRAM} run seed=1 distill.lr=0.05`"}
+
+
+def run_arguments(parser: ArgumentParser) -> None:
+    """The arguments of every command that works on a run."""
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="keys of the config and their values in YAML")
+    parser.add_argument(
+        "--config", default="digits", metavar="FILE", help="the YAML file of the run, or the name of a shipped config"
+    )
+    parser.add_argument(
+        "--round", type=int, default=None, metavar="R", help="the round; by default the next that is not finished"
+    )
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N; by default cuda if there is a device")
+    parser.add_argument(
+        "--processes", type=_num_processes, default=1, metavar="N", help="processes on this machine that share the work"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved config and what would be made, and stop"
+    )
+
+
+def imagenet_val_arguments(parser: ArgumentParser) -> None:
+    """The arguments of `imagenet-val`."""
+    folder = Path("data/imagenet/val")  # which the configs name
+    parser.add_argument("--tar", type=Path, required=True, metavar="FILE", help="ILSVRC2012_img_val.tar")
+    parser.add_argument(
+        "--devkit",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="ILSVRC2012_devkit_t12.tar.gz, or a text with a wnid per image",
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=folder, metavar="FOLDER", help=f"the folder to write, by default {folder}"
+    )
+
+
+def help_arguments(parser: ArgumentParser) -> None:
+    """The arguments of `help`."""
+    parser.add_argument("topic", nargs="?", help="a command, a config key or a section of keys")
+
+
+def completion_arguments(parser: ArgumentParser) -> None:
+    """The arguments of `completion`."""
+    parser.add_argument("shell", choices=SHELLS, help=f'eval "$({PROGRAM} completion bash)" in ~/.bashrc')
+
+
+def _num_processes(text: str) -> int:
+    if not (text.isdigit() and int(text)):
+        raise ArgumentTypeError(f"{text} is not a number of processes; use 1 or more")
+    return int(text)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: its name, what it does in a line, and where in the config its keys are, besides the top level.
+
+    Its module, by default of the same name, has a function `main`. That of a stage takes the session and the round,
+    and `exclusive` ones have the run to themselves; any other takes the parsed arguments.
+    """
+
+    name: str
+    summary: str
+    sections: tuple[str, ...] = ()
+    module: str | None = None
+    is_stage: bool = True
+    exclusive: bool = True
+    add_arguments: Callable[[ArgumentParser], None] = run_arguments
+
+    @property
+    def module_name(self) -> str:
+        """The module of this package."""
+        return self.module or self.name.replace("-", "_")
+
+
+ALL_SECTIONS = ("images", "data", "teacher", "teacher_training", "synthesis", "distill", "evaluation")
+COMMANDS = (
+    Command("run", "run all stages: teacher, images and student by round, evaluation, report", ALL_SECTIONS, "chain"),
+    Command("estimate", "predict hours, memory and disk from a few steps on this machine", ALL_SECTIONS),
+    Command("teacher", "train a teacher that has no weights", ("images", "data", "teacher", "teacher_training")),
+    Command("synthesize", "invert the teacher into the images of the next round", ("images", "teacher", "synthesis")),
+    Command("distill", "train the student on the images of all rounds so far", ("images", "teacher", "distill")),
+    Command("evaluate", "compare student and teacher on real images", ("data", "evaluation"), exclusive=False),
+    Command("report", "write one HTML page about the run", exclusive=False),
+    Command("verify", "compare the shards with the hashes of their manifests", exclusive=False),
+    Command("clean", "remove the shards and checkpoints of the run", is_stage=False),
+    Command(
+        "imagenet-val",
+        "sort the official ImageNet validation images into class folders",
+        is_stage=False,
+        add_arguments=imagenet_val_arguments,
+    ),
+    Command("help", "explain a command or a key of the config", is_stage=False, add_arguments=help_arguments),
+    Command("completion", "print the completion of a shell", is_stage=False, add_arguments=completion_arguments),
+)
+
+
+def find_command(name: str) -> Command:
+    """The command of that name; raises UsageError when there is none."""
+    commands = {command.name: command for command in COMMANDS}
+    if name.startswith("-"):
+        raise UsageError(f"{name} has no command before it; options come after the command: `{PROGRAM} run {name} ...`")
+    if name not in commands:
+        raise UsageError(f"there is no command {name!r}{nearest(name, commands)} (`{PROGRAM} --help` lists all)")
+    return commands[name]
+
+
+class CommandParser(ArgumentParser):
+    """The parser of the words after a command's name; raises UsageError. Its help ends with the keys of the config."""
+
+    def __init__(self, command: Command) -> None:
+        super().__init__(
+            prog=f"{PROGRAM} {command.name}",
+            description=f"{command.summary[0].upper()}{command.summary[1:]}.",
+            allow_abbrev=False,
+        )
+        self.command = command
+        command.add_arguments(self)
+
+    @property
+    def options(self) -> dict[str, Action]:
+        """What each option does, such as `--config`."""
+        return {option: action for action in self._actions for option in action.option_strings}
+
+    @property
+    def positionals(self) -> list[Action]:
+        """The arguments that are no options."""
+        return [action for action in self._actions if not action.option_strings]
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError, where argparse would print its usage and exit."""
+        raise UsageError(f"{message.removeprefix('argument ')} (see `{self.prog} --help`)")
+
+    def format_help(self) -> str:
+        """The options, the keys of the config if the command works on a run, and the exit codes."""
+        parts = [super().format_help().rstrip()]
+        if self.command.add_arguments is run_arguments:
+            parts += [f"keys of the config, with their defaults (more: `{PROGRAM} help KEY`):"]
+            parts += map(list_keys, sections_under(("", *self.command.sections)))
+        return "\n\n".join([*parts, EXIT_CODES, ""])
+
+
+def parse_words(command: Command, words: Sequence[str]) -> Namespace:
+    """The arguments of a command; raises UsageError.
+
+    Words of a run's KEY=VALUE may stand between options. The words themselves are kept, to launch ranks with.
+    """
+    parser = CommandParser(command)
+    arguments, unknown = parser.parse_known_intermixed_args(words)
+    if unknown:
+        word = next((word for word in unknown if word.startswith("-")), unknown[0]).partition("=")[0]
+        fix = REMOVED.get(word, f"`{parser.prog} --help` lists all")
+        raise UsageError(f"unknown argument {word}{nearest(word, parser.options)} ({fix})")
+    for word in getattr(arguments, "overrides", ()):
+        if word.endswith(SUFFIX) and "=" not in word:
+            raise UsageError(f"{word} is not KEY=VALUE; name a config file with --config {word}")
+    return Namespace(**vars(arguments), words=[command.name, *words])

@@ -1,0 +1,35 @@
+"""The configs that come with the program, by name: `digits` is `configs/digits.yaml`."""
+
+from pathlib import Path
+
+from pipeline.runtime.config import nearest
+
+SUFFIX = ".yaml"
+# Beside this package, in a checkout and where it is installed.
+SHIPPED = Path(__file__).parents[1] / "configs"
+
+
+def config_path(name: str) -> Path:
+    """The file of a config: `name` itself if it is a path, else `configs/NAME.yaml` here, else the shipped one.
+
+    Raises ValueError for a bare name that is none of these, and for a missing file with the name of a shipped one.
+    """
+    names = shipped_names()
+    if "/" in name or name.endswith(SUFFIX):
+        path = Path(name)
+        if path.stem in names and not path.exists():
+            raise ValueError(f"--config {name}: there is no such file; the shipped config is --config {path.stem}")
+        return path
+    paths = [Path(SHIPPED.name, name + SUFFIX), SHIPPED / (name + SUFFIX)]
+    for path in paths:
+        if path.is_file():
+            return path
+    raise ValueError(
+        f"--config {name}: there is neither a file {paths[0]} nor a shipped config of that name"
+        f"{nearest(name, names)} (shipped: {', '.join(names)})"
+    )
+
+
+def shipped_names() -> list[str]:
+    """The names of the shipped configs."""
+    return sorted(path.stem for path in SHIPPED.glob(f"*{SUFFIX}"))

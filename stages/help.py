@@ -1,0 +1,18 @@
+"""Explain a command, a config key, or a section of keys."""
+
+from argparse import Namespace
+
+from stages.command_line import overview
+from stages.commands import COMMANDS, CommandParser, find_command
+from stages.config_keys import describe_key
+
+
+def main(arguments: Namespace) -> None:
+    """Print the help of `arguments.topic`, by default that of the program."""
+    topic = arguments.topic
+    if topic is None:
+        print(overview())
+    elif topic in [command.name for command in COMMANDS]:
+        CommandParser(find_command(topic)).print_help()
+    else:
+        print(describe_key(topic))
