@@ -13,7 +13,8 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from pipeline.preview import planned_outputs
-from pipeline.run import RunConfig, load_run, resolve, resolved_yaml
+from pipeline.resolve import resolve
+from pipeline.run import RunConfig, load_run, resolved_yaml
 from pipeline.runtime.config import to_plain
 from pipeline.runtime.distributed import (
     DistributedContext,
@@ -101,7 +102,7 @@ def parse_arguments(description: str, arguments: Sequence[str] | None = None) ->
 def read_config(arguments: argparse.Namespace) -> RunConfig:
     """The configuration of the arguments; raises ConfigError, and ValueError for a round that does not exist."""
     config, round_index = load_run(arguments.config, arguments.set), arguments.round
-    num_rounds = config.synthesis.rounds
+    num_rounds = config.num_rounds
     if round_index is not None and not 0 <= round_index < num_rounds:
         raise ValueError(f"--round {round_index}: synthesis.rounds={num_rounds} has rounds 0 to {num_rounds - 1}")
     return config
