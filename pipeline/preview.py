@@ -36,9 +36,7 @@ def planned_outputs(config: RunConfig) -> Iterator[str]:
     for r in range(min(config.num_rounds, MAX_ROUNDS_LISTED)):
         yield from _given_lines(config) if config.distill.shards else [_synthesis_line(config, r, has_teacher)]
         path, steps = config.student_path(r), config.distill_steps(r)
-        progress = (
-            _progress(path, partial(is_student_finished, config, r)) if has_teacher and _has_images(config) else ""
-        )
+        progress = _progress(path, partial(is_student_finished, config, r)) if is_known else ""
         yield f"distill     {path}: steps {steps.start:,} to {steps.stop:,}{progress}"
     if config.num_rounds > MAX_ROUNDS_LISTED:
         yield f"...         and {config.num_rounds - MAX_ROUNDS_LISTED:,} more rounds like these"

@@ -28,7 +28,8 @@ def resolve(config: RunConfig, device: torch.device) -> RunConfig:
 
     synthesis = _with_growth(config)
     original = synthesis.inversion
-    num_pixels = synthesis.num_images * original.num_steps * image_pixels
+    # A set grows with the settings of its first images.
+    num_pixels = synthesis.growth[0].num_images * original.num_steps * image_pixels
     if original.cuda_graphs:
         num_pixels = max(num_pixels, PIXELS_WORTH_COMPILING)  # graphs are made of compiled steps
     inversion = resolve_acceleration(replace(original, cuda_graphs=False), device, num_pixels, "synthesis.inversion")
@@ -46,10 +47,10 @@ def _with_growth(config: RunConfig) -> SynthesisConfig:
     synthesis, folder = config.synthesis, config.round_folder(0)
     if synthesis.rounds > 1 or config.distill.shards or not is_packed(folder):
         return synthesis
-    manifest = read_manifest(folder)
-    smaller = tuple(size for size in sizes_so_far(manifest) if size < synthesis.num_images)
+    identity = read_manifest(folder)["identity"]
+    smaller = tuple(size for size in sizes_so_far(identity) if 0 < size < synthesis.num_images)
     # Another batch size is reported as what it is, a difference to the set that exists.
-    is_same = manifest["identity"]["synthesis"]["batch_size"] == synthesis.batch_size
+    is_same = identity.get("synthesis", {}).get("batch_size") == synthesis.batch_size
     if not is_same or smaller[: len(synthesis.grown_from)] != synthesis.grown_from:
         return synthesis
     try:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.growth import growth_folder
+from pipeline.data.growth import growth_folder, sizes_so_far
 from pipeline.data.shards import is_packed, read_manifest
 from pipeline.identity import CONFIG_FILE, IDENTITY_FILE, is_student_finished, synthesis_identity
 from pipeline.run import RunConfig, resolved_yaml
@@ -53,8 +53,8 @@ def require_complete_set(config: RunConfig, round_index: int, identity: Mapping[
 
 def _existing_set(config: RunConfig, round_index: int, identity: Mapping[str, Any]) -> SynthesisConfig:
     """The step of `config.synthesis.growth` at which the set of a round is; ConfigError if it has another identity."""
-    num_images = identity["synthesis"]["num_images"]
-    step = next((s for s in config.synthesis.growth if s.num_images == num_images), config.synthesis)
+    sizes, steps = sizes_so_far(identity), config.synthesis.growth
+    step = next((step for step in steps if step.num_images == sizes[-1]), config.synthesis)
     current = synthesis_identity(config, round_index, step)
     _require_same(config, config.round_folder(round_index), identity, current)
     return step
@@ -77,21 +77,20 @@ def _require_same(config: RunConfig, folder: Path, existing: Mapping[str, Any], 
 
 def _fix(config: RunConfig, folder: Path, existing: Mapping[str, Any], current: Mapping[str, Any]) -> str:
     """What to do about images of another identity; if they differ in their number alone, how a set grows."""
-    num_images = existing["synthesis"]["num_images"]
+    *_, num_images = sizes_so_far(existing)
     if fingerprint(_without_sizes(existing)) != fingerprint(_without_sizes(current)):
         return FIX
     if not is_packed(folder):
         return f"Finish these images with synthesis.num_images={num_images} and raise it then, or remove {folder}"
     if config.synthesis.num_images < num_images:
         return f"A set grows, but does not shrink: set synthesis.num_images={num_images} or more, or another `name`"
-    return (
-        "The sets of several rounds do not grow: make more images under another `name`, and name the sets of both in "
-        "distill.shards"
-    )
+    if config.synthesis.rounds > 1:
+        return "The sets of several rounds do not grow: make more images under another `name` (see distill.shards)"
+    return FIX
 
 
 def _without_sizes(identity: Mapping[str, Any]) -> dict[str, Any]:
-    synthesis = {k: v for k, v in identity["synthesis"].items() if k not in ("num_images", "grown_from")}
+    synthesis = {k: v for k, v in identity.get("synthesis", {}).items() if k not in ("num_images", "grown_from")}
     return {**identity, "synthesis": synthesis}
 
 

@@ -53,8 +53,9 @@ def fetch_sets(session: Session) -> None:
     if context.is_main_process:
         for url in filter(is_remote, config.distill.shards):
             folder = config.given_folder(url)
-            if num_bytes := fetch_set(url, folder):
-                print(f"distill: fetched {num_bytes / 2**20:,.1f} MiB of {url} into {folder}", flush=True)
+            if not is_packed(folder):
+                print(f"distill: fetching {url} into {folder}", flush=True)
+                print(f"distill: fetched {fetch_set(url, folder) / 2**20:,.1f} MiB", flush=True)
     context.barrier()
 
 

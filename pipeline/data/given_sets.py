@@ -62,7 +62,8 @@ def labels_in_run(folders: Mapping[str, Path], classes: RunClasses) -> list[list
 
 
 def _check_fit(name: str, manifest: Mapping[str, Any], images: ImageConfig) -> None:
-    shape, num_classes = tuple(manifest["shape"]), manifest["identity"]["images"]["num_classes"]
+    shape = tuple(manifest["shape"])
+    num_classes = manifest["identity"].get("images", {}).get("num_classes", images.num_classes)
     if shape != images.shape:
         raise ShardError(
             f"{KEY}: {name} holds images of (C, H, W) = {shape}, the `images` section says {images.shape}; name sets "

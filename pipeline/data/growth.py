@@ -6,6 +6,7 @@ The shards that exist stay as they are. The set is complete at its former size u
 import os
 import shutil
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ def growth_folder(folder: Path) -> Path:
     return folder / GROWTH
 
 
-def sizes_so_far(manifest: dict[str, Any]) -> tuple[int, ...]:
-    """The numbers of images at which a set was complete, in rising order; the last one is its size."""
-    synthesis = manifest["identity"]["synthesis"]
-    return *synthesis.get("grown_from", ()), synthesis["num_images"]
+def sizes_so_far(identity: Mapping[str, Any]) -> tuple[int, ...]:
+    """The numbers of images at which a set of this identity was complete, in rising order; the last one is its size."""
+    synthesis = identity.get("synthesis", {})
+    return *synthesis.get("grown_from", ()), synthesis.get("num_images", 0)
 
 
 def join_growth(folder: Path) -> None:

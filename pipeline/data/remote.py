@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.data.shards import FORMAT, MANIFEST, ShardError, is_packed
-from pipeline.runtime.files import atomic_file, sha256_of
+from pipeline.runtime.files import atomic_file, exclusive_lock, sha256_of
 from pipeline.runtime.threads import background_threads
 
 SCHEMES = ("http://", "https://")
@@ -34,6 +34,7 @@ CHUNK_BYTES = 1 << 20
 MAX_MANIFEST_BYTES = 1 << 30
 # A name must not lead out of the folder of the set.
 SHARD_NAME = re.compile(r"train/[\w-]+\.tar")
+SHARD_KEYS = {"file", "class", "count", "bytes", "sha256", "keys", "offsets", "sizes"}
 # Answers of a server that can be another one in a moment: too many requests, and its own errors.
 PASSING_STATUS = (429, *range(500, 600))
 
@@ -60,11 +61,16 @@ def fetch_set(url: str, folder: Path) -> int:
     """Fetch the set at `url` into `folder`, unless it is there; returns the bytes that were fetched.
 
     The manifest is written last. A second call after a kill or an error fetches what is missing. Raises ShardError
-    when the server or a file does not answer, and when a shard differs from the manifest.
+    when the server or a file does not answer, and when a shard differs from the manifest; ValueError when another
+    process fetches the set.
     """
     if is_packed(folder):
         return 0
-    url = url.rstrip("/")
+    with exclusive_lock(folder / ".lock"):
+        return _fetch(url.rstrip("/"), folder)
+
+
+def _fetch(url: str, folder: Path) -> int:
     content = _with_tries(lambda: b"".join(_read(f"{url}/{MANIFEST}", MAX_MANIFEST_BYTES)))
     missing = [entry for entry in _entries(content, f"{url}/{MANIFEST}") if not _is_fetched(folder, entry)]
     with background_threads(NUM_CONNECTIONS) as threads:
@@ -85,9 +91,11 @@ def _entries(content: bytes, url: str) -> list[dict[str, Any]]:
     """The shards of a manifest; raises ShardError when it is none of a set of this format."""
     try:
         manifest = json.loads(content)
-        is_valid = manifest["format"] == FORMAT and all(SHARD_NAME.fullmatch(e["file"]) for e in manifest["shards"])
         entries: list[dict[str, Any]] = manifest["shards"]
-    except (ValueError, TypeError, KeyError):
+        is_valid = manifest["format"] == FORMAT and all(
+            entry.keys() >= SHARD_KEYS and SHARD_NAME.fullmatch(entry["file"]) for entry in entries
+        )
+    except (ValueError, TypeError, KeyError, AttributeError):
         is_valid = False
     if not is_valid:
         raise ShardError(f"distill.shards: {url} is no manifest of format {FORMAT} of a set; correct the address")

@@ -101,9 +101,10 @@ class DistillConfig(TrainingConfig):
             raise ConfigError(f"temperature: {self.temperature} must be positive")
         if self.label_weight < 0:
             raise ConfigError(f"label_weight: {self.label_weight} must be at least 0")
-        for i, name in enumerate(self.shards):
-            if name in self.shards[:i]:
-                raise ConfigError(f"shards: {name} is named twice; its images would count twice, remove one")
+        names = [name.rstrip("/") for name in self.shards]
+        for i, name in enumerate(names):
+            if not name or name in names[:i]:
+                raise ConfigError(f"shards: {self.shards[i]!r} is empty or named twice; remove it")
 
     def require_even_shares(self, num_processes: int) -> None:
         """Raise ConfigError unless so many processes can share a batch evenly, with at least two images for each."""

@@ -13,6 +13,7 @@ from pipeline.data import remote
 from pipeline.data.remote import fetch_set, is_remote, local_folder
 from pipeline.data.shard_set import ShardSet
 from pipeline.data.shards import ShardError, find_damage, is_packed, read_manifest
+from pipeline.runtime.files import exclusive_lock
 
 SHARD = "/0/train/0003-00000.tar"
 
@@ -42,10 +43,10 @@ def fetch(server: FolderServer, folder: Path) -> int:
 def test_a_fetched_set_has_the_same_bytes_and_is_not_fetched_again(server, site, tmp_path):
     folder = tmp_path / "cache"
     num_bytes = fetch(server, folder)
-    here, there = digests(folder), digests(site / "0")
+    here, there = digests(folder, exclude=[".lock"]), digests(site / "0")
     assert here == {name: there[name] for name in here}
     assert set(here) == {"manifest.json", *(name for name in there if name.startswith("train/"))}
-    assert num_bytes == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    assert num_bytes == sum((folder / name).stat().st_size for name in here)
     assert len(server.requests) == len(here) == len(set(server.requests))
     server.requests.clear()
     assert fetch(server, folder) == 0
@@ -158,7 +159,15 @@ def test_what_is_no_manifest_is_refused(server, site, tmp_path, content):
     (site / "0/manifest.json").write_text(content)
     with pytest.raises(ShardError, match=r"manifest.json is no manifest of format 1 of a set; correct the address"):
         fetch(server, tmp_path / "cache")
-    assert not (tmp_path / "cache").exists()
+    assert not (tmp_path / "cache").exists()  # nor a lock
+
+
+def test_a_set_that_another_process_fetches_is_told(server, tmp_path):
+    with (
+        exclusive_lock(tmp_path / "cache/.lock"),
+        pytest.raises(ValueError, match=f"another process works on {tmp_path / 'cache'}; wait for it"),
+    ):
+        fetch(server, tmp_path / "cache")
 
 
 def test_a_full_disk_is_blamed_on_the_disk(server, tmp_path):

@@ -145,8 +145,8 @@ def test_what_does_not_fit_the_run_is_refused(finished, some_classes, config_wit
     for folder, overrides, message in refused:
         for stage in (distill, chain, estimate):
             assert message in error_of(stage, config_with(folder, **overrides))
-    twice = config_with(finished / SET, finished / SET)
-    assert f"distill.shards: {finished / SET} is named twice" in error_of(distill, twice)
+    twice = config_with(finished / SET, f"{finished / SET}/")
+    assert f"distill.shards: '{finished / SET}/' is empty or named twice" in error_of(distill, twice)
 
 
 def test_damaged_sets_are_refused(finished, config_with, tmp_path, error_of):
@@ -181,7 +181,7 @@ def test_a_set_at_an_address_makes_the_same_student(finished, config_with, tmp_p
         assert f"synthesize  nothing: {url} is fetched into {folder}" in capsys.readouterr().out
         assert server.requests == []
         assert run_command(monkeypatch, chain.main, path) == 0
-        assert f"distill: fetched 0.2 MiB of {url} into {folder}" in capsys.readouterr().out
+        assert f"distill: fetching {url} into {folder}\ndistill: fetched 0.2 MiB\n" in capsys.readouterr().out
         assert len(server.requests) == 11
     assert folder.parent == tmp_path / "shards/.remote"
     assert same_tensors(config.student_path(0), tiny_config(finished).student_path(0))

@@ -88,6 +88,19 @@ def test_manifest_and_identity_tell_the_sizes(finished, grown):
     assert sorted(labels) == sorted(f"{label:04d}" for label in range(10) for _ in range(2))
 
 
+def test_auto_is_decided_for_the_first_images(grown, monkeypatch):
+    """A larger set could be worth compiling, which would make it another one."""
+    num_pixels = {}
+
+    def record(config, device, count, key):
+        num_pixels[key] = count
+        return config
+
+    monkeypatch.setattr("pipeline.resolve.resolve_acceleration", record)
+    resolve(load_run(grown / "tiny.yaml"), CPU)
+    assert num_pixels["synthesis.inversion"] == 60 * 4 * 64
+
+
 def test_a_set_that_has_not_grown_keeps_its_identity(finished):
     assert "grown_from" not in read_manifest(shards(finished))["identity"]["synthesis"]
 
