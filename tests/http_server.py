@@ -1,12 +1,14 @@
 """A local web server of a folder, with faults that a test can set."""
 
 import functools
+import os
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from unittest import mock
 
 
 class FolderServer(ThreadingHTTPServer):
@@ -43,8 +45,8 @@ class _Handler(SimpleHTTPRequestHandler):
 
 @contextmanager
 def serve(folder: Path) -> Iterator[FolderServer]:
-    """A server that runs until the block ends."""
-    with FolderServer(folder) as server:
+    """A server that runs until the block ends, and that no proxy of this machine hides."""
+    with FolderServer(folder) as server, mock.patch.dict(os.environ, no_proxy="127.0.0.1"):
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
