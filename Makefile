@@ -35,7 +35,7 @@ ARGUMENTS = --config $(CONFIG) $(SET) $(if $(ROUND),--round $(ROUND)) $(if $(DEV
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
-.PHONY: all estimate teacher synthesize distill evaluate report verify imagenet-val test lint bench docs clean help
+.PHONY: all estimate teacher synthesize distill evaluate report verify unpack imagenet-val test lint bench docs clean help
 
 all: $(READY)  ## teacher, synthesis and distillation round by round, evaluation, report
 	@$(PYTHON) -m stages run $(ARGUMENTS)
@@ -51,6 +51,9 @@ evaluate:    ## the student beside its teacher on real images
 report:      ## one HTML page about the run
 verify:      ## re-hash the shards against their manifests
 clean:       ## remove the shards and checkpoints of this CONFIG
+
+unpack: $(READY)  ## write the images of the run into class folders: [FOLDER=...]
+	@$(PYTHON) -m stages unpack --config $(CONFIG) $(SET) $(if $(ROUND),--round $(ROUND)) $(if $(FOLDER),--folder $(FOLDER))
 
 imagenet-val: $(READY)  ## sort the official validation images into data/imagenet/val: TAR=... DEVKIT=... [FOLDER=...]
 	@$(PYTHON) -m stages imagenet-val $(if $(TAR),--tar $(TAR)) $(if $(DEVKIT),--devkit $(DEVKIT)) $(if $(FOLDER),--folder $(FOLDER))

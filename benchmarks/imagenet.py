@@ -27,7 +27,8 @@ from benchmarks.harness import (
     run_chain,
 )
 from pipeline.data.image_sets import ImageSet, load_images
-from pipeline.run import RunConfig, load_run, resolve
+from pipeline.resolve import resolve
+from pipeline.run import RunConfig, load_run
 from pipeline.runtime.config import to_plain
 from pipeline.runtime.distributed import DistributedContext
 

@@ -14,12 +14,13 @@ from torch import Tensor
 from pipeline.data.codec import decode_image, encode_image
 from pipeline.data.image_sets import ArrayImages
 from pipeline.data.loader import cache_limit_bytes, preload
+from pipeline.data.shard_set import ShardSet
+from pipeline.data.shards import read_manifest
 from pipeline.distillation.state import TrainState
 from pipeline.distillation.train import train
 from pipeline.evaluation.scores import score
 from pipeline.run import RunConfig
 from pipeline.runtime.hardware import peak_memory_bytes
-from pipeline.runtime.ranges import batch_ranges, even_ranges
 from pipeline.runtime.recorder import read_metrics, seconds_of_stages
 from pipeline.runtime.seeds import make_generator
 from pipeline.session import Session
@@ -54,14 +55,17 @@ class Estimate:
     num_files: int
 
     def lines(self) -> list[str]:
-        """The estimate as lines of text."""
+        """The estimate as lines of text; nothing about synthesis if the run makes no images."""
+        speed = f"{self.image_steps_per_s:,.0f} images x steps per second"
+        synthesis = f"synthesis     {_duration(self.synthesize_s)}, {speed}"
+        disk = f"disk          {_size(self.shard_bytes)} of shards in {self.num_files:,} files"
         return [
             *([f"teacher       {_duration(self.teacher_s)}, measured: it is trained"] if self.teacher_s else []),
-            f"synthesis     {_duration(self.synthesize_s)}, {self.image_steps_per_s:,.0f} images x steps per second",
+            *([synthesis] if self.num_files else []),
             f"distillation  {_duration(self.distill_s)}, {self.trained_images_per_s:,.0f} images per second",
             f"compilation   {_duration(self.compile_s)} of it, once for each process",
             f"memory        {_size(self.peak_memory_bytes)} at most, as far as these steps show",
-            f"disk          {_size(self.shard_bytes)} of shards in {self.num_files:,} files",
+            *([disk] if self.num_files else []),
         ]
 
 
@@ -80,11 +84,53 @@ def _size(num_bytes: int) -> str:
 def estimate(session: Session) -> Estimate:
     """Measure a few steps of every phase and of distillation, and extrapolate. No output of these steps is kept.
 
-    Adaptive rounds are timed with an untrained student. The ranks share the time of synthesis.
+    The estimate is of a whole run, whatever exists of it. Adaptive rounds are timed with an untrained student. The
+    ranks share the time of synthesis; there is none if `distill.shards` names the images.
     """
     config, context = session.config, session.context
-    synthesis, rounds = config.synthesis, even_ranges(config.synthesis.num_images, config.synthesis.rounds)
-    num_batches = [len(batch_ranges(len(images), synthesis.batch_size)) for images in rounds]
+    made = _Synthesis() if config.distill.shards else _estimate_synthesis(session)
+    folders = config.image_folders(0) if config.distill.shards else []
+    decode_s = _time_reading(session.pool.newest_shards(0)) if folders else made.decode_s
+    num_images = sum(read_manifest(f)["num_images"] for f in folders) if folders else config.synthesis.num_images
+    training = _time_distillation(session)
+    limit_bytes = cache_limit_bytes(config.distill.memory_gib, context.device, context.local_size)
+    pool_bytes = num_images * math.prod(config.images.shape)
+    is_cached = pool_bytes <= limit_bytes
+    if not is_cached:
+        training = replace(training, seconds=max(training.seconds, decode_s * config.distill.batch_size))
+    is_trained = config.teacher.weights is None
+    return Estimate(
+        teacher_s=seconds_of_stages(read_metrics(config.metrics_path())).get("teacher", 0.0) if is_trained else 0.0,
+        synthesize_s=made.seconds,
+        distill_s=training.seconds * config.distill.steps + training.first_s,
+        compile_s=made.compile_s + training.first_s,
+        image_steps_per_s=made.image_steps_per_s,
+        trained_images_per_s=config.distill.batch_size / training.seconds,
+        # These steps trained beside the images of one batch, the run trains beside all.
+        peak_memory_bytes=peak_memory_bytes(context.device) + is_cached * pool_bytes,
+        shard_bytes=made.shard_bytes,
+        num_files=0 if folders else _num_files(config),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Synthesis:
+    """The part of the estimate about synthesis, and seconds to decode an image; all are 0 if nothing is made."""
+
+    seconds: float = 0.0
+    compile_s: float = 0.0
+    image_steps_per_s: float = 0.0
+    shard_bytes: int = 0
+    decode_s: float = 0.0
+
+
+def _estimate_synthesis(session: Session) -> _Synthesis:
+    config, synthesis = session.config, session.config.synthesis
+    num_classes = config.student_images.num_classes
+    num_batches = [
+        sum(len(plan_batches(step, num_classes, config.seed, r)) for step in synthesis.growth)
+        for r in range(synthesis.rounds)
+    ]
     num_adaptive = sum(count for r, count in enumerate(num_batches) if config.is_adaptive(r))
     plain = _time_inversion(config, session.plain_objective)
     adaptive = _time_inversion(config, session.adaptive_objective) if num_adaptive else plain
@@ -92,25 +138,13 @@ def estimate(session: Session) -> Estimate:
     assert plain.images is not None
     image_bytes, encode_s, decode_s = _measure_codec(config, plain.images)
     store_s = encode_s + decode_s + _time_scoring(session, plain.images)
-    training = _time_distillation(session)
-    limit_bytes = cache_limit_bytes(config.distill.memory_gib, context.device, context.local_size)
-    pool_bytes = synthesis.num_images * math.prod(config.images.shape)
-    is_cached = pool_bytes <= limit_bytes
-    if not is_cached:
-        training = replace(training, seconds=max(training.seconds, decode_s * config.distill.batch_size))
     compile_s = plain.first_s + (adaptive.first_s if num_adaptive else 0.0)
-    is_trained = config.teacher.weights is None
-    return Estimate(
-        teacher_s=seconds_of_stages(read_metrics(config.metrics_path())).get("teacher", 0.0) if is_trained else 0.0,
-        synthesize_s=(batches_s + store_s * synthesis.num_images) / context.size + compile_s,
-        distill_s=training.seconds * config.distill.steps + training.first_s,
-        compile_s=compile_s + training.first_s,
-        image_steps_per_s=synthesis.num_images * synthesis.inversion.num_steps / batches_s * context.size,
-        trained_images_per_s=config.distill.batch_size / training.seconds,
-        # These steps trained beside the images of one batch, the run trains beside all.
-        peak_memory_bytes=peak_memory_bytes(context.device) + is_cached * pool_bytes,
+    return _Synthesis(
+        seconds=(batches_s + store_s * synthesis.num_images) / session.context.size + compile_s,
+        compile_s=compile_s,
+        image_steps_per_s=synthesis.num_images * synthesis.inversion.num_steps / batches_s * session.context.size,
         shard_bytes=round(image_bytes * synthesis.num_images),
-        num_files=_num_files(config),
+        decode_s=decode_s,
     )
 
 
@@ -185,6 +219,14 @@ def _measure_codec(config: RunConfig, images: Tensor) -> tuple[float, float, flo
     )
 
 
+def _time_reading(images: ShardSet) -> float:
+    """Seconds to read and decode an image with as many threads as PyTorch uses."""
+    indices = range(min(MAX_STORED, len(images)))
+    started = time.perf_counter()
+    images.batch(indices)
+    return (time.perf_counter() - started) / len(indices) / torch.get_num_threads()
+
+
 def _time_scoring(session: Session, images: Tensor) -> float:
     """Seconds in which teacher and verifier score an image."""
     sample = images[:MAX_STORED]
@@ -197,6 +239,8 @@ def _time_scoring(session: Session, images: Tensor) -> float:
 
 def _num_files(config: RunConfig) -> int:
     synthesis, num_classes = config.synthesis, config.student_images.num_classes
-    round_size = synthesis.num_images // synthesis.rounds
-    shards_per_class = math.ceil(math.ceil(round_size / num_classes) / synthesis.images_per_shard)
-    return synthesis.rounds * (min(num_classes, round_size) * shards_per_class + FILES_PER_ROUND)
+    num_shards = 0
+    for step in synthesis.growth:
+        added = step.num_added // synthesis.rounds
+        num_shards += min(num_classes, added) * math.ceil(math.ceil(added / num_classes) / synthesis.images_per_shard)
+    return synthesis.rounds * (num_shards + FILES_PER_ROUND)

@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.given_sets import given_identity
 from pipeline.data.image_sets import source_identity
-from pipeline.data.shards import is_packed, read_manifest
 from pipeline.models.checkpoint import read_description, weights_identity
-from pipeline.run import RunConfig, resolved_yaml
+from pipeline.run import RunConfig
 from pipeline.runtime.config import ConfigError, to_plain
-from pipeline.runtime.files import read_json, write_json, write_text
+from pipeline.runtime.files import read_json
 from pipeline.runtime.fingerprint import fingerprint, require_same_identity
+from pipeline.synthesis.config import SynthesisConfig
 
 # Settings that change how a run is logged, saved and executed, but not its outputs.
 NOT_IDENTITY = ("log_every", "save_every_s", "memory_gib", "cuda_graphs")
@@ -48,14 +49,20 @@ def _teacher_recipe(config: RunConfig) -> dict[str, Any]:
     )
 
 
-def synthesis_identity(config: RunConfig, round_index: int) -> dict[str, Any]:
-    """What the images of a round depend on, including the recipe of the student that takes part in it, if one does."""
+def synthesis_identity(config: RunConfig, round_index: int, synthesis: SynthesisConfig | None = None) -> dict[str, Any]:
+    """What the images of a round depend on, including the recipe of the student that takes part in it, if one does.
+
+    Of a set that grows, `synthesis` is one of `config.synthesis.growth`, by default the last.
+    """
+    plain = to_plain(synthesis or config.synthesis)
+    if not plain["grown_from"]:
+        del plain["grown_from"]  # as before there was such a key
     return _identity(
         seed=config.seed,
         round=round_index,
         images=config.images,
         classes=config.class_labels,
-        synthesis=config.synthesis,
+        synthesis=plain,
         teacher=_frozen_teacher(config),
         verifier=weights_identity(config.verifier, "verifier.weights") if config.verifier else None,
         ensemble=[weights_identity(model, f"ensemble.{i}.weights") for i, model in enumerate(config.ensemble)],
@@ -63,8 +70,13 @@ def synthesis_identity(config: RunConfig, round_index: int) -> dict[str, Any]:
     )
 
 
-def student_identity(config: RunConfig, round_index: int) -> dict[str, Any]:
-    """What the student of a round depends on: the images up to that round, the teacher, the recipe."""
+def student_identity(config: RunConfig, round_index: int, synthesis: SynthesisConfig | None = None) -> dict[str, Any]:
+    """What the student of a round depends on: the images up to that round, the teacher, the recipe.
+
+    Sets of `distill.shards` are read for it. For `synthesis`, see `synthesis_identity`.
+    """
+    folders = {name: config.given_folder(name) for name in config.distill.shards}
+    images = given_identity(folders) if folders else fingerprint(synthesis_identity(config, round_index, synthesis))
     return _identity(
         seed=config.seed,
         round=round_index,
@@ -72,23 +84,31 @@ def student_identity(config: RunConfig, round_index: int) -> dict[str, Any]:
         classes=config.class_labels,
         **_student_recipe(config),
         teacher=_frozen_teacher(config),
-        shards=fingerprint(synthesis_identity(config, round_index)),
+        shards=images,
     )
 
 
 def _student_recipe(config: RunConfig) -> dict[str, Any]:
-    return {"student": weights_identity(config.student, "student.weights"), "distill": config.distill}
+    distill = to_plain(config.distill)
+    del distill["shards"]  # their content counts, not their names
+    return {"student": weights_identity(config.student, "student.weights"), "distill": distill}
 
 
 def evaluation_identity(config: RunConfig, round_index: int) -> dict[str, Any]:
-    """What an evaluation depends on."""
+    """What an evaluation depends on; reads the test images."""
+    data = source_identity(config.data, "test", config.images, is_subset=config.class_labels is not None)
+    return {**_evaluation_recipe(config, round_index), "data": data}
+
+
+def _evaluation_recipe(config: RunConfig, round_index: int) -> dict[str, Any]:
+    """The identity of an evaluation without the content of its test images."""
     return _identity(
         images=config.images,
         classes=config.class_labels,
         class_titles=config.class_titles,
         student=fingerprint(student_identity(config, round_index)),
         teacher=_frozen_teacher(config),
-        data=source_identity(config.data, "test", config.images, is_subset=config.class_labels is not None),
+        data={"source": config.data.test},
     )
 
 
@@ -119,34 +139,35 @@ def is_finished(network_path: Path, identity: Mapping[str, Any]) -> bool:
     return True
 
 
+def is_student_finished(config: RunConfig, round_index: int) -> bool:
+    """Whether the student of a round exists; raises ConfigError when it is one of other images or another recipe."""
+    path = config.student_path(round_index)
+    for smaller in config.synthesis.growth[:-1] if path.exists() and not config.distill.shards else ():
+        if read_description(path)["fingerprint"] == fingerprint(student_identity(config, round_index, smaller)):
+            raise ConfigError(
+                f"{path} has learned from the {smaller.num_images} images that the set had before it grew to "
+                f"synthesis.num_images={config.synthesis.num_images}; nothing was changed. Move this student away or "
+                "remove it, and run the same command again"
+            )
+    return is_finished(path, student_identity(config, round_index))
+
+
 def require_student(config: RunConfig, round_index: int) -> None:
     """Raise ValueError when a round has no student, ConfigError when its student has another identity."""
-    path = config.student_path(round_index)
-    if not is_finished(path, student_identity(config, round_index)):
+    if not is_student_finished(config, round_index):
+        path = config.student_path(round_index)
         raise ValueError(f"there is no student of round {round_index} ({path}); run the stage `distill` first")
 
 
 def existing_evaluation(config: RunConfig, round_index: int) -> dict[str, Any] | None:
-    """The evaluation of the student of a round; None if there is none, or only one of another student."""
+    """The evaluation of the student of a round; None if there is none, or only one of another student or other images.
+
+    The content of the test images is not read, so it is not compared.
+    """
     path = config.evaluation_path(round_index)
     evaluation = read_json(path) if path.exists() else None
-    if evaluation is None or evaluation["identity"]["student"] != fingerprint(student_identity(config, round_index)):
+    if evaluation is None:
         return None
-    return evaluation
-
-
-def require_same_images(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Raise ConfigError, with the keys that differ, when the images in the folder have another identity."""
-    if is_packed(folder):
-        require_same_identity(str(folder), read_manifest(folder)["identity"], identity)
-    elif any((folder / "parts").glob("*.tar")):
-        path = folder / IDENTITY_FILE
-        if not path.exists():
-            raise ConfigError(f"{folder} holds parts without {IDENTITY_FILE}, so their identity is unknown; remove it")
-        require_same_identity(str(folder), read_json(path), identity)
-
-
-def write_identity(folder: Path, identity: Mapping[str, Any], config: RunConfig) -> None:
-    """Write the resolved configuration and the identity of the images that the folder will hold."""
-    write_text(folder / CONFIG_FILE, resolved_yaml(config))
-    write_json(folder / IDENTITY_FILE, to_plain(identity))
+    existing = evaluation["identity"]
+    recipe = {**existing, "data": {"source": existing["data"]["source"]}}
+    return evaluation if fingerprint(recipe) == fingerprint(_evaluation_recipe(config, round_index)) else None

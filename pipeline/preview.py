@@ -1,21 +1,16 @@
 """What a run would make: each output, and how much of it exists; nothing is computed or changed."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+from pipeline.data.given_sets import read_given
+from pipeline.data.remote import is_remote
 from pipeline.data.shards import is_packed
 from pipeline.distillation.state import state_path
-from pipeline.identity import (
-    existing_evaluation,
-    is_finished,
-    require_same_images,
-    student_identity,
-    synthesis_identity,
-    teacher_identity,
-)
+from pipeline.identity import existing_evaluation, is_finished, is_student_finished, teacher_identity
 from pipeline.run import RunConfig
+from pipeline.sets import next_set
 from pipeline.synthesis.plan import plan_batches
 from pipeline.synthesis.store import missing_batches
 
@@ -34,39 +29,62 @@ def planned_outputs(config: RunConfig) -> Iterator[str]:
         yield f"teacher     {config.teacher.source} with weights {config.teacher.weights}"
     else:
         path = config.trained_teacher_path
-        progress = _progress(path, partial(teacher_identity, config))
+        progress = _progress(path, partial(_is_teacher_finished, config))
         yield f"teacher     {path}: {training.steps:,} steps of {training.batch_size} images{progress}"
     has_teacher = training is None or config.trained_teacher_path.exists()
-    for r in range(min(config.synthesis.rounds, MAX_ROUNDS_LISTED)):
-        yield _synthesis_line(config, r, has_teacher)
+    is_known = has_teacher and _has_images(config)
+    for r in range(min(config.num_rounds, MAX_ROUNDS_LISTED)):
+        yield from _given_lines(config) if config.distill.shards else [_synthesis_line(config, r, has_teacher)]
         path, steps = config.student_path(r), config.distill_steps(r)
-        progress = _progress(path, partial(student_identity, config, r)) if has_teacher else ""
+        progress = _progress(path, partial(is_student_finished, config, r)) if is_known else ""
         yield f"distill     {path}: steps {steps.start:,} to {steps.stop:,}{progress}"
-    if config.synthesis.rounds > MAX_ROUNDS_LISTED:
-        yield f"...         and {config.synthesis.rounds - MAX_ROUNDS_LISTED:,} more rounds like these"
-    last, report = config.synthesis.rounds - 1, config.checkpoints / "report.html"
-    is_evaluated = has_teacher and existing_evaluation(config, last) is not None
+    if config.num_rounds > MAX_ROUNDS_LISTED:
+        yield f"...         and {config.num_rounds - MAX_ROUNDS_LISTED:,} more rounds like these"
+    last, report = config.num_rounds - 1, config.checkpoints / "report.html"
+    is_evaluated = is_known and existing_evaluation(config, last) is not None
     yield f"evaluate    {config.evaluation_path(last)}: on {config.data.test}{' (exists)' * is_evaluated}"
     yield f"report      {report}{' (exists)' * report.exists()}"
 
 
+def _given_lines(config: RunConfig) -> Iterator[str]:
+    for name in config.distill.shards:
+        folder = config.given_folder(name)
+        if is_remote(name) and not is_packed(folder):
+            yield f"synthesize  nothing: {name} is fetched into {folder}"
+        else:
+            yield f"synthesize  nothing: {read_given(name, folder)['num_images']:,} images exist in {folder}"
+
+
+def _has_images(config: RunConfig) -> bool:
+    """Whether all sets of `distill.shards` are here; a dry run fetches none, so it cannot know their students."""
+    return all(is_packed(config.given_folder(name)) for name in config.distill.shards)
+
+
 def _synthesis_line(config: RunConfig, round_index: int, has_teacher: bool) -> str:
-    folder, inversion = config.round_folder(round_index), config.synthesis.inversion
-    if has_teacher:
-        require_same_images(folder, synthesis_identity(config, round_index))
-    specs = plan_batches(config.synthesis, config.student_images.num_classes, config.seed, round_index)
-    num_images, num_done = sum(len(spec.labels) for spec in specs), len(specs) - len(missing_batches(folder, specs))
-    line = f"synthesize  {folder}: {num_images:,} images in {len(specs):,} batches of {inversion.num_steps:,} steps"
-    if is_packed(folder):
+    folder, steps = config.round_folder(round_index), config.synthesis.growth
+    plans = [plan_batches(step, config.student_images.num_classes, config.seed, round_index) for step in steps]
+    num_images = sum(len(spec.labels) for specs in plans for spec in specs)
+    num_batches, num_steps = sum(map(len, plans)), config.synthesis.inversion.num_steps
+    line = f"synthesize  {folder}: {num_images:,} images in {num_batches:,} batches of {num_steps:,} steps"
+    first = None if is_packed(folder) else (steps[0], folder)
+    missing = next_set(config, round_index) if has_teacher else first
+    if missing is None:
         return f"{line} (exists)"
-    return f"{line} ({num_done:,} of {len(specs):,} batches exist)" if num_done else line
+    i = steps.index(missing[0])
+    num_missing = len(missing_batches(missing[1], plans[i])) + sum(map(len, plans[i + 1 :]))
+    num_done = num_batches - num_missing
+    return f"{line} ({num_done:,} of {num_batches:,} batches exist)" if num_done else line
 
 
-def _progress(path: Path, identity: Callable[[], Mapping[str, Any]]) -> str:
+def _is_teacher_finished(config: RunConfig) -> bool:
+    return is_finished(config.trained_teacher_path, teacher_identity(config))
+
+
+def _progress(path: Path, is_trained: Callable[[], bool]) -> str:
     """Whether a network is trained (raises ConfigError if it has another identity), or has a state to resume from.
 
     The identity is taken only of what exists: that of a teacher reads, and may download, its training images.
     """
-    if path.exists() and is_finished(path, identity()):
+    if path.exists() and is_trained():
         return " (exists)"
     return f" (resumes from {state_path(path).name})" if state_path(path).exists() else ""

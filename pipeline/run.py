@@ -5,24 +5,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
 
-import torch
 import yaml
 
 from pipeline.data.class_names import ClassNames, choose_classes
 from pipeline.data.codec import PILLOW_MODES
 from pipeline.data.image_sets import NOT_MIRRORABLE, DataConfig
+from pipeline.data.remote import is_remote, local_folder
+from pipeline.data.shards import MAX_CLASSES
 from pipeline.distillation.config import DistillConfig, TrainingConfig
 from pipeline.evaluation.evaluate import EvaluationConfig
 from pipeline.models.config import ImageConfig, ModelConfig
-from pipeline.runtime.acceleration import PIXELS_WORTH_COMPILING, resolve_acceleration
 from pipeline.runtime.config import ConfigError, parse, to_plain
 from pipeline.runtime.config_files import load_yaml
 from pipeline.runtime.ranges import even_ranges
 from pipeline.synthesis.config import SynthesisConfig
-
-Training = TypeVar("Training", bound=TrainingConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +37,7 @@ class RunConfig:
         classes: The classes that are synthesized, distilled and evaluated, at least two: labels, or names in the file
             of `data.class_names`. The student has one output for each, and learns the teacher's logits of these. null:
             all classes.
-        synthesis: How many images are synthesized, and how.
+        synthesis: How many images are synthesized, and how; not used if `distill.shards` names the images.
         distill: How the student is trained.
         teacher_training: How a teacher without `weights` is trained; null for a teacher with `weights`.
         verifier: An independent network that scores the stored images and takes no part in making them; needs
@@ -75,8 +72,14 @@ class RunConfig:
         if self.images.channels not in PILLOW_MODES:
             raise ConfigError(f"images.channels: {self.images.channels} cannot be stored as an image file; use 1 or 3")
         self._check_teacher()
-        self._check_synthesis()
-        _ = self.class_labels  # raises ConfigError for classes that do not exist
+        if not self.distill.shards:
+            self._check_synthesis()
+        labels = self.class_labels  # raises ConfigError for classes that do not exist
+        if labels is None and self.images.num_classes > MAX_CLASSES:
+            raise ConfigError(
+                f"images.num_classes: {self.images.num_classes} classes are more than the {MAX_CLASSES} of a set of "
+                "images; name fewer of them under `classes`"
+            )
 
     def _check_teacher(self) -> None:
         if self.teacher.weights is None and self.teacher_training is None:
@@ -163,9 +166,24 @@ class RunConfig:
         """The folder of the synthetic images of one round."""
         return self.shards / str(round_index)
 
+    def image_folders(self, last_round: int) -> list[Path]:
+        """The folders of the images that the student of a round learns from: of its rounds, or of `distill.shards`."""
+        if self.distill.shards:
+            return [self.given_folder(name) for name in self.distill.shards]
+        return [self.round_folder(r) for r in range(last_round + 1)]
+
+    def given_folder(self, name: str) -> Path:
+        """The folder of an item of `distill.shards`; one with a URL is fetched into `SHARDS_DIR/.remote`."""
+        return local_folder(name, Path(self.shards_dir) / ".remote") if is_remote(name) else Path(name)
+
+    @property
+    def num_rounds(self) -> int:
+        """The rounds of the run; there is one if `distill.shards` names the images."""
+        return 1 if self.distill.shards else self.synthesis.rounds
+
     def distill_steps(self, round_index: int) -> range:
         """The steps of distillation of a round."""
-        return even_ranges(self.distill.steps, self.synthesis.rounds)[round_index]
+        return even_ranges(self.distill.steps, self.num_rounds)[round_index]
 
     def student_path(self, round_index: int) -> Path:
         """The file of the student that is distilled on all rounds up to this one."""
@@ -221,27 +239,6 @@ def _warn_of_mirrors(config: RunConfig) -> None:
             warnings.warn(
                 f"{key}: true mirrors images of {config.data.test}, which changes what they show", stacklevel=3
             )
-
-
-def resolve(config: RunConfig, device: torch.device) -> RunConfig:
-    """The configuration as it runs on `device`, without `auto` (see `acceleration.resolve_acceleration`)."""
-    image_pixels = config.images.height * config.images.width
-
-    def resolved_training(training: Training, key: str) -> Training:
-        return resolve_acceleration(training, device, training.steps * training.batch_size * image_pixels, key)
-
-    original = config.synthesis.inversion
-    num_pixels = config.synthesis.num_images * original.num_steps * image_pixels
-    if original.cuda_graphs:
-        num_pixels = max(num_pixels, PIXELS_WORTH_COMPILING)  # graphs are made of compiled steps
-    inversion = resolve_acceleration(replace(original, cuda_graphs=False), device, num_pixels, "synthesis.inversion")
-    inversion = replace(inversion, cuda_graphs=original.cuda_graphs and bool(inversion.compile))
-    return replace(
-        config,
-        synthesis=replace(config.synthesis, inversion=inversion),
-        distill=resolved_training(config.distill, "distill"),
-        teacher_training=config.teacher_training and resolved_training(config.teacher_training, "teacher_training"),
-    )
 
 
 def resolved_yaml(config: RunConfig) -> str:

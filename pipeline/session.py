@@ -7,23 +7,21 @@ from functools import cached_property
 
 import torch
 
-from pipeline.data.image_sets import ArrayImages, ImageSet, load_images
-from pipeline.data.loader import cache_limit_bytes, num_bytes, preload
-from pipeline.data.shard_set import ShardSet
-from pipeline.data.shards import ShardError, check_sizes, find_damage, read_manifest
+from pipeline.data.image_sets import load_images
 from pipeline.data.views import scaled_size
 from pipeline.distillation.task import Task, build_distillation_loss
 from pipeline.evaluation.scores import Scorers
-from pipeline.identity import require_student, synthesis_identity
+from pipeline.identity import require_student
 from pipeline.models.checkpoint import read_description, weights_identity
 from pipeline.models.classifier import Classifier, build_classifier, check_fit, load_frozen
 from pipeline.models.config import ModelConfig
 from pipeline.models.inheritance import inherit_weights
 from pipeline.models.sources import is_published_name
 from pipeline.models.weights import load_weights
-from pipeline.run import RunConfig, resolve
+from pipeline.pool import Pool
+from pipeline.resolve import resolve
+from pipeline.run import RunConfig
 from pipeline.runtime.distributed import DistributedContext
-from pipeline.runtime.fingerprint import require_same_identity
 from pipeline.runtime.hardware import keep_freed_memory
 from pipeline.runtime.seeds import derive_seed
 from pipeline.synthesis.objective import Networks, Objective, open_objective
@@ -35,11 +33,8 @@ class Session:
 
     def __init__(self, config: RunConfig, context: DistributedContext, resources: ExitStack) -> None:
         self.config, self.context = config, context
+        self.pool = Pool(config, context)
         self._resources, self._is_student_used = resources, False
-        self._shards, self._num_pooled, self._num_checked = ShardSet([]), 0, 0
-        self._cached: ArrayImages | None = None
-        # Measured now, since the process keeps the memory that synthesis frees.
-        self._cache_limit_bytes = cache_limit_bytes(config.distill.memory_gib, context.device, context.local_size)
 
     @cached_property
     def teacher(self) -> Classifier:
@@ -91,42 +86,6 @@ class Session:
         loss_function = build_distillation_loss(self.teacher, self.config.distill)
         return Task(self._student, loss_function, self.config.distill, self.config.seed, "distill")
 
-    def require_complete_rounds(self, last_round: int) -> None:
-        """Raise ConfigError when a round up to `last_round` has another identity, ShardError when it is not complete.
-
-        Shards are checked by their size, once in a session; `pool` checks their content.
-        """
-        for r in range(self._num_checked, last_round + 1):
-            folder = self.config.round_folder(r)
-            manifest = read_manifest(folder)
-            require_same_identity(str(folder), manifest["identity"], synthesis_identity(self.config, r))
-            check_sizes(folder, manifest)
-            self._num_checked = r + 1
-
-    def pool(self, last_round: int) -> ImageSet:
-        """The images of all rounds up to `last_round`, preloaded if they fit; a session reads each round once.
-
-        Raises ShardError when a shard is damaged.
-        """
-        if last_round + 1 < self._num_pooled:
-            self._shards, self._num_pooled, self._cached = ShardSet([]), 0, None
-        folders = [self.config.round_folder(r) for r in range(self._num_pooled, last_round + 1)]
-        for folder in folders:
-            if problems := find_damage(folder):
-                raise ShardError(f"{'; '.join(problems)}; remove {folder} and run the stage `synthesize` again")
-        for folder in folders:
-            self._shards.add(folder)
-        self._num_pooled = last_round + 1
-        if num_bytes(self._shards) > self._cache_limit_bytes:
-            self._cached = None
-            return self._shards
-        new_shards = self._shards if self._cached is None else ShardSet(folders)
-        if len(new_shards):
-            images = preload(new_shards, self.context.device)
-            self._cached = images if self._cached is None else _concatenated(self._cached, images)
-        assert self._cached is not None and len(self._cached.labels) == len(self._shards)
-        return self._cached
-
     @cached_property
     def _student(self) -> Classifier:
         return self._build_student().to(self.context.device)
@@ -160,10 +119,6 @@ class Session:
             classes=self.teacher.classes,
         )
         return self._resources.enter_context(open_objective(networks, inversion, config.images.size))
-
-
-def _concatenated(first: ArrayImages, second: ArrayImages) -> ArrayImages:
-    return ArrayImages(torch.cat([first.pixels, second.pixels]), torch.cat([first.labels, second.labels]))
 
 
 @contextmanager
@@ -233,5 +188,5 @@ def load_student(config: RunConfig, round_index: int) -> Classifier:
 
 def last_student(config: RunConfig) -> int:
     """The last round with a student; the last round of all if there is none yet."""
-    rounds = [r for r in range(config.synthesis.rounds) if config.student_path(r).exists()]
-    return rounds[-1] if rounds else config.synthesis.rounds - 1
+    rounds = [r for r in range(config.num_rounds) if config.student_path(r).exists()]
+    return rounds[-1] if rounds else config.num_rounds - 1

@@ -12,7 +12,8 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from pipeline.preview import planned_outputs
-from pipeline.run import RunConfig, load_run, resolve, resolved_yaml
+from pipeline.resolve import resolve
+from pipeline.run import RunConfig, load_run, resolved_yaml
 from pipeline.runtime.config import to_plain
 from pipeline.runtime.distributed import DistributedContext, choose_device, exit_process, open_distributed
 from pipeline.runtime.environment import (
@@ -104,7 +105,7 @@ def read_config(arguments: Namespace) -> RunConfig:
     if arguments.device is not None:
         name_device(arguments.device)
     config, round_index = load_run(config_path(arguments.config), arguments.overrides), arguments.round
-    num_rounds = config.synthesis.rounds
+    num_rounds = config.num_rounds
     if round_index is not None and not 0 <= round_index < num_rounds:
         raise ValueError(f"--round {round_index}: synthesis.rounds={num_rounds} has rounds 0 to {num_rounds - 1}")
     return config

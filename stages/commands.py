@@ -17,8 +17,8 @@ SHELLS = ("bash", "zsh", "fish")
 REMOVED = {"--set": f"write KEY=VALUE alone, as in `{PROGRAM} run seed=1 distill.lr=0.05`"}
 
 
-def run_arguments(parser: ArgumentParser) -> None:
-    """The arguments of every command that works on a run."""
+def config_arguments(parser: ArgumentParser) -> None:
+    """The arguments that name a run and a round."""
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="keys of the config and their values in YAML")
     parser.add_argument(
         "--config", default="digits", metavar="FILE", help="the YAML file of the run, or the name of a shipped config"
@@ -26,6 +26,11 @@ def run_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--round", type=int, default=None, metavar="R", help="the round; by default the next that is not finished"
     )
+
+
+def run_arguments(parser: ArgumentParser) -> None:
+    """The arguments of every command that works on a run."""
+    config_arguments(parser)
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N; by default cuda if there is a device")
     parser.add_argument(
         "--processes", type=_num_processes, default=1, metavar="N", help="processes on this machine that share the work"
@@ -48,6 +53,15 @@ def imagenet_val_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--folder", type=Path, default=folder, metavar="FOLDER", help=f"the folder to write, by default {folder}"
+    )
+
+
+def unpack_arguments(parser: ArgumentParser) -> None:
+    """The arguments of `unpack`."""
+    config_arguments(parser)
+    parser.add_argument("--shards", type=Path, metavar="FOLDER", help="one set, in place of the rounds of a run")
+    parser.add_argument(
+        "--folder", type=Path, metavar="FOLDER", help="the folder to write, by default `unpacked` beside the rounds"
     )
 
 
@@ -100,6 +114,12 @@ COMMANDS = (
     Command("report", "write one HTML page about the run", exclusive=False),
     Command("verify", "compare the shards with the hashes of their manifests", exclusive=False),
     Command("clean", "remove the shards and checkpoints of the run", is_stage=False),
+    Command(
+        "unpack",
+        "write the images of the run into class folders",
+        is_stage=False,
+        add_arguments=unpack_arguments,
+    ),
     Command(
         "imagenet-val",
         "sort the official ImageNet validation images into class folders",

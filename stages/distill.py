@@ -1,9 +1,10 @@
 """Distill a student from the teacher's logits on the synthetic images of all rounds so far."""
 
+from pipeline.data.remote import fetch_set, is_remote
 from pipeline.data.shards import is_packed
 from pipeline.distillation.state import TrainState, remove_state, state_path
 from pipeline.distillation.train import train
-from pipeline.identity import is_finished, require_student, student_identity
+from pipeline.identity import is_student_finished, require_student, student_identity
 from pipeline.models.checkpoint import save_classifier
 from pipeline.run import RunConfig
 from pipeline.runtime.recorder import Progress, open_recorder
@@ -16,16 +17,17 @@ def main(session: Session, round_index: int | None = None) -> None:
     config.distill.require_even_shares(context.size)
     if round_index is None:
         round_index = context.broadcast(_next_round(config))
-    session.require_complete_rounds(round_index)
+    fetch_sets(session)
+    session.pool.require_complete(round_index)
     path, identity = config.student_path(round_index), student_identity(config, round_index)
-    if context.broadcast(is_finished(path, identity)):
+    if context.broadcast(is_student_finished(config, round_index)):
         if context.is_main_process:
             remove_state(path)  # the process may have been killed after it wrote the network
             print(f"distill: {path} is up to date")
         return
     if round_index:
         require_student(config, round_index - 1)
-    images, steps = session.pool(round_index), config.distill_steps(round_index)
+    images, steps = session.pool.images(round_index), config.distill_steps(round_index)
     student = session.student(round_index)
     state = TrainState.open(student, config.distill, state_path(path), identity, steps)
     context.require_same(str(state.step), f"the step of {state.path}; is it on a file system that all ranks see?")
@@ -44,8 +46,22 @@ def main(session: Session, round_index: int | None = None) -> None:
     context.barrier()
 
 
+def fetch_sets(session: Session) -> None:
+    """Fetch the sets of `distill.shards` that have an address; those that are there are not looked up again."""
+    config, context = session.config, session.context
+    if context.is_main_process:
+        for url in filter(is_remote, config.distill.shards):
+            folder = config.given_folder(url)
+            if not is_packed(folder):
+                print(f"distill: fetching {url} into {folder}", flush=True)
+                print(f"distill: fetched {fetch_set(url, folder) / 2**20:,.1f} MiB", flush=True)
+    context.barrier()
+
+
 def _next_round(config: RunConfig) -> int:
     """The first round with shards and without a student, else the last one with shards."""
+    if config.distill.shards:
+        return 0
     packed = [r for r in range(config.synthesis.rounds) if is_packed(config.round_folder(r))]
     without_student = [r for r in packed if not config.student_path(r).exists()]
     return (without_student or packed[-1:] or [0])[0]

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pipeline.estimate import estimate
 from pipeline.runtime.files import write_json
 from pipeline.session import Session, check_inputs
-from stages import teacher
+from stages import distill, teacher
 from stages.command import counted
 
 
@@ -13,6 +13,9 @@ def main(session: Session, round_index: int | None = None) -> None:
     """Print the estimate and write it to `estimate.json`; the report compares it with the run."""
     config, context = session.config, session.context
     check_inputs(config, context.size)
+    if config.distill.shards:
+        distill.fetch_sets(session)
+        session.pool.require_complete(0)
     teacher.main(session)
     context.barrier()
     result = estimate(session)

@@ -28,9 +28,9 @@ def main(session: Session, round_index: int | None = None) -> None:
     if evaluation is None:
         path = config.evaluation_path(round_index)
         raise ValueError(f"there is no evaluation of this student ({path}); run `make evaluate` first")
-    folders = [config.round_folder(r) for r in range(round_index + 1)]
+    folders = config.image_folders(round_index)
     metrics_files = [config.metrics_path(), *sorted(config.checkpoints.glob("metrics.*.jsonl"))]
-    labels, tiles = _tiles(ShardSet(folders[-1:]))
+    labels, tiles = _tiles(session.pool.newest_shards(round_index))
     record = RunRecord(
         name=config.name,
         manifests=[read_manifest(folder) for folder in folders],

@@ -1,30 +1,54 @@
 """Invert the teacher into the class-organized synthetic images of one round."""
 
+from pathlib import Path
 from typing import Any
 
+from pipeline.data.growth import join_growth, remove_joined
 from pipeline.data.shards import check_sizes, is_packed, pack, read_manifest, remove_parts
-from pipeline.identity import require_same_images, synthesis_identity, write_identity
+from pipeline.identity import synthesis_identity
 from pipeline.run import RunConfig
 from pipeline.runtime.recorder import Progress, open_recorder
 from pipeline.session import Session
+from pipeline.sets import next_set, write_identity
 from pipeline.synthesis.batches import make_batches
+from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.plan import plan_batches
 from pipeline.synthesis.store import BatchStore, manifest_facts, missing_batches
 
 
 def main(session: Session, round_index: int | None = None) -> None:
-    """Make the missing batches of a round, by default of the first incomplete round, and pack them into shards."""
+    """Make the missing images of a round, by default of the first incomplete round, and pack them into shards."""
     config, context = session.config, session.context
+    if config.distill.shards:
+        if context.is_main_process:
+            print("synthesize: nothing to make, distill.shards names the images")
+        return
     if round_index is None:
         round_index = context.broadcast(_next_round(config))
-    folder, identity = config.round_folder(round_index), synthesis_identity(config, round_index)
-    require_same_images(folder, identity)
-    specs = plan_batches(config.synthesis, config.student_images.num_classes, config.seed, round_index)
+    folder, was_complete = config.round_folder(round_index), True
     # All ranks use what rank 0 sees: on a network file system, they may see other files for a while.
-    was_packed, missing = context.broadcast((is_packed(folder), missing_batches(folder, specs)))
-    if missing:
+    while missing := context.broadcast(next_set(config, round_index)):
+        was_complete = False
+        _make_set(session, round_index, *missing)
+    if context.is_main_process:
+        manifest = read_manifest(folder)
+        check_sizes(folder, manifest)
+        remove_parts(folder)
+        remove_joined(folder)
+        scores = ", ".join(f"{name} {value:.1%}" for name, value in manifest["scores"].items())
+        note = " (up to date)" if was_complete else ""
+        print(f"synthesize: {manifest['num_images']:,} images in {folder}; {scores}{note}")
+    context.barrier()
+
+
+def _make_set(session: Session, round_index: int, synthesis: SynthesisConfig, folder: Path) -> None:
+    """Make the missing batches of a set, or of the images that it grows by, in `folder`, and pack them."""
+    config, context = session.config, session.context
+    identity = synthesis_identity(config, round_index, synthesis)
+    specs = plan_batches(synthesis, config.student_images.num_classes, config.seed, round_index)
+    if missing := context.broadcast(missing_batches(folder, specs)):
         objective = session.objective(round_index)  # before anything is written: the networks may not load
-        store = BatchStore(folder=folder, config=config.synthesis, scorers=session.scorers)
+        store = BatchStore(folder=folder, config=synthesis, scorers=session.scorers)
         if context.is_main_process:
             write_identity(folder, identity, config)
         context.barrier()  # the identity comes before the first part
@@ -34,16 +58,12 @@ def main(session: Session, round_index: int | None = None) -> None:
             make_batches(objective, own_specs, store, recorder, context)
         context.barrier()
     if context.is_main_process:
-        if not was_packed:
-            facts = manifest_facts(config.synthesis, config.student_images)
+        if not is_packed(folder):
+            facts = manifest_facts(synthesis, config.student_images)
             facts |= {"round": round_index, "teacher": config.teacher.source, **_classes(config)}
             pack(folder, [spec.index for spec in specs], identity, facts)
-        manifest = read_manifest(folder)
-        check_sizes(folder, manifest)
-        remove_parts(folder)
-        scores = ", ".join(f"{name} {value:.1%}" for name, value in manifest["scores"].items())
-        note = " (up to date)" if was_packed else ""
-        print(f"synthesize: {manifest['num_images']:,} images in {folder}; {scores}{note}")
+        if synthesis.grown_from:
+            join_growth(config.round_folder(round_index))
     context.barrier()
 
 

@@ -9,12 +9,11 @@ def main(session: Session, round_index: int | None = None) -> None:
     config = session.config
     if not session.context.is_main_process:
         return
-    rounds = range(config.synthesis.rounds) if round_index is None else [round_index]
-    folders = [folder for folder in map(config.round_folder, rounds) if is_packed(folder)]
+    all_folders = config.image_folders(config.num_rounds - 1)
+    chosen = all_folders if round_index is None or config.distill.shards else [config.round_folder(round_index)]
+    folders = [folder for folder in chosen if is_packed(folder)]
     if not folders:
-        raise ShardError(
-            f"{config.round_folder(rounds[0])} holds no complete dataset; run the stage `synthesize` first"
-        )
+        raise ShardError(f"{chosen[0]} holds no complete dataset; run the stage `synthesize` first")
     problems = [problem for folder in folders for problem in find_damage(folder)]
     if problems:
         raise ShardError("\n  ".join(["shards differ from their manifest:", *problems]))

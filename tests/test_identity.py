@@ -15,8 +15,8 @@ from stages import chain, distill, estimate, evaluate, report, synthesize, teach
 TEACHER = "checkpoints/tiny/teacher.safetensors"
 # Stage, key, value of the finished run, value now, and the output that has another identity.
 OTHER_IDENTITIES = {
-    "shards": (synthesize, "synthesis.num_images", "60", "50", "shards/tiny/0"),
-    "shards in distill": (distill, "synthesis.num_images", "60", "50", "shards/tiny/0"),
+    "shards": (synthesize, "synthesis.inversion.lr", "0.1", "0.2", "shards/tiny/0"),
+    "shards in distill": (distill, "synthesis.inversion.lr", "0.1", "0.2", "shards/tiny/0"),
     "shards in the chain": (chain, "synthesis.inversion.lr", "0.1", "0.2", "shards/tiny/0"),
     "student": (distill, "distill.lr", "0.1", "0.2", "checkpoints/tiny/student-0.safetensors"),
     "student in evaluate": (evaluate, "distill.lr", "0.1", "0.2", "checkpoints/tiny/student-0.safetensors"),

@@ -7,7 +7,8 @@ import pytest
 import torch
 from tiny_run import copy_run, digests, run_command, write_config
 
-from pipeline.run import load_run, resolve
+from pipeline.resolve import resolve
+from pipeline.run import load_run
 from stages import chain, launch, synthesize
 
 
@@ -65,6 +66,19 @@ def test_evaluation_of_another_student_is_not_marked(preview, finished, tmp_path
     load_run(path).student_path(0).unlink()
     _, lines = preview(path)
     assert [line.split()[0] for line in lines if "(exists)" in line] == ["teacher", "synthesize", "report"]
+
+
+def test_evaluation_on_other_images_is_not_marked(preview, finished, tmp_path):
+    _, lines = preview(copy_run(finished, tmp_path, data__test="npz:other.npz"))
+    assert [line.split()[0] for line in lines if "(exists)" in line] == ["teacher", "synthesize", "distill", "report"]
+
+
+def test_growth_of_a_set_is_marked(preview, finished, tmp_path):
+    path = copy_run(finished, tmp_path, synthesis__num_images=97)
+    load_run(path).student_path(0).unlink()
+    config_yaml, lines = preview(path)
+    assert lines[1].endswith("shards/tiny/0: 97 images in 5 batches of 4 steps (3 of 5 batches exist)")
+    assert "grown_from:\n  - 60" in config_yaml
 
 
 def test_partial_outputs_are_marked(preview, finished, tmp_path):

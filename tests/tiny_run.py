@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from pipeline.data.codec import encode_image
+from pipeline.data.growth import growth_folder, join_growth
 from pipeline.data.shards import Sample, pack, write_part
 from pipeline.run import RunConfig, load_run
 from pipeline.runtime.distributed import DistributedContext
@@ -204,5 +205,18 @@ def write_round(folder: Path, *, first_image: int = 0) -> torch.Tensor:
     labels = [(first_image + i) % ROUND_CLASSES for i in range(ROUND_IMAGES)]
     samples, pixels = make_samples(labels, channels=3, first_image=first_image)
     write_part(folder, 0, samples, "png")
-    pack(folder, [0], {"seed": 0}, make_facts(num_classes=ROUND_CLASSES, channels=3, images_per_shard=2))
+    pack(
+        folder,
+        [0],
+        {"seed": 0, "first_image": first_image},
+        make_facts(num_classes=ROUND_CLASSES, channels=3, images_per_shard=2),
+    )
     return pixels
+
+
+def write_grown_round(folder: Path) -> torch.Tensor:
+    """Pack a round as `write_round` does, and let it grow by 36 images; returns the pixels (2 N, 3, 8, 8)."""
+    first = write_round(folder)
+    second = write_round(growth_folder(folder), first_image=ROUND_IMAGES)
+    join_growth(folder)
+    return torch.cat([first, second])

@@ -8,6 +8,7 @@ import yaml
 
 from pipeline.runtime.files import write_json, write_text
 
+CARD_FILES = ("README.md", "_info.json")
 CARD = """---
 {header}---
 
@@ -59,14 +60,15 @@ def write_card(folder: Path, manifest: Mapping[str, Any]) -> None:
         extension=extension,
         **{**manifest, "scores": scores, "num_classes": len(labels), "classes": _class_table(manifest, labels)},
     )
-    write_text(folder / "README.md", text)
+    card, index = (folder / name for name in CARD_FILES)
+    write_text(card, text)
     split = {
         "name": "train",
         "num_samples": manifest["num_images"],
         "filenames": [entry["file"] for entry in shards],
         "shard_lengths": [entry["count"] for entry in shards],
     }
-    write_json(folder / "_info.json", {"splits": {"train": split}})
+    write_json(index, {"splits": {"train": split}})
 
 
 def _class_table(manifest: Mapping[str, Any], labels: Sequence[int]) -> str:

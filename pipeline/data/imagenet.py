@@ -142,6 +142,8 @@ def _read_images(archive: Path) -> Iterator[tuple[str, bytes]]:
                 yield name, content
     except tarfile.TarError as error:
         raise ValueError(f"TAR: {archive} is no tar, or damaged at {name} ({error}); download it again") from error
+    except OSError as error:  # else the folder that is written would be blamed
+        raise ValueError(f"TAR: {archive} cannot be read at {name} ({error}); is its disk in order?") from error
 
 
 @contextmanager

@@ -25,8 +25,8 @@ class ShardSet:
         for folder in folders:
             self.add(folder)
 
-    def add(self, folder: Path) -> None:
-        """Append the images of one more round."""
+    def add(self, folder: Path, labels_of: Sequence[int] | None = None) -> None:
+        """Append the images of one more set; `labels_of` gives other labels in place of its own 0, 1, ..."""
         manifest = read_manifest(folder)
         check_sizes(folder, manifest)
         self.shape: tuple[int, int, int] = tuple(manifest["shape"])
@@ -35,7 +35,8 @@ class ShardSet:
             path = folder / entry["file"]
             self.keys += entry["keys"]
             self._locations += [(path, o, s) for o, s in zip(entry["offsets"], entry["sizes"], strict=True)]
-            labels += [entry["class"]] * entry["count"]
+            label = entry["class"] if labels_of is None else labels_of[entry["class"]]
+            labels += [label] * entry["count"]
         self.labels = torch.cat([self.labels, torch.tensor(labels, dtype=torch.int64)])
 
     def __len__(self) -> int:

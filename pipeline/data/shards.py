@@ -1,9 +1,11 @@
 """Class-organized tar shards: one atomic part file for each batch, then a deterministic pack with a manifest.
 
 The folder of a round has `parts/000012.tar` while it is made, and `train/0003-00001.tar`, `manifest.json`, `_info.json`
-and `README.md` when it is complete. The manifest is written last, so a folder with a manifest is complete.
+and `README.md` when it is complete. The manifest is written last, so a folder with a manifest is complete. While a
+complete set grows, its folder has `growth/`, which is the folder of the added images alone (`pipeline/data/growth.py`).
 """
 
+import hashlib
 import json
 import tarfile
 from collections import defaultdict
@@ -25,6 +27,11 @@ SPLIT = "train"
 MANIFEST = "manifest.json"
 # One shard holds one class. The name of the tar and the folder of its members are the class, padded to sort by label.
 CLASS_DIGITS = 4
+# With more classes, names would not sort by label.
+MAX_CLASSES = 10**CLASS_DIGITS
+GROWTH = "growth"
+# What to do after the folder of a damaged set is removed.
+REMAKE = "run the stage `synthesize` again"
 
 
 class ShardError(ValueError):
@@ -115,7 +122,7 @@ def pack(folder: Path, batch_indices: Iterable[int], identity: Mapping[str, Any]
         samples.sort(key=lambda sample: sample[0])
         step = facts["images_per_shard"]
         for i in range(0, len(samples), step):
-            path = folder / SPLIT / f"{label:0{CLASS_DIGITS}d}-{i // step:05d}.tar"
+            path = folder / shard_name(label, i // step)
             entries.append(_write_shard(path, label, samples[i : i + step], EXTENSIONS[facts["image_format"]]))
     manifest = {
         "format": FORMAT,
@@ -128,6 +135,11 @@ def pack(folder: Path, batch_indices: Iterable[int], identity: Mapping[str, Any]
     }
     write_card(folder, manifest)
     write_json(folder / MANIFEST, manifest, indent=None)
+
+
+def shard_name(label: int, number: int) -> str:
+    """The file of shard 0, 1, ... of a class, relative to the folder of its set."""
+    return f"{SPLIT}/{label:0{CLASS_DIGITS}d}-{number:05d}.tar"
 
 
 def _write_shard(path: Path, label: int, samples: list[tuple[str, _TarSample]], extension: str) -> dict[str, Any]:
@@ -183,11 +195,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def check_sizes(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Raise ShardError when a shard is missing or differs in size from the manifest; reads no shard."""
+def content_identity(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """The fingerprint of a set, and a hash of the content of all its shards."""
+    digests = "\n".join(f"{entry['file']} {entry['sha256']}" for entry in manifest["shards"])
+    return {"fingerprint": manifest["fingerprint"], "hash": hashlib.sha256(digests.encode()).hexdigest()}
+
+
+def check_sizes(folder: Path, manifest: Mapping[str, Any], fix: str = REMAKE) -> None:
+    """Raise ShardError, with the fix, when a shard is missing or has not the manifest's size; reads no shard."""
     for entry in manifest["shards"]:
         if problem := _size_problem(folder / entry["file"], entry["bytes"]):
-            raise ShardError(f"{problem}; remove {folder} and run the stage `synthesize` again")
+            raise ShardError(f"{problem}; remove {folder} and {fix}")
 
 
 def _size_problem(path: Path, expected: int) -> str | None:
@@ -209,5 +227,6 @@ def find_damage(folder: Path) -> list[str]:
             problems.append(f"{path} was altered: its SHA-256 is not the manifest's")
     listed = {entry["file"] for entry in manifest["shards"]}
     existing = {f"{SPLIT}/{path.name}" for path in (folder / SPLIT).glob("*.tar")}
-    problems += [f"{folder / name} is not in the manifest" for name in sorted(existing - listed)]
+    if not is_packed(folder / GROWTH):  # a killed process may have left shards of it in this folder
+        problems += [f"{folder / name} is not in the manifest" for name in sorted(existing - listed)]
     return problems

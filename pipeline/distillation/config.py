@@ -72,7 +72,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(TrainingConfig):
-    """How the student is trained on the teacher's logits: `teacher_training`'s keys, and three more.
+    """How the student is trained on the teacher's logits: `teacher_training`'s keys, and four more.
 
     The loss is T^2 KL(teacher || student) at temperature T (Hinton et al., 2015, arXiv 1503.02531), plus
     `label_weight` times the cross-entropy with the labels.
@@ -83,6 +83,9 @@ class DistillConfig(TrainingConfig):
         init: Where a student without `weights` starts. `random`: from random weights. `teacher`: from evenly spaced
             weights of the teacher, for a student of the same architecture with fewer channels or layers (weight
             selection, arXiv 2311.18823).
+        shards: Sets of images to learn from in place of images of the run: folders that hold a `manifest.json`, such
+            as `shards/digits/0`, and http or https addresses of such folders, which are fetched once. The run then
+            synthesizes nothing and has one round. []: the images of the run.
     """
 
     SECTION: ClassVar[str] = "distill"
@@ -90,6 +93,7 @@ class DistillConfig(TrainingConfig):
     temperature: float = 4.0
     label_weight: float = 0.0
     init: Literal["random", "teacher"] = "random"
+    shards: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -97,6 +101,10 @@ class DistillConfig(TrainingConfig):
             raise ConfigError(f"temperature: {self.temperature} must be positive")
         if self.label_weight < 0:
             raise ConfigError(f"label_weight: {self.label_weight} must be at least 0")
+        names = [name.rstrip("/") for name in self.shards]
+        for i, name in enumerate(names):
+            if not name or name in names[:i]:
+                raise ConfigError(f"shards: {self.shards[i]!r} is empty or named twice; remove it")
 
     def require_even_shares(self, num_processes: int) -> None:
         """Raise ConfigError unless so many processes can share a batch evenly, with at least two images for each."""

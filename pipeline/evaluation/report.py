@@ -107,7 +107,7 @@ def _metrics(evaluation: Mapping[str, Any]) -> str:
 
 
 def _rounds(manifests: Sequence[Mapping[str, Any]]) -> str:
-    names = list(manifests[0]["scores"])
+    names = [name for name in manifests[0]["scores"] if all(name in m["scores"] for m in manifests)]
     rows = [
         [str(m["round"]), f"{m['num_images']:,}", *(f"{m['scores'][n]:.2%}" for n in names), m["fingerprint"]]
         for m in manifests

@@ -5,8 +5,6 @@ from typing import Any
 
 from pipeline.runtime.config import ConfigError
 
-# Class folders have four digits; with more classes they would sort out of order.
-MAX_CLASSES = 10_000
 SOURCES = ("cifar10", "torchvision", "timm", "python")
 # (mean, std), one value per channel.
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
@@ -25,7 +23,8 @@ class ImageConfig:
         channels: Color channels, 1 (gray) or 3 (RGB).
         height: Height in pixels, at least 1.
         width: Width in pixels, at least 1.
-        num_classes: Number of classes, 2 to 10,000. Labels are 0 to `num_classes` - 1.
+        num_classes: Number of classes of the teacher, at least 2. Labels are 0 to `num_classes` - 1. If there are more
+            than 10,000, `classes` must name fewer.
     """
 
     channels: int
@@ -39,8 +38,6 @@ class ImageConfig:
                 raise ConfigError(f"{name}: {getattr(self, name)} must be at least 1")
         if self.num_classes < 2:
             raise ConfigError(f"num_classes: {self.num_classes} must be at least 2")
-        if self.num_classes > MAX_CLASSES:
-            raise ConfigError(f"num_classes: {self.num_classes} is more than the {MAX_CLASSES} of the layout")
 
     @property
     def size(self) -> tuple[int, int]:

@@ -19,6 +19,8 @@ HASHES = {
     "code_sha256": "the code of the network changed",
     "hash": "the images changed",
 }
+# What to do about an output of another identity.
+FIX = "Set another `name`, or remove it (`make clean` removes all outputs of the run)"
 
 
 def fingerprint(identity: Mapping[str, Any]) -> str:
@@ -45,12 +47,12 @@ def _in_words(key: str, old: Any, new: Any) -> str:
     return f"{SECTIONS.get(section, section)}{dot}{rest}: {old} before, {new} now"
 
 
-def require_same_identity(output: str, existing: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """Raise ConfigError when an existing output was made under another identity than the current one."""
+def require_same_identity(output: str, existing: Mapping[str, Any], current: Mapping[str, Any], fix: str = FIX) -> None:
+    """Raise ConfigError, with the fix, when an existing output has another identity than the current one."""
     if fingerprint(existing) != fingerprint(current):
         raise ConfigError(
             f"{output} was made with another configuration ({differences(existing, current)}); nothing was changed. "
-            "Set another `name`, or remove it (`make clean` removes all outputs of the run)"
+            f"{fix}"
         )
 
 

@@ -1,6 +1,7 @@
 """The `synthesis` section of a configuration."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from pipeline.data.codec import ImageFormat
 from pipeline.data.views import check_crop_area, check_view_scale, scaled_size
@@ -116,7 +117,8 @@ class SynthesisConfig:
     """How many images are synthesized, and how they are stored.
 
     Attributes:
-        num_images: Number of synthetic images, spread evenly over `rounds` and classes.
+        num_images: Number of synthetic images, spread evenly over `rounds` and classes. In a run of one round it can be
+            raised later: the images that exist stay as they are, and only the others are made.
         batch_size: Largest number of images optimized together, at least 3. BatchNorm statistics are matched over such
             a batch. Batches of a round differ by at most one image.
         inversion: How one batch is optimized.
@@ -125,6 +127,8 @@ class SynthesisConfig:
         image_format: File format of the stored images; png and webp are lossless.
         jpeg_quality: Quality of jpeg files, 1 to 100; other formats ignore it.
         images_per_shard: Largest number of images of one class in one tar file, at least 1.
+        grown_from: The values that `num_images` had before, in rising order, if the set has grown. A stage reads them
+            from the set that exists; they matter to make the same set again elsewhere.
     """
 
     num_images: int
@@ -134,6 +138,7 @@ class SynthesisConfig:
     image_format: ImageFormat = "png"
     jpeg_quality: int = 95
     images_per_shard: int = 1000
+    grown_from: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("num_images", "batch_size", "rounds", "images_per_shard"):
@@ -152,3 +157,33 @@ class SynthesisConfig:
             )
         if not 1 <= self.jpeg_quality <= 100:
             raise ConfigError(f"jpeg_quality: {self.jpeg_quality} must be in 1..100")
+        if self.grown_from:
+            self._check_growth()
+
+    def _check_growth(self) -> None:
+        if self.rounds > 1:
+            raise ConfigError(
+                f"grown_from: {list(self.grown_from)} needs rounds: 1; the students of several rounds have learned "
+                "from the sets as they were"
+            )
+        if self.grown_from[0] < self.batch_size:
+            raise ConfigError(f"grown_from: {self.grown_from[0]} images are fewer than batch_size={self.batch_size}")
+        # Half a batch is what the smallest batch of a set that has not grown can have.
+        least = max(MIN_BATCH_SIZE, -(-self.batch_size // 2))
+        for before, after in pairwise((*self.grown_from, self.num_images)):
+            if after - before < least:
+                raise ConfigError(
+                    f"num_images: {after} adds {after - before} images to a set of {before}; their batch needs at "
+                    f"least {least}, half of batch_size={self.batch_size}: raise it to {before + least} or more"
+                )
+
+    @property
+    def growth(self) -> tuple["SynthesisConfig", ...]:
+        """The set at each of its sizes, from the first that was made to this one."""
+        sizes = (*self.grown_from, self.num_images)
+        return tuple(replace(self, num_images=size, grown_from=sizes[:i]) for i, size in enumerate(sizes))
+
+    @property
+    def num_added(self) -> int:
+        """The images beyond the size before; all images of a set that has not grown."""
+        return self.num_images - (self.grown_from[-1] if self.grown_from else 0)

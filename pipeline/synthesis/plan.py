@@ -26,16 +26,20 @@ def plan_batches(config: SynthesisConfig, num_classes: int, seed: int, round_ind
     """Balanced labels of one round, shuffled with the seed of the run and cut into batches, each with a derived seed.
 
     If there are fewer images than classes, the classes are drawn, too. Every batch mixes classes, because its
-    statistics are matched to those of the whole training set.
+    statistics are matched to those of the whole training set. Of a set that has grown, these are the batches of the
+    images that it has beyond the size before; numbers, classes and seeds continue those of that size.
     """
-    rounds = even_ranges(config.num_images, config.rounds)
-    images = rounds[round_index]
+    first_size, *_ = (*config.grown_from, config.num_images)
+    start, rounds = config.num_images - config.num_added, even_ranges(config.num_added, config.rounds)
+    images = range(start + rounds[round_index].start, start + rounds[round_index].stop)
     classes = list(range(num_classes))
-    if config.num_images < num_classes:
-        classes = torch.randperm(num_classes, generator=make_generator(seed, "classes"))[: config.num_images].tolist()
-    balanced = [classes[i % len(classes)] for i in images]
-    order = torch.randperm(len(images), generator=make_generator(seed, "labels", round_index)).tolist()
-    first_index = sum(len(batch_ranges(len(r), config.batch_size)) for r in rounds[:round_index])
+    if first_size < num_classes:
+        classes = torch.randperm(num_classes, generator=make_generator(seed, "classes")).tolist()
+    balanced = [classes[i % num_classes] for i in images]
+    purpose = f"labels from {start}" if start else "labels"
+    order = torch.randperm(len(images), generator=make_generator(seed, purpose, round_index)).tolist()
+    sets_before = [*(step.num_added for step in config.growth[:-1]), *map(len, rounds[:round_index])]
+    first_index = sum(len(batch_ranges(size, config.batch_size)) for size in sets_before)
     return [
         BatchSpec(
             index=index,

@@ -1,4 +1,4 @@
-"""Other libraries read the packed shards."""
+"""Other libraries read the packed shards, also those of a set that has grown."""
 
 import tarfile
 from pathlib import Path
@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_run import ROUND_CLASSES, ROUND_IMAGES
+from tiny_run import ROUND_CLASSES, write_grown_round
+
+from pipeline.data.unpack import unpack
+
+
+@pytest.fixture(scope="module", params=["packed", "grown"])
+def read_round(request, packed_round, tmp_path_factory) -> tuple[Path, torch.Tensor]:
+    """The folder of a set, and its pixels by number."""
+    if request.param == "packed":
+        return packed_round
+    folder = tmp_path_factory.mktemp("grown_round") / "0"
+    return folder, write_grown_round(folder)
 
 
 def assert_same_images(images: dict[int, tuple[np.ndarray, int]], pixels: torch.Tensor) -> None:
@@ -19,22 +30,22 @@ def assert_same_images(images: dict[int, tuple[np.ndarray, int]], pixels: torch.
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset does not close its tars
-def test_webdataset_reads_every_image_with_its_label(packed_round):
+def test_webdataset_reads_every_image_with_its_label(read_round):
     import webdataset
 
-    folder, pixels = packed_round
+    folder, pixels = read_round
     tars = [str(path) for path in sorted((folder / "train").glob("*.tar"))]
     reader = webdataset.WebDataset(tars, shardshuffle=False).decode("pil").to_tuple("png", "cls", "__key__")
     images = {int(key.split("/")[1]): (np.asarray(image), label) for image, label, key in reader}
     assert_same_images(images, pixels)
 
 
-def test_datasets_reads_every_image_with_its_label(packed_round, tmp_path, monkeypatch):
+def test_datasets_reads_every_image_with_its_label(read_round, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     import datasets
 
-    folder, pixels = packed_round
+    folder, pixels = read_round
     dataset = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
     assert list(dataset) == ["train"]
     images = {int(row["__key__"].split("/")[1]): (np.asarray(row["png"]), row["cls"]) for row in dataset["train"]}
@@ -43,24 +54,34 @@ def test_datasets_reads_every_image_with_its_label(packed_round, tmp_path, monke
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset does not close its tars
-def test_timm_reads_every_image_with_its_label(packed_round):
+def test_timm_reads_every_image_with_its_label(read_round):
     from timm.data import create_dataset
 
-    folder, pixels = packed_round
+    folder, pixels = read_round
     dataset = create_dataset("wds/", root=str(folder), split="train")
-    assert len(dataset) == ROUND_IMAGES
+    assert len(dataset) == len(pixels)
     by_content = {image.permute(1, 2, 0).numpy().tobytes(): number for number, image in enumerate(pixels)}
     images = {by_content[np.asarray(image).tobytes()]: (np.asarray(image), label) for image, label in dataset}
     assert_same_images(images, pixels)
 
 
-def test_torchvision_reads_the_unpacked_images_with_their_labels(packed_round, tmp_path):
+def test_torchvision_reads_the_unpacked_images_with_their_labels(read_round, tmp_path):
     from torchvision.datasets import ImageFolder
 
-    folder, pixels = packed_round
+    folder, pixels = read_round
     for path in (folder / "train").glob("*.tar"):
         with tarfile.open(path) as tar:
             tar.extractall(tmp_path, filter="data")
     dataset = ImageFolder(str(tmp_path))
+    images = {int(Path(path).stem): (np.asarray(Image.open(path)), label) for path, label in dataset.samples}
+    assert_same_images(images, pixels)
+
+
+def test_torchvision_reads_what_make_unpack_writes(read_round, tmp_path):
+    from torchvision.datasets import ImageFolder
+
+    folder, pixels = read_round
+    unpack([folder], tmp_path / "out")
+    dataset = ImageFolder(str(tmp_path / "out/train"))
     images = {int(Path(path).stem): (np.asarray(Image.open(path)), label) for path, label in dataset.samples}
     assert_same_images(images, pixels)

@@ -1,5 +1,6 @@
 """The official validation archive: its labels, its class folders, and what is said about damaged or other files."""
 
+import errno
 import hashlib
 import io
 import os
@@ -166,6 +167,15 @@ def test_an_archive_that_was_cut_anywhere_is_refused_and_nothing_is_left(tmp_pat
 def test_bytes_that_are_no_tar_are_refused(tmp_path):
     (tmp_path / "val.tar").write_bytes(b"no tar" * 1000)
     require_refusal(tmp_path / "val.tar", "is no tar, or damaged at its start", tmp_path / "val")
+
+
+def test_a_disk_that_fails_is_blamed_on_the_archive(tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    archive = save_archive(tmp_path / "val.tar")
+    monkeypatch.setattr(tarfile.ExFileObject, "read", fail)
+    require_refusal(archive, "^TAR: .*val.tar cannot be read at ILSVRC2012_val_00000001.JPEG", tmp_path / "val")
 
 
 def test_a_missing_archive_is_named(tmp_path):

@@ -9,7 +9,8 @@ from tiny_run import REPOSITORY, run_command, tiny_config, write_config
 
 from pipeline.distillation.config import TrainingConfig
 from pipeline.identity import synthesis_identity
-from pipeline.run import load_run, resolve, resolved_yaml
+from pipeline.resolve import resolve
+from pipeline.run import load_run, resolved_yaml
 from pipeline.runtime import acceleration
 from pipeline.runtime.acceleration import PIXELS_WORTH_COMPILING, resolve_acceleration
 from pipeline.runtime.config import ConfigError

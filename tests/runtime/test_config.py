@@ -205,3 +205,9 @@ def test_non_finite_number_raises(value):
 )
 def test_yaml_type_names_each_type(kind, words):
     assert yaml_type(kind) == words
+
+
+def test_a_run_of_some_classes_of_a_larger_teacher_is_valid():
+    config = load_run(DIGITS, ["images.num_classes=21843", "classes=[0,21842]"])
+    assert config.class_labels == (0, 21842)
+    assert config.student_images.num_classes == 2

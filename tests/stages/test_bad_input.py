@@ -70,6 +70,10 @@ BAD_SETTINGS = {
         ["teacher_training="],
         ["teacher.weights: none, and no teacher_training section", "give one of them"],
     ),
+    "more classes than a set can have": (
+        ["images.num_classes=21843"],
+        ["images.num_classes: 21843 classes are more than the 10000 of a set", "name fewer of them under `classes`"],
+    ),
     "class out of range": (["classes=[3, 10]"], ["classes: 10", "0..9"]),
     "class by an unknown name": (["classes=[3, seven]"], ["classes: 'seven' is a name", "set data.class_names"]),
     "class named twice": (["classes=[3, 4, 3]"], ["classes: 3 is named twice; remove one"]),

@@ -129,7 +129,7 @@ def test_reads_of_a_manifest_do_not_grow_with_the_rounds(finished, tmp_path, mon
         counts[folder.name] += 1
         return read_manifest(folder)
 
-    for module in ("pipeline.session", "pipeline.data.shard_set", "pipeline.data.shards"):
+    for module in ("pipeline.pool", "pipeline.data.shard_set", "pipeline.data.shards"):
         monkeypatch.setattr(f"{module}.read_manifest", count)
     with open_session(config, DistributedContext()) as session:
         for r in range(4):

@@ -89,6 +89,37 @@ def test_batches_mix_classes():
             assert list(spec.labels) != sorted(spec.labels)
 
 
+GROWTHS = [((100,), 150, 10), ((100, 150), 217, 10), ((30,), 41, 70), ((30, 77), 300, 70), ((21,), 26, 4)]
+
+
+@pytest.mark.parametrize(("grown_from", "num_images", "num_classes"), GROWTHS)
+def test_growth_continues_numbers_classes_and_seeds(grown_from, num_images, num_classes):
+    config = synthesis(num_images=num_images, grown_from=grown_from)
+    specs = [spec for step in config.growth for spec in plan_batches(step, num_classes, 0, 0)]
+    assert [spec.index for spec in specs] == list(range(len(specs)))
+    assert len({spec.seed for spec in specs}) == len(specs)
+    numbers = [spec.first_image + i for spec in specs for i in range(len(spec.labels))]
+    assert numbers == list(range(num_images))
+    assert min(len(spec.labels) for spec in specs) >= config.batch_size // 2
+    assert plan_batches(synthesis(num_images=grown_from[0]), num_classes, 0, 0) == plan_batches(
+        config.growth[0], num_classes, 0, 0
+    )
+    for step in config.growth:  # balanced at every size, so that the smaller sets are as good
+        labels = Counter(label for spec in specs if spec.first_image < step.num_images for label in spec.labels)
+        counts = [labels[label] for label in range(num_classes)]
+        assert sum(counts) == step.num_images
+        assert max(counts) - min(counts) <= 1
+
+
+def test_added_images_have_an_order_of_their_own():
+    first, second = (
+        [label for spec in plan_batches(step, 10, 0, 0) for label in spec.labels]
+        for step in synthesis(num_images=200, grown_from=(100,)).growth
+    )
+    assert sorted(first) == sorted(second)
+    assert first != second
+
+
 def test_batch_seeds_differ_over_rounds_and_runs():
     config = synthesis(num_images=400, batch_size=4, rounds=5)
     seeds = [[spec.seed for specs in plan_all(config, seed=seed) for spec in specs] for seed in range(3)]
@@ -144,13 +175,18 @@ def test_batch_ranges_are_as_few_as_possible():
         ({"num_images": 0}, "num_images: 0 must be at least 1"),
         ({"rounds": 101}, "rounds: 101 is more than num_images=100"),
         ({"rounds": 11}, "batch_size: 10 is larger than the set of one round, 9 images"),
+        ({"grown_from": (95,)}, "num_images: 100 adds 5 images to a set of 95; .* at least 6, .*raise it to 101"),
+        ({"grown_from": (60, 50)}, "num_images: 50 adds -10 images to a set of 60"),
+        ({"grown_from": (5,)}, "grown_from: 5 images are fewer than batch_size=12"),
+        ({"grown_from": (50,), "rounds": 2}, r"grown_from: \[50\] needs rounds: 1"),
         ({"batch_size": 1}, "batch_size: 1 has no statistics to match"),
         ({"jpeg_quality": 101}, r"jpeg_quality: 101 must be in 1\.\.100"),
     ],
 )
 def test_invalid_synthesis_config_raises(values, message):
+    size = {"batch_size": 12} if "grown_from" in values else {}
     with pytest.raises(ConfigError, match=message):
-        synthesis(**values)
+        synthesis(**size, **values)
 
 
 def test_derived_seeds_differ_by_run_purpose_and_index():

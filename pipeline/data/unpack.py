@@ -1,0 +1,75 @@
+"""Sets of images as files in class folders, which torchvision's `ImageFolder` and most other programs read."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.codec import EXTENSIONS
+from pipeline.data.shards import CLASS_DIGITS, REMAKE, SPLIT, ShardError, content_identity, find_damage, read_manifest
+from pipeline.runtime.files import (
+    explain_os_errors,
+    make_folder,
+    read_json,
+    read_range,
+    sync_folder,
+    temporary_path,
+    write_json,
+    write_text,
+)
+
+# Which sets the files are from, and the titles of the classes, in the format of `data.class_names`.
+RECORD, CLASS_NAMES = "unpacked.json", "classes.txt"
+
+
+def unpack(folders: Sequence[Path], target: Path) -> bool:
+    """Write every image of the sets to `target`/train/CLASS/NUMBER.png; returns False if it was done before.
+
+    The target appears when it is complete; after a kill, a second call continues. Raises ValueError when it holds other
+    files, or when two sets have an image of the same name, ShardError when a shard is damaged.
+    """
+    manifests = [read_manifest(folder) for folder in folders]
+    identity = {"sets": [content_identity(manifest) for manifest in manifests]}
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        if (target / RECORD).is_file() and read_json(target / RECORD) == identity:
+            return False
+        raise ValueError(f"FOLDER: {target} holds other files, or another set; remove it, or name another folder")
+    for folder in folders:
+        if problems := find_damage(folder):
+            raise ShardError(f"{'; '.join(problems)}; remove {folder} and {REMAKE}")
+    keys = [key for manifest in manifests for entry in manifest["shards"] for key in entry["keys"]]
+    if len(set(keys)) < len(keys):
+        raise ValueError("FOLDER: the sets have images of the same name; unpack each into a folder of its own")
+    temporary = _open_temporary(target, identity)
+    for folder, manifest in zip(folders, manifests, strict=True):
+        for entry in manifest["shards"]:
+            _unpack_shard(folder / entry["file"], entry, temporary / SPLIT, EXTENSIONS[manifest["image_format"]])
+    titles = manifests[0].get("class_titles") or range(manifests[0]["num_classes"])
+    names = "".join(f"{label:0{CLASS_DIGITS}d} {title}\n" for label, title in enumerate(titles))
+    write_text(temporary / CLASS_NAMES, names)
+    os.sync()  # all files at once, before their folder gets its name
+    with explain_os_errors(target):
+        os.replace(temporary, target)
+    sync_folder(target.parent)
+    return True
+
+
+def _open_temporary(target: Path, identity: dict[str, Any]) -> Path:
+    """The folder that is written, with what a killed process left of the same sets."""
+    temporary = temporary_path(target)
+    record = temporary / RECORD
+    if not (record.is_file() and read_json(record) == identity):
+        shutil.rmtree(temporary, ignore_errors=True)
+        write_json(record, identity)
+    return temporary
+
+
+def _unpack_shard(shard: Path, entry: dict[str, Any], folder: Path, extension: str) -> None:
+    make_folder(folder / f"{entry['class']:0{CLASS_DIGITS}d}")
+    for key, offset, size in zip(entry["keys"], entry["offsets"], entry["sizes"], strict=True):
+        content, path = read_range(shard, offset, size), folder / f"{key}.{extension}"
+        if path.is_file() and path.read_bytes() == content:
+            continue  # of a killed process
+        with explain_os_errors(path):
+            path.write_bytes(content)

@@ -1,0 +1,101 @@
+"""The sets of synthetic images of a run: what exists of the set of a round, and what is made next.
+
+A set grows when `synthesis.num_images` is raised. It then exists at one of the sizes of `synthesis.growth`.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.growth import growth_folder, sizes_so_far
+from pipeline.data.shards import is_packed, read_manifest
+from pipeline.identity import CONFIG_FILE, IDENTITY_FILE, is_student_finished, synthesis_identity
+from pipeline.run import RunConfig, resolved_yaml
+from pipeline.runtime.config import ConfigError, to_plain
+from pipeline.runtime.files import read_json, write_json, write_text
+from pipeline.runtime.fingerprint import FIX, fingerprint, require_same_identity
+from pipeline.synthesis.config import SynthesisConfig
+
+
+def next_set(config: RunConfig, round_index: int) -> tuple[SynthesisConfig, Path] | None:
+    """The set that is to be made next, and the folder to make it in; None if the set of the round has all its images.
+
+    Raises ConfigError when images in the folder have another identity.
+    """
+    folder, steps = config.round_folder(round_index), config.synthesis.growth
+    if is_packed(folder):
+        existing = _existing_set(config, round_index, read_manifest(folder)["identity"])
+        steps, folder = steps[steps.index(existing) + 1 :], growth_folder(folder)
+    if not steps:
+        return None
+    _require_same_images(config, folder, synthesis_identity(config, round_index, steps[0]))
+    return steps[0], folder
+
+
+def require_same_outputs(config: RunConfig, last_round: int) -> None:
+    """Raise ConfigError for images and students of another identity, which would stop a run only after hours."""
+    for r in range(last_round + 1):
+        if not config.distill.shards:
+            next_set(config, r)
+        if config.student_path(r).exists():
+            is_student_finished(config, r)
+
+
+def require_complete_set(config: RunConfig, round_index: int, identity: Mapping[str, Any]) -> None:
+    """Raise ConfigError when the set of a round, of this `identity`, is another one or has yet to grow."""
+    existing = _existing_set(config, round_index, identity)
+    if existing != config.synthesis:
+        raise ConfigError(
+            f"{config.round_folder(round_index)} holds {existing.num_images} of "
+            f"synthesis.num_images={config.synthesis.num_images} images; run the stage "
+            "`synthesize`, which adds the others"
+        )
+
+
+def _existing_set(config: RunConfig, round_index: int, identity: Mapping[str, Any]) -> SynthesisConfig:
+    """The step of `config.synthesis.growth` at which the set of a round is; ConfigError if it has another identity."""
+    sizes, steps = sizes_so_far(identity), config.synthesis.growth
+    step = next((step for step in steps if step.num_images == sizes[-1]), config.synthesis)
+    current = synthesis_identity(config, round_index, step)
+    _require_same(config, config.round_folder(round_index), identity, current)
+    return step
+
+
+def _require_same_images(config: RunConfig, folder: Path, identity: Mapping[str, Any]) -> None:
+    """Raise ConfigError, with the keys that differ, when images in the folder have another identity."""
+    if is_packed(folder):
+        _require_same(config, folder, read_manifest(folder)["identity"], identity)
+    elif any((folder / "parts").glob("*.tar")):
+        path = folder / IDENTITY_FILE
+        if not path.exists():
+            raise ConfigError(f"{folder} holds parts without {IDENTITY_FILE}, so their identity is unknown; remove it")
+        _require_same(config, folder, read_json(path), identity)
+
+
+def _require_same(config: RunConfig, folder: Path, existing: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    require_same_identity(str(folder), existing, current, _fix(config, folder, existing, current))
+
+
+def _fix(config: RunConfig, folder: Path, existing: Mapping[str, Any], current: Mapping[str, Any]) -> str:
+    """What to do about images of another identity; if they differ in their number alone, how a set grows."""
+    *_, num_images = sizes_so_far(existing)
+    if fingerprint(_without_sizes(existing)) != fingerprint(_without_sizes(current)):
+        return FIX
+    if not is_packed(folder):
+        return f"Finish these images with synthesis.num_images={num_images} and raise it then, or remove {folder}"
+    if config.synthesis.num_images < num_images:
+        return f"A set grows, but does not shrink: set synthesis.num_images={num_images} or more, or another `name`"
+    if config.synthesis.rounds > 1:
+        return "The sets of several rounds do not grow: make more images under another `name` (see distill.shards)"
+    return FIX
+
+
+def _without_sizes(identity: Mapping[str, Any]) -> dict[str, Any]:
+    synthesis = {k: v for k, v in identity.get("synthesis", {}).items() if k not in ("num_images", "grown_from")}
+    return {**identity, "synthesis": synthesis}
+
+
+def write_identity(folder: Path, identity: Mapping[str, Any], config: RunConfig) -> None:
+    """Write the resolved configuration and the identity of the images that the folder will hold."""
+    write_text(folder / CONFIG_FILE, resolved_yaml(config))
+    write_json(folder / IDENTITY_FILE, to_plain(identity))

@@ -1,0 +1,135 @@
+"""Sets as files in class folders: complete or absent, and continued after a kill."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_run import ROUND_CLASSES, ROUND_IMAGES, digests, make_facts, make_samples, modification_times, write_round
+
+from pipeline.data import unpack as module
+from pipeline.data.image_sets import DataConfig, load_images
+from pipeline.data.shards import ShardError, pack, write_part
+from pipeline.data.unpack import unpack
+from pipeline.models.config import ImageConfig
+
+
+def test_the_folder_holds_the_images_the_names_and_the_record(packed_round, tmp_path):
+    assert unpack([packed_round[0]], tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"train", "classes.txt", "unpacked.json"}
+    assert sorted(path.name for path in (tmp_path / "out/train").iterdir()) == [
+        f"{label:04d}" for label in range(ROUND_CLASSES)
+    ]
+    assert len(list((tmp_path / "out/train").rglob("*.png"))) == ROUND_IMAGES
+
+
+def test_the_run_reads_it_as_a_folder_of_real_images(packed_round, tmp_path):
+    unpack([packed_round[0]], tmp_path / "out")
+    names = str(tmp_path / "out/classes.txt")
+    data = DataConfig(test=f"imagefolder:{tmp_path / 'out/train'}", class_names=names)
+    images = load_images(data, "test", ImageConfig(channels=3, height=8, width=8, num_classes=ROUND_CLASSES))
+    numbers = [int(Path(name).stem) for name in images.names]
+    assert images.labels.tolist() == [number % ROUND_CLASSES for number in numbers]
+    assert torch.equal(images.batch(range(ROUND_IMAGES)), packed_round[1][numbers])
+
+
+def test_rounds_of_a_run_share_the_folders(packed_round, tmp_path):
+    write_round(tmp_path / "1", first_image=ROUND_IMAGES)
+    unpack([packed_round[0], tmp_path / "1"], tmp_path / "out")
+    assert len(list((tmp_path / "out/train").rglob("*.png"))) == 2 * ROUND_IMAGES
+
+
+@pytest.mark.parametrize(("image_format", "extension"), [("webp", "webp"), ("jpeg", "jpg")])
+def test_files_keep_their_format_and_bytes(tmp_path, image_format, extension):
+    samples, _ = make_samples([3, 5, 3], image_format=image_format)
+    write_part(tmp_path / "0", 0, samples, image_format)
+    pack(tmp_path / "0", [0], {"seed": 0}, make_facts(image_format=image_format))
+    unpack([tmp_path / "0"], tmp_path / "out")
+    for sample in samples:
+        assert (tmp_path / "out/train" / f"{sample.key}.{extension}").read_bytes() == sample.image
+    assert sorted(path.name for path in (tmp_path / "out/train").iterdir()) == ["0003", "0005"]
+
+
+def test_a_second_call_changes_nothing(packed_round, tmp_path):
+    unpack([packed_round[0]], tmp_path / "out")
+    before = modification_times(tmp_path)
+    assert not unpack([packed_round[0]], tmp_path / "out")
+    assert modification_times(tmp_path) == before
+
+
+def test_a_killed_call_leaves_no_folder_and_is_continued(packed_round, tmp_path, monkeypatch):
+    unpack([packed_round[0]], tmp_path / "expected")
+    unpack_shard, shards = module._unpack_shard, []
+
+    def kill_in_the_middle(*arguments):
+        if len(shards) == 5:
+            raise KeyboardInterrupt
+        shards.append(arguments)
+        unpack_shard(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "_unpack_shard", kill_in_the_middle)
+        unpack([packed_round[0]], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    files = sorted((tmp_path / "out.tmp/train").rglob("*.png"))
+    files[0].write_bytes(files[0].read_bytes()[:20])  # half-written
+    before = modification_times(tmp_path / "out.tmp/train")
+    unpack([packed_round[0]], tmp_path / "out")
+    after = modification_times(tmp_path / "out/train")
+    assert sum(after[name] != time_ns for name, time_ns in before.items()) == 1
+    assert digests(tmp_path / "out") == digests(tmp_path / "expected")
+    assert not (tmp_path / "out.tmp").exists()
+
+
+def test_what_was_left_of_another_set_is_replaced(packed_round, tmp_path):
+    stale = tmp_path / "out.tmp/train/0099"
+    stale.mkdir(parents=True)
+    (stale / "000001.png").write_bytes(b"of another set")
+    (tmp_path / "out.tmp/unpacked.json").write_text(json.dumps({"0": {"fingerprint": "another"}}))
+    unpack([packed_round[0]], tmp_path / "out")
+    assert not (tmp_path / "out/train/0099").exists()
+
+
+def test_a_folder_with_other_files_stays_as_it_is(packed_round, tmp_path):
+    target = tmp_path / "out"
+    target.mkdir()
+    unpack([packed_round[0]], target)  # into an empty one
+    write_round(tmp_path / "1", first_image=5)
+    (tmp_path / "file").touch()
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/thesis.txt").touch()
+    before = digests(tmp_path)
+    for folder, other in (
+        (tmp_path / "1", target),
+        (packed_round[0], tmp_path / "home"),
+        (tmp_path / "1", tmp_path / "file"),
+    ):
+        with pytest.raises(ValueError, match=f"^FOLDER: {other} holds other files, or another set; remove it"):
+            unpack([folder], other)
+    assert digests(tmp_path) == before
+
+
+def test_sets_with_images_of_the_same_name_are_refused(packed_round, tmp_path):
+    with pytest.raises(ValueError, match="same name; unpack each into a folder of its own"):
+        unpack([packed_round[0], packed_round[0]], tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_shard_is_not_unpacked(tmp_path):
+    write_round(tmp_path / "0")
+    path = tmp_path / "0/train/0003-00000.tar"
+    content = bytearray(path.read_bytes())
+    content[700] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ShardError, match=f"{path} was altered"):
+        unpack([tmp_path / "0"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_is_told(packed_round, tmp_path):
+    (tmp_path / "out.tmp/train/0000").mkdir(parents=True)
+    (tmp_path / "out.tmp/train/0000/000000.png").symlink_to("/dev/full")
+    unpack([packed_round[0]], tmp_path / "other")
+    (tmp_path / "out.tmp/unpacked.json").write_bytes((tmp_path / "other/unpacked.json").read_bytes())
+    with pytest.raises(OSError, match=r"000000\.png: the disk or quota is full: free space and run the same command"):
+        unpack([packed_round[0]], tmp_path / "out")
