@@ -1,6 +1,5 @@
 """`RunConfig`: the configuration of a run, and the paths of its outputs."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,7 +11,8 @@ import yaml
 
 from pipeline.data.class_names import ClassNames, choose_classes
 from pipeline.data.codec import PILLOW_MODES
-from pipeline.data.image_sets import NOT_MIRRORABLE, DataConfig
+from pipeline.data.image_sets import DataConfig
+from pipeline.data.mirrors import warn_of_mirrors
 from pipeline.distillation.config import DistillConfig, TrainingConfig
 from pipeline.evaluation.evaluate import EvaluationConfig
 from pipeline.models.config import ImageConfig, ModelConfig
@@ -206,21 +206,14 @@ def load_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         if isinstance(mapping.get(section), dict) and "classes" in mapping[section]:
             raise ConfigError(f"{section}.classes is now `classes`, for images, student and evaluation; move it there")
     config = parse(RunConfig, mapping)
-    _warn_of_mirrors(config)
-    return config
-
-
-def _warn_of_mirrors(config: RunConfig) -> None:
+    training = config.teacher_training
     flips = {
         "synthesis.inversion.flip": config.synthesis.inversion.flip,
         "distill.augment.flip": config.distill.augment.flip,
-        "teacher_training.augment.flip": bool(config.teacher_training and config.teacher_training.augment.flip),
+        "teacher_training.augment.flip": training is not None and training.augment.flip,
     }
-    for key, flip in flips.items():
-        if flip and config.data.test in NOT_MIRRORABLE:
-            warnings.warn(
-                f"{key}: true mirrors images of {config.data.test}, which changes what they show", stacklevel=3
-            )
+    warn_of_mirrors(config.data.test, flips)
+    return config
 
 
 def resolve(config: RunConfig, device: torch.device) -> RunConfig:
