@@ -20,6 +20,7 @@ from pipeline.runtime.acceleration import PIXELS_WORTH_COMPILING, resolve_accele
 from pipeline.runtime.config import ConfigError, parse, to_plain
 from pipeline.runtime.config_files import load_yaml
 from pipeline.runtime.ranges import even_ranges
+from pipeline.runtime.sinks import check_sink_names
 from pipeline.synthesis.config import SynthesisConfig
 
 Training = TypeVar("Training", bound=TrainingConfig)
@@ -49,6 +50,8 @@ class RunConfig:
             `weights`.
         evaluation: How the student is scored beside its teacher.
         seed: Seed from which all random numbers of the run are derived.
+        sinks: Where metrics and pictures go beside the files of the run: `tensorboard`, or a class of your own as
+            `python:package.module:Class` or `python:path/to/file.py:Class` (docs/live.md).
         shards_dir: Folder of the synthetic images of all runs.
         checkpoints_dir: Folder of the networks, evaluations, reports and metrics of all runs.
     """
@@ -66,6 +69,7 @@ class RunConfig:
     ensemble: tuple[ModelConfig, ...] = ()
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     seed: int = 0
+    sinks: tuple[str, ...] = ()
     shards_dir: str = "shards"
     checkpoints_dir: str = "checkpoints"
 
@@ -74,6 +78,7 @@ class RunConfig:
             raise ConfigError(f"name: {self.name!r} must be usable as a folder name")
         if self.images.channels not in PILLOW_MODES:
             raise ConfigError(f"images.channels: {self.images.channels} cannot be stored as an image file; use 1 or 3")
+        check_sink_names(self.sinks)
         self._check_teacher()
         self._check_synthesis()
         _ = self.class_labels  # raises ConfigError for classes that do not exist

@@ -22,10 +22,12 @@ from pipeline.models.inheritance import inherit_weights
 from pipeline.models.sources import is_published_name
 from pipeline.models.weights import load_weights
 from pipeline.run import RunConfig, resolve
+from pipeline.runtime.config import to_plain
 from pipeline.runtime.distributed import DistributedContext
 from pipeline.runtime.fingerprint import require_same_identity
 from pipeline.runtime.hardware import keep_freed_memory
 from pipeline.runtime.seeds import derive_seed
+from pipeline.runtime.sinks import open_sinks
 from pipeline.synthesis.objective import Networks, Objective, open_objective
 from pipeline.synthesis.statistics import batch_norm_layers
 
@@ -36,6 +38,8 @@ class Session:
     def __init__(self, config: RunConfig, context: DistributedContext, resources: ExitStack) -> None:
         self.config, self.context = config, context
         self._resources, self._is_student_used = resources, False
+        sink_names = config.sinks if context.is_main_process else ()
+        self.sinks = resources.enter_context(open_sinks(sink_names, config.name, config.checkpoints, to_plain(config)))
         self._shards, self._num_pooled, self._num_checked = ShardSet([]), 0, 0
         self._cached: ArrayImages | None = None
         # Measured now, since the process keeps the memory that synthesis frees.

@@ -9,6 +9,7 @@ import tarfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,20 @@ def _write_shard(path: Path, label: int, samples: list[tuple[str, _TarSample]], 
 
 def _read(sample: _TarSample, extension: str) -> bytes:
     return read_range(sample.file, *sample.members[extension])
+
+
+def read_samples(folder: Path, manifest: Mapping[str, Any], shard: Mapping[str, Any], at_most: int) -> list[Sample]:
+    """The first samples of a shard of the manifest, with their metadata."""
+    path, extension = folder / shard["file"], EXTENSIONS[manifest["image_format"]]
+    return [
+        Sample(
+            number=int(key.partition("/")[2]),
+            label=shard["class"],
+            image=read_range(path, *members[extension]),
+            metadata=json.loads(read_range(path, *members["json"])),
+        )
+        for key, members in islice(read_members(path).items(), at_most)
+    ]
 
 
 def mean_scores(metadata: list[dict[str, Any]]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Metrics of a running stage: a bar, and for each logging step one JSON line."""
+"""Metrics of a running stage: a bar, and for each logging step one JSON line, which also goes to the sinks."""
 
 import json
 import os
@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from pipeline.runtime.bars import open_bar
 from pipeline.runtime.files import explain_os_errors, make_folder
+from pipeline.runtime.sinks import Sinks
 
 # A loop calls this on a logging step, with the step and its figures.
 OnStep = Callable[[int, dict[str, float]], None]
@@ -39,11 +40,13 @@ class Progress:
 
 
 class Recorder:
-    """Appends to `metrics.jsonl`, and moves a bar; made by `open_recorder`."""
+    """Appends to `metrics.jsonl`, sends the same figures to the sinks, and moves a bar; made by `open_recorder`."""
 
-    def __init__(self, file: IO[bytes], advance: Callable[[int], None], progress: Progress) -> None:
+    def __init__(
+        self, file: IO[bytes], advance: Callable[[int], None], progress: Progress, sinks: Sinks | None
+    ) -> None:
         self.progress, self.advance = progress, advance
-        self._file = file
+        self._file, self._sinks = file, sinks
         self._logged_at = time.perf_counter()
 
     def log(
@@ -51,12 +54,14 @@ class Recorder:
         step: int,
         figures: dict[str, float],
         *,
-        steps_before: int = 0,
+        done: int | None = None,
+        sink_step: int | None = None,
         **keys: int,
     ) -> None:
         """Write one line (stage, round, `keys`, step, seconds since the line before, figures) and move the bar.
 
-        The bar goes to `steps_before` + `step` + 1 units.
+        The bar goes to `done` units, by default `step` + 1. `sink_step` is the step of a stage whose `step` is that of
+        a batch.
         """
         now = time.perf_counter()
         elapsed_s = round(now - self._logged_at, 4)
@@ -64,18 +69,23 @@ class Recorder:
         self._logged_at = now
         with explain_os_errors(Path(self._file.name)):
             self._file.write((json.dumps(line) + "\n").encode())
-        self.advance(steps_before + step + 1)
+        self.advance(step + 1 if done is None else done)
+        if self._sinks is not None:
+            stage, round_index = self.progress.stage, self.progress.round_index
+            self._sinks.scalars(stage, round_index, step if sink_step is None else sink_step, figures)
 
 
 @contextmanager
-def open_recorder(path: Path, progress: Progress, *, visible: bool = True) -> Iterator[Recorder]:
+def open_recorder(
+    path: Path, progress: Progress, sinks: Sinks | None = None, *, visible: bool = True
+) -> Iterator[Recorder]:
     """A recorder that appends to `path`. What is done shows on the standard error if it is `visible`."""
     make_folder(path.parent)
     _end_last_line(path)
     bar = open_bar(progress.title, progress.total, progress.unit, progress.done)
     # Unbuffered, so that a line is either in the file or its failure is reported where it is written.
     with open(path, "ab", buffering=0) as file, bar if visible else nullcontext(_ignore) as advance:
-        yield Recorder(file, advance, progress)
+        yield Recorder(file, advance, progress, sinks)
 
 
 def _ignore(done: int) -> None:

@@ -1,4 +1,4 @@
-"""Metrics are one JSON line for each logging step, readable after a kill."""
+"""Metrics are one JSON line for each logging step, readable after a kill, and go to the sinks."""
 
 import json
 from contextlib import nullcontext
@@ -68,11 +68,26 @@ def test_seconds_are_summed_per_stage():
     assert seconds_of_stages([*lines, lines[0]]) == {"distill": 3.0, "teacher": 4.0}
 
 
-def test_bar_goes_to_the_next_step_after_those_before(tmp_path, monkeypatch):
+def test_bar_goes_to_the_next_step_or_to_what_is_done(tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(recorder_module, "open_bar", lambda *arguments: nullcontext(shown.append))
     with open_recorder(tmp_path / "metrics.jsonl", Progress(stage="synthesize", total=8, unit="steps")) as recorder:
         recorder.log(1, {})
-        recorder.log(1, {}, steps_before=4)
+        recorder.log(1, {}, done=6)
         recorder.advance(8)
     assert shown == [2, 6, 8]
+
+
+def test_sinks_get_the_figures_with_the_step_of_the_stage(tmp_path):
+    calls = []
+
+    class Sinks:
+        def scalars(self, *arguments):
+            calls.append(arguments)
+
+    progress = Progress(stage="synthesize", total=8, unit="steps", round_index=1)
+    with open_recorder(tmp_path / "metrics.jsonl", progress, Sinks()) as recorder:
+        recorder.log(3, {"loss": 1.0})
+        recorder.log(3, {"loss": 2.0}, sink_step=7, batch=1)
+    assert calls == [("synthesize", 1, 3, {"loss": 1.0}), ("synthesize", 1, 7, {"loss": 2.0})]
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [3, 3]

@@ -36,6 +36,8 @@ def test_chain_makes_every_output_and_nothing_else(finished):
         "metrics.jsonl",
         "report.html",
         "grid.png",
+        "evolution-0.png",
+        "grid-0.png",
     }
     assert set(digests(config.round_folder(0))) == {
         "README.md",
