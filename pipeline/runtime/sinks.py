@@ -17,8 +17,8 @@ from pipeline.runtime.files import atomic_file
 from pipeline.runtime.python_source import load_python
 
 METHODS = ("scalars", "image", "figures", "close")
-# Share of the time that pictures of running work may take.
-LIVE_SHARE = 0.01
+# Share of the time that pictures of running work may take, and seconds between those that go to sinks, which keep all.
+LIVE_SHARE, LIVE_SENT_EVERY_S = 0.01, 300.0
 # zlib's fastest level: on the noise that inversion starts from, others take several times as long for the same size.
 PNG_LEVEL = 1
 
@@ -52,7 +52,7 @@ class Sinks:
 
     def __init__(self, folder: Path, factories: Sequence[Callable[[], Sink]], resources: ExitStack) -> None:
         self._folder, self._factories, self._resources = folder, factories, resources
-        self._live_at = 0.0
+        self._next_live_at = self._next_sent_at = 0.0
 
     @cached_property
     def _sinks(self) -> list[Sink]:
@@ -65,23 +65,36 @@ class Sinks:
 
     def image(self, name: str, picture: Image.Image, step: int) -> None:
         """Write the file `NAME.png`, and send the picture; warns if the file cannot be written."""
+        self._write(name, picture)
+        self._send(name, picture, step)
+
+    def _write(self, name: str, picture: Image.Image) -> None:
         try:
             with atomic_file(self._folder / f"{name}.png") as file:
                 picture.save(file, "PNG", compress_level=PNG_LEVEL)
         except OSError as error:
-            warnings.warn(f"{error.strerror or error}; the run continues without this picture", stacklevel=2)
+            warnings.warn(f"{error.strerror or error}; the run continues without this picture", stacklevel=3)
+
+    def _send(self, name: str, picture: Image.Image, step: int) -> None:
         for sink in self._sinks:
             sink.image(name, np.asarray(picture.convert("RGB")), step)
 
     def live_images(self, draw: Callable[[], Mapping[str, Image.Image]], step: int) -> None:
-        """The same for each picture by name that `draw` returns; left out while they would take over `LIVE_SHARE`."""
+        """Write each picture by name that `draw` returns, unless they would take over `LIVE_SHARE` of the time.
+
+        One in `LIVE_SENT_EVERY_S` seconds is also sent.
+        """
         started = time.perf_counter()
-        if started < self._live_at:
+        if started < self._next_live_at:
             return
         for name, picture in draw().items():
-            self.image(name, picture, step)
+            self._write(name, picture)
+            if started >= self._next_sent_at:
+                self._send(name, picture, step)
+        if started >= self._next_sent_at:
+            self._next_sent_at = started + LIVE_SENT_EVERY_S
         ended = time.perf_counter()
-        self._live_at = ended + (ended - started) / LIVE_SHARE
+        self._next_live_at = ended + (ended - started) / LIVE_SHARE
 
     def figures(self, values: Mapping[str, float]) -> None:
         """Send the figures of an evaluation."""

@@ -104,7 +104,7 @@ def test_a_picture_that_cannot_be_written_is_warned_of_and_still_sent(user_sink,
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_live_images_take_a_hundredth_of_the_time(tmp_path, monkeypatch):
+def test_live_images_take_a_hundredth_of_the_time_and_some_are_sent(user_sink, monkeypatch):
     now, drawn_at = [5.0], []
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
@@ -113,14 +113,15 @@ def test_live_images_take_a_hundredth_of_the_time(tmp_path, monkeypatch):
         now[0] += 0.5
         return {"preview": PICTURE}
 
-    with open_sinks([], "run", tmp_path, {}) as sinks:
-        while now[0] < 200:
-            sinks.live_images(draw, 0)
+    with user_sink() as (sinks, calls):
+        while now[0] < 1000:
+            sinks.live_images(draw, round(now[0]))
             now[0] += 1
     assert drawn_at[0] == 5.0
-    gaps = np.diff(drawn_at)
-    assert len(gaps) == 3
-    assert all(50 <= gap < 53 for gap in gaps)
+    assert all(50 <= gap < 53 for gap in np.diff(drawn_at))
+    sent_at = [call[-1] for call in calls if call[0] == "image"]
+    assert len(sent_at) == 4
+    assert all(300 <= gap < 353 for gap in np.diff(sent_at))
 
 
 def read_events(folder) -> EventAccumulator:

@@ -38,8 +38,7 @@ def invert_two_batches(folder, *, config=CONFIG, evolution="evolution-0", size=(
     """Show two batches of random inputs; returns the name and the step of each picture."""
     sent = []
     with open_sinks([], "run", folder, {}) as sinks:
-        write = sinks.image
-        sinks.image = lambda name, picture, step: (sent.append((name, step)), write(name, picture, step))
+        sinks._send = lambda name, picture, step: sent.append((name, step))
         live = LivePictures(sinks, TITLES, config, size, evolution)
         for spec in SPECS:
             for step in [*range(0, config.num_steps, config.log_every), config.num_steps - 1]:
@@ -69,6 +68,7 @@ def test_the_evolution_is_of_the_first_batch_and_complete_when_it_is_finished(tm
 
 def test_the_preview_names_batch_and_step(tmp_path, sheets, monkeypatch):
     monkeypatch.setattr("pipeline.runtime.sinks.LIVE_SHARE", float("inf"))
+    monkeypatch.setattr("pipeline.runtime.sinks.LIVE_SENT_EVERY_S", 0.0)
     assert ("preview", 76) in invert_two_batches(tmp_path)  # step 36 of the second batch
     captions = [text.caption for _, _, text in sheets]
     assert "run, round 0, batch 1, step 36 of 40" in captions
