@@ -74,19 +74,22 @@ class LivePictures:
 
     def on_step(self, spec: BatchSpec, step: int, inputs: Tensor) -> None:
         """Take the inputs (N, C, h, w) of a logging step."""
-        if self._evolution is not None and self._strip is None:
-            self._strip = _Strip(spec, self._config)
-        if self._strip is not None and spec == self._strip.spec:
-            self._strip.add(step, inputs)
+        if strip := self._strip_of(spec):
+            strip.add(step, inputs)
         self._sinks.live_images(lambda: self._draw(spec, step, inputs), self._sink_step(spec, step))
 
     def finish(self, spec: BatchSpec, images: Tensor) -> None:
         """Take the finished images of a batch, uint8 (N, C, H, W)."""
-        if self._evolution is None or self._strip is None or spec != self._strip.spec:
-            return
-        self._strip.finish(images)
-        step = self._sink_step(spec, self._config.num_steps)
-        self._sinks.image(self._evolution, self._strip.draw(self._titles, self._image_size), step)
+        if strip := self._strip_of(spec):
+            strip.finish(images)
+            picture = strip.draw(self._titles, self._image_size)
+            self._sinks.image(strip.name, picture, self._sink_step(spec, self._config.num_steps))
+
+    def _strip_of(self, spec: BatchSpec) -> "_Strip | None":
+        """The evolution, if this is its batch."""
+        if self._strip is None and self._evolution is not None:
+            self._strip = _Strip(self._evolution, spec, self._config)
+        return self._strip if self._strip is not None and self._strip.spec == spec else None
 
     def _sink_step(self, spec: BatchSpec, step: int) -> int:
         return run_step(spec, self._config.num_steps, step)
@@ -94,8 +97,8 @@ class LivePictures:
     def _draw(self, spec: BatchSpec, step: int, inputs: Tensor) -> dict[str, Image.Image]:
         caption = f"{self._titles.round}, batch {spec.index}, step {step:,} of {self._config.num_steps:,}"
         pictures = {PREVIEW: _draw_preview(inputs, self._image_size, caption)}
-        if self._evolution is not None and self._strip is not None and spec == self._strip.spec:
-            pictures[self._evolution] = self._strip.draw(self._titles, self._image_size)
+        if strip := self._strip_of(spec):
+            pictures[strip.name] = strip.draw(self._titles, self._image_size)
         return pictures
 
 
@@ -114,8 +117,8 @@ def _host_pixels(inputs: Tensor) -> list[Tensor]:
 class _Strip:
     """Some images of a batch, of different classes, after some of its steps."""
 
-    def __init__(self, spec: BatchSpec, config: InversionConfig) -> None:
-        self.spec, self._num_steps = spec, config.num_steps
+    def __init__(self, name: str, spec: BatchSpec, config: InversionConfig) -> None:
+        self.name, self.spec, self._num_steps = name, spec, config.num_steps
         first_of_class = {label: i for i, label in reversed(list(enumerate(spec.labels)))}
         self._indices = sorted(first_of_class.values())[:EVOLUTION_ROWS]
         steps = [*range(0, config.num_steps, config.log_every), config.num_steps]
