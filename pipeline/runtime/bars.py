@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from tqdm import tqdm
@@ -20,7 +21,7 @@ def open_bar(title: str, total: int, unit: str, done: int) -> Iterator[Callable[
     """
     if sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns:
         with tqdm(total=total, initial=done, unit=f" {unit}", desc=title, dynamic_ncols=True) as bar:
-            yield lambda done: _move(bar, done)
+            yield partial(_move, bar)
     else:
         yield _Lines(title, total, unit).advance
 

@@ -108,7 +108,7 @@ def test_outputs_do_not_depend_on_their_folder(finished, tmp_path):
         run_in_process(stage.main, config)
     outputs = digests(tmp_path, exclude=[CONFIG_FILE, "metrics.jsonl", "teacher.json", "tiny.yaml"])
     expected = digests(finished)
-    assert len(outputs) == 16
+    assert len(outputs) == 18
     assert {name: expected[name] for name in outputs} == outputs
 
 

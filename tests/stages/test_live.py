@@ -9,6 +9,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_run import REPOSITORY, TWO_ROUNDS, copy_run, digests, run_in_process, tiny_config, write_config
 
 from pipeline.run import load_run
+from pipeline.runtime.distributed import DistributedContext
+from pipeline.session import open_session
 from stages import chain, clean, distill, evaluate, synthesize
 
 # The logging steps of `TWO_ROUNDS`: first and last of each of 4 batches of 4 steps, and of distillation in 3 + 3 steps.
@@ -95,6 +97,14 @@ def test_sinks_change_no_output(finished, tmp_path):
     run_in_process(chain.main, config)
     after = digests(tmp_path)
     assert {name for name in after if before.get(name) != after[name]} <= {"checkpoints/tiny/report.html"}
+
+
+def test_only_rank_zero_has_sinks(tmp_path):
+    config = tiny_config(tmp_path, sinks=["python:absent.py:Sink"])
+    with open_session(config, DistributedContext(rank=1, size=2)) as session:
+        session.sinks.figures({})
+    with pytest.raises(ValueError, match="no such file"), open_session(config, DistributedContext(rank=0, size=2)):
+        pass
 
 
 @pytest.mark.parametrize("stage", [chain, synthesize])
