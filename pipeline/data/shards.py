@@ -26,6 +26,8 @@ SPLIT = "train"
 MANIFEST = "manifest.json"
 # One shard holds one class. The name of the tar and the folder of its members are the class, padded to sort by label.
 CLASS_DIGITS = 4
+# Image, label and metadata.
+MEMBERS_PER_SAMPLE = 3
 
 
 class ShardError(ValueError):
@@ -152,17 +154,21 @@ def _read(sample: _TarSample, extension: str) -> bytes:
     return read_range(sample.file, *sample.members[extension])
 
 
-def read_samples(folder: Path, manifest: Mapping[str, Any], shard: Mapping[str, Any], at_most: int) -> list[Sample]:
-    """The first samples of a shard of the manifest, with their metadata."""
-    path, extension = folder / shard["file"], EXTENSIONS[manifest["image_format"]]
+def read_samples(path: Path, label: int, image_format: ImageFormat, at_most: int) -> list[Sample]:
+    """The first samples of the shard of a class, with their metadata; reads no more of the file."""
+    samples: dict[str, dict[str, bytes]] = defaultdict(dict)
+    with tarfile.open(path, "r:") as tar:
+        for member in islice(tar, MEMBERS_PER_SAMPLE * at_most):
+            key, _, extension = member.name.partition(".")
+            samples[key][extension] = read_range(path, member.offset_data, member.size)
     return [
         Sample(
             number=int(key.partition("/")[2]),
-            label=shard["class"],
-            image=read_range(path, *members[extension]),
-            metadata=json.loads(read_range(path, *members["json"])),
+            label=label,
+            image=members[EXTENSIONS[image_format]],
+            metadata=json.loads(members["json"]),
         )
-        for key, members in islice(read_members(path).items(), at_most)
+        for key, members in samples.items()
     ]
 
 

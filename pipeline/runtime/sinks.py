@@ -18,7 +18,7 @@ from pipeline.runtime.python_source import load_python
 
 METHODS = ("scalars", "image", "figures", "close")
 # Share of the time that pictures of running work may take, and seconds between those that go to sinks, which keep all.
-LIVE_SHARE, LIVE_SENT_EVERY_S = 0.01, 300.0
+LIVE_SHARE, LIVE_SENT_EVERY_S = 0.005, 300.0
 # zlib's fastest level: on the noise that inversion starts from, others take several times as long for the same size.
 PNG_LEVEL = 1
 

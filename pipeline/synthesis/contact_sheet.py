@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -13,6 +14,7 @@ MIN_TILE_PX = 64
 GAP_PX, MARGIN_PX, FONT_PX, MARK_PX = 2, 10, 13, 16
 MAX_TITLE_PX = 150
 LINE_PX = FONT_PX + 7
+FONT = ("mpl-data", "fonts", "ttf", "DejaVuSans.ttf")
 BACKGROUND, TEXT = "#ffffff", "#111827"
 # Bluish green and vermilion of Okabe and Ito, which color-blind people tell apart; the shapes differ as well.
 HIT, MISS = "#009e73", "#d55e00"
@@ -117,9 +119,9 @@ def _mark(is_hit: bool) -> Image.Image:
 @cache
 def _font() -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which Matplotlib brings; the font of Pillow has no letters beyond ASCII."""
-    import matplotlib
-
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), FONT_PX)
+    matplotlib = find_spec("matplotlib")  # importing it takes a tenth of a second
+    assert matplotlib is not None and matplotlib.origin is not None
+    return ImageFont.truetype(str(Path(matplotlib.origin).parent.joinpath(*FONT)), FONT_PX)
 
 
 def _write(draw: ImageDraw.ImageDraw, position: tuple[int, int], text: str) -> None:

@@ -161,7 +161,8 @@ def draw_grid(folder: Path, round_title: str) -> Image.Image:
     size = tile_size((height, width), MAX_TILE_PX)
     rows = []
     for label in labels:
-        samples = read_samples(folder, manifest, shards[label], num_tiles(size[1], SHEET_PX, GRID_COLUMNS))
+        path, count = folder / shards[label]["file"], num_tiles(size[1], SHEET_PX, GRID_COLUMNS)
+        samples = read_samples(path, label, manifest["image_format"], count)
         rows.append(
             Row(
                 images=[decode_image(sample.image, channels, sample.key) for sample in samples],

@@ -104,13 +104,13 @@ def test_a_picture_that_cannot_be_written_is_warned_of_and_still_sent(user_sink,
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_live_images_take_a_hundredth_of_the_time_and_some_are_sent(user_sink, monkeypatch):
+def test_live_images_take_half_a_percent_of_the_time_and_some_are_sent(user_sink, monkeypatch):
     now, drawn_at = [5.0], []
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
     def draw():
         drawn_at.append(now[0])
-        now[0] += 0.5
+        now[0] += 0.25
         return {"preview": PICTURE}
 
     with user_sink() as (sinks, calls):
