@@ -186,12 +186,12 @@ def _time_distillation(session: Session) -> _Timing:
 
 
 class _Clock:
-    """The time after every step, at which logging steps have waited for the device."""
+    """The time after every step of inversion or training; as a logging step, it has waited for the device."""
 
     def __init__(self) -> None:
         self._times = [time.perf_counter()]
 
-    def on_step(self, step: int, figures: dict[str, float]) -> None:
+    def on_step(self, step: int, *details: object) -> None:
         self._times.append(time.perf_counter())
 
     def split(self, first: int) -> tuple[float, float]:

@@ -1,6 +1,5 @@
 """`RunConfig`: the configuration of a run, and the paths of its outputs."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -10,7 +9,8 @@ import yaml
 
 from pipeline.data.class_names import ClassNames, choose_classes
 from pipeline.data.codec import PILLOW_MODES
-from pipeline.data.image_sets import NOT_MIRRORABLE, DataConfig
+from pipeline.data.image_sets import DataConfig
+from pipeline.data.mirrors import warn_of_mirrors
 from pipeline.data.remote import is_remote, local_folder
 from pipeline.data.shards import MAX_CLASSES
 from pipeline.distillation.config import DistillConfig, TrainingConfig
@@ -19,6 +19,7 @@ from pipeline.models.config import ImageConfig, ModelConfig
 from pipeline.runtime.config import ConfigError, parse, to_plain
 from pipeline.runtime.config_files import load_yaml
 from pipeline.runtime.ranges import even_ranges
+from pipeline.runtime.sinks import check_sink_names
 from pipeline.synthesis.config import SynthesisConfig
 
 
@@ -46,6 +47,8 @@ class RunConfig:
             `weights`.
         evaluation: How the student is scored beside its teacher.
         seed: Seed from which all random numbers of the run are derived.
+        sinks: Where metrics and pictures go beside the files of the run: `tensorboard`, or a class of your own as
+            `python:package.module:Class` or `python:path/to/file.py:Class` (docs/live.md).
         shards_dir: Folder of the synthetic images of all runs.
         checkpoints_dir: Folder of the networks, evaluations, reports and metrics of all runs.
     """
@@ -63,6 +66,7 @@ class RunConfig:
     ensemble: tuple[ModelConfig, ...] = ()
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     seed: int = 0
+    sinks: tuple[str, ...] = ()
     shards_dir: str = "shards"
     checkpoints_dir: str = "checkpoints"
 
@@ -71,6 +75,7 @@ class RunConfig:
             raise ConfigError(f"name: {self.name!r} must be usable as a folder name")
         if self.images.channels not in PILLOW_MODES:
             raise ConfigError(f"images.channels: {self.images.channels} cannot be stored as an image file; use 1 or 3")
+        check_sink_names(self.sinks)
         self._check_teacher()
         if not self.distill.shards:
             self._check_synthesis()
@@ -224,21 +229,14 @@ def load_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         if isinstance(mapping.get(section), dict) and "classes" in mapping[section]:
             raise ConfigError(f"{section}.classes is now `classes`, for images, student and evaluation; move it there")
     config = parse(RunConfig, mapping)
-    _warn_of_mirrors(config)
-    return config
-
-
-def _warn_of_mirrors(config: RunConfig) -> None:
+    training = config.teacher_training
     flips = {
         "synthesis.inversion.flip": config.synthesis.inversion.flip,
         "distill.augment.flip": config.distill.augment.flip,
-        "teacher_training.augment.flip": bool(config.teacher_training and config.teacher_training.augment.flip),
+        "teacher_training.augment.flip": training is not None and training.augment.flip,
     }
-    for key, flip in flips.items():
-        if flip and config.data.test in NOT_MIRRORABLE:
-            warnings.warn(
-                f"{key}: true mirrors images of {config.data.test}, which changes what they show", stacklevel=3
-            )
+    warn_of_mirrors(config.data.test, flips)
+    return config
 
 
 def resolved_yaml(config: RunConfig) -> str:

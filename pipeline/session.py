@@ -21,9 +21,11 @@ from pipeline.models.weights import load_weights
 from pipeline.pool import Pool
 from pipeline.resolve import resolve
 from pipeline.run import RunConfig
+from pipeline.runtime.config import to_plain
 from pipeline.runtime.distributed import DistributedContext
 from pipeline.runtime.hardware import keep_freed_memory
 from pipeline.runtime.seeds import derive_seed
+from pipeline.runtime.sinks import open_sinks
 from pipeline.synthesis.objective import Networks, Objective, open_objective
 from pipeline.synthesis.statistics import batch_norm_layers
 
@@ -35,6 +37,8 @@ class Session:
         self.config, self.context = config, context
         self.pool = Pool(config, context)
         self._resources, self._is_student_used = resources, False
+        sink_names = config.sinks if context.is_main_process else ()
+        self.sinks = resources.enter_context(open_sinks(sink_names, config.name, config.checkpoints, to_plain(config)))
 
     @cached_property
     def teacher(self) -> Classifier:

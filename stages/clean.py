@@ -8,6 +8,7 @@ from pipeline.distillation.state import state_path
 from pipeline.run import RunConfig
 from pipeline.runtime.files import temporary_path
 from pipeline.session import Session
+from pipeline.synthesis.pictures import PREVIEW, evolution_name, grid_name, picture_path
 from stages.command import LOCK_NAME, run_stage
 
 
@@ -44,5 +45,7 @@ def _existing_outputs(config: RunConfig, round_index: int | None) -> list[Path]:
         return [folder for folder in folders if any(path.name != LOCK_NAME for path in folder.glob("*"))]
     student, evaluation = config.student_path(round_index), config.evaluation_path(round_index)
     state, pages = state_path(student), [config.checkpoints / name for name in ("report.html", "grid.png")]
+    names = (PREVIEW, evolution_name(round_index), grid_name(round_index))
+    pages += [picture_path(config.checkpoints, name) for name in names]
     files = [student, state, temporary_path(state), evaluation, evaluation.with_suffix(".csv"), *pages]
     return [path for path in (config.round_folder(round_index), *files) if path.exists()]

@@ -36,7 +36,8 @@ def main(session: Session, round_index: int | None = None) -> None:
     progress = Progress(
         stage="distill", total=config.distill.steps, unit="steps", done=state.step, round_index=round_index
     )
-    with open_recorder(config.metrics_path(context.rank), progress, visible=context.is_main_process) as recorder:
+    path_of_rank = config.metrics_path(context.rank)
+    with open_recorder(path_of_rank, progress, session.sinks, visible=context.is_main_process) as recorder:
         on_step = recorder.log if context.is_main_process else None  # the figures of all ranks are equal
         train(state, session.distillation, images, context, on_step)
     if context.is_main_process:

@@ -1,5 +1,6 @@
 """Invert the teacher into the class-organized synthetic images of one round."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,19 @@ from pipeline.run import RunConfig
 from pipeline.runtime.recorder import Progress, open_recorder
 from pipeline.session import Session
 from pipeline.sets import next_set, write_identity
-from pipeline.synthesis.batches import make_batches
+from pipeline.synthesis.batches import Monitor, make_batches
 from pipeline.synthesis.config import SynthesisConfig
-from pipeline.synthesis.plan import plan_batches
+from pipeline.synthesis.pictures import (
+    PREVIEW,
+    LivePictures,
+    RoundTitles,
+    draw_grid,
+    evolution_name,
+    grid_name,
+    has_pictures,
+    picture_path,
+)
+from pipeline.synthesis.plan import plan_batches, run_step
 from pipeline.synthesis.store import BatchStore, manifest_facts, missing_batches
 
 
@@ -35,6 +46,7 @@ def main(session: Session, round_index: int | None = None) -> None:
         check_sizes(folder, manifest)
         remove_parts(folder)
         remove_joined(folder)
+        _finish_pictures(session, round_index, is_new=not was_complete)
         scores = ", ".join(f"{name} {value:.1%}" for name, value in manifest["scores"].items())
         note = " (up to date)" if was_complete else ""
         print(f"synthesize: {manifest['num_images']:,} images in {folder}; {scores}{note}")
@@ -51,11 +63,14 @@ def _make_set(session: Session, round_index: int, synthesis: SynthesisConfig, fo
         store = BatchStore(folder=folder, config=synthesis, scorers=session.scorers)
         if context.is_main_process:
             write_identity(folder, identity, config)
+            print(f"synthesize: {picture_path(config.checkpoints, PREVIEW)} shows the newest state", flush=True)
         context.barrier()  # the identity comes before the first part
         own_specs = missing[context.rank :: context.size]
         progress = _progress(session, round_index, len(own_specs), len(specs) - len(missing))
-        with open_recorder(config.metrics_path(context.rank), progress, visible=context.is_main_process) as recorder:
-            make_batches(objective, own_specs, store, recorder, context)
+        metrics_path = config.metrics_path(context.rank)
+        with open_recorder(metrics_path, progress, session.sinks, visible=context.is_main_process) as recorder:
+            monitor = Monitor(recorder, config.synthesis.inversion.num_steps, _live_pictures(session, round_index))
+            make_batches(objective, own_specs, store, monitor, context)
         context.barrier()
     if context.is_main_process:
         if not is_packed(folder):
@@ -71,6 +86,33 @@ def _classes(config: RunConfig) -> dict[str, Any]:
     """For each label of the images, the teacher's label and the title of the class."""
     labels = config.class_labels or range(config.images.num_classes)
     return {"classes": list(labels), "class_titles": list(config.class_titles)}
+
+
+def _live_pictures(session: Session, round_index: int) -> LivePictures | None:
+    config = session.config
+    if not session.context.is_main_process:
+        return None
+    titles = RoundTitles(round=_round_title(config, round_index), classes=config.class_titles)
+    evolution = evolution_name(round_index) if has_pictures(round_index, config.synthesis.rounds) else None
+    return LivePictures(session.sinks, titles, config.synthesis.inversion, config.images.size, evolution)
+
+
+def _finish_pictures(session: Session, round_index: int, *, is_new: bool) -> None:
+    """Remove the preview, and draw the grid of a packed round if it is new or has none."""
+    config, name = session.config, grid_name(round_index)
+    with suppress(OSError):  # a preview that could not be written was warned of
+        picture_path(config.checkpoints, PREVIEW).unlink(missing_ok=True)
+    if has_pictures(round_index, config.synthesis.rounds) and (
+        is_new or not picture_path(config.checkpoints, name).exists()
+    ):
+        specs = plan_batches(config.synthesis, config.student_images.num_classes, config.seed, round_index)
+        num_steps = config.synthesis.inversion.num_steps
+        picture = draw_grid(config.round_folder(round_index), _round_title(config, round_index))
+        session.sinks.image(name, picture, run_step(specs[-1], num_steps, num_steps))
+
+
+def _round_title(config: RunConfig, round_index: int) -> str:
+    return f"{config.name}, round {round_index}"
 
 
 def _next_round(config: RunConfig) -> int:

@@ -21,8 +21,6 @@ from pipeline.runtime.files import sha256_of
 
 KINDS = ("sklearn", "torchvision", "imagefolder", "tar", "npz", "shards")
 Split = Literal["train", "test"]
-# Sets in which a mirrored image has another class or none.
-NOT_MIRRORABLE = ("sklearn:digits", "torchvision:MNIST")
 # scikit-learn's digits are one set of 1,797 images; so many of them, drawn with this seed, are the test images.
 DIGITS_NUM_TEST, DIGITS_SPLIT_SEED = 500, 0
 DIGITS_LEVELS = 16

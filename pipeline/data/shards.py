@@ -11,6 +11,7 @@ import tarfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ MAX_CLASSES = 10**CLASS_DIGITS
 GROWTH = "growth"
 # What to do after the folder of a damaged set is removed.
 REMAKE = "run the stage `synthesize` again"
+# Image, label and metadata.
+MEMBERS_PER_SAMPLE = 3
 
 
 class ShardError(ValueError):
@@ -161,6 +164,24 @@ def _write_shard(path: Path, label: int, samples: list[tuple[str, _TarSample]], 
 
 def _read(sample: _TarSample, extension: str) -> bytes:
     return read_range(sample.file, *sample.members[extension])
+
+
+def read_samples(path: Path, label: int, image_format: ImageFormat, at_most: int) -> list[Sample]:
+    """The first samples of the shard of a class, with their metadata; reads no more of the file."""
+    samples: dict[str, dict[str, bytes]] = defaultdict(dict)
+    with tarfile.open(path, "r:") as tar:
+        for member in islice(tar, MEMBERS_PER_SAMPLE * at_most):
+            key, _, extension = member.name.partition(".")
+            samples[key][extension] = read_range(path, member.offset_data, member.size)
+    return [
+        Sample(
+            number=int(key.partition("/")[2]),
+            label=label,
+            image=members[EXTENSIONS[image_format]],
+            metadata=json.loads(members["json"]),
+        )
+        for key, members in samples.items()
+    ]
 
 
 def mean_scores(metadata: list[dict[str, Any]]) -> dict[str, float]:

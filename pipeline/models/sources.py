@@ -1,10 +1,6 @@
 """Networks from named sources: cifar10, torchvision, timm, and a user's own Python."""
 
-import importlib
-import importlib.util
-import sys
 import urllib.error
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +8,7 @@ from torch import nn
 
 from pipeline.models.config import ImageConfig, ModelConfig, Normalization
 from pipeline.runtime.config import nearest
+from pipeline.runtime.python_source import load_python
 
 
 def is_published_name(config: ModelConfig) -> bool:
@@ -124,29 +121,4 @@ def _import_timm(name: str) -> Any:
 
 
 def _python(name: str, config: ModelConfig, images: ImageConfig) -> tuple[nn.Module, None]:
-    module_name, separator, function_name = name.rpartition(":")
-    if not separator:
-        raise ValueError(f"python:{name} must be python:package.module:function or python:path/to/file.py:function")
-    module = _import_file(Path(module_name)) if module_name.endswith(".py") else _import_module(module_name)
-    function: Callable[..., nn.Module] | None = getattr(module, function_name, None)
-    if function is None:
-        raise ValueError(f"python:{name}: {module_name} has no {function_name!r}")
-    return function(**config.options), None
-
-
-def _import_module(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"python:{name}: {error}; is its folder on PYTHONPATH?") from error
-
-
-def _import_file(path: Path) -> Any:
-    if not path.is_file():
-        raise ValueError(f"python:{path}: no such file")
-    name = f"dreamdistill_user_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_python(name)(**config.options), None

@@ -1,6 +1,7 @@
 """Compilation of steps that run thousands of times, on machines that have what the compiler needs."""
 
 import hashlib
+import logging
 import shutil
 import sys
 from collections.abc import Callable
@@ -56,6 +57,7 @@ def maybe_compile(
         "cpp.simdlen": VECTOR_BITS.get(torch.backends.cpu.get_cpu_capability()),
         "triton.cudagraphs": cuda_graphs,
     }
+    logging.getLogger("torch.utils.cpp_extension").addFilter(_matters)
     fast = torch.compile(function, dynamic=False, options=options)
 
     def call(*arguments: Parameters.args, **keywords: Parameters.kwargs) -> Result:
@@ -65,6 +67,11 @@ def maybe_compile(
             raise ValueError(f"compile: a step cannot be compiled: {_reason(error)}; set compile: false") from error
 
     return call
+
+
+def _matters(record: logging.LogRecord) -> bool:
+    """False for the line that the toolkit of CUDA finds no device: it is logged when code for the CPU is compiled."""
+    return not str(record.msg).startswith("No CUDA runtime is found")
 
 
 @lru_cache

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -92,6 +93,8 @@ class DistributedContext:
         """
         if self.wait_group is None:
             return module
+        # A gradient of a compiled step has another stride in dimensions of size 1 than its parameter: the same memory.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         device_ids = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(
             module, device_ids=device_ids, broadcast_buffers=False, static_graph=True, gradient_as_bucket_view=True

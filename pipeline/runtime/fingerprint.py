@@ -31,7 +31,7 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
 
 def differences(existing: Mapping[str, Any], current: Mapping[str, Any]) -> str:
     """The keys in which the identity of an existing output differs from the current one, for an error message."""
-    before, after = dict(_flatten(to_plain(existing))), dict(_flatten(to_plain(current)))
+    before, after = dict(flatten(to_plain(existing))), dict(flatten(to_plain(current)))
     pairs = {k: (before.get(k, "absent"), after.get(k, "absent")) for k in sorted(before.keys() | after.keys())}
     changed = [_in_words(k, old, new) for k, (old, new) in pairs.items() if old != new]
     more = [f"and {len(changed) - KEYS_SHOWN} more"] if len(changed) > KEYS_SHOWN else []
@@ -56,10 +56,11 @@ def require_same_identity(output: str, existing: Mapping[str, Any], current: Map
         )
 
 
-def _flatten(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted key and the value of every leaf of nested mappings."""
     if isinstance(value, Mapping) and value:
         for k, v in value.items():
-            yield from _flatten(v, f"{key}.{k}" if key else str(k))
+            yield from flatten(v, f"{key}.{k}" if key else str(k))
     else:
         yield key, value
 

@@ -1,18 +1,18 @@
-"""Metrics of a running stage: a progress bar, and one JSON line for each logging step."""
+"""Metrics of a running stage: a bar, and for each logging step one JSON line, which also goes to the sinks."""
 
 import json
 import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from tqdm import tqdm
-
+from pipeline.runtime.bars import open_bar
 from pipeline.runtime.files import explain_os_errors, make_folder
+from pipeline.runtime.sinks import Sinks
 
 # A loop calls this on a logging step, with the step and its figures.
 OnStep = Callable[[int, dict[str, float]], None]
@@ -33,23 +33,35 @@ class Progress:
         """The keys that every line of the stage has."""
         return {"stage": self.stage} | ({} if self.round_index is None else {"round": self.round_index})
 
+    @property
+    def title(self) -> str:
+        """`distill round 0`, or `teacher`."""
+        return self.stage if self.round_index is None else f"{self.stage} round {self.round_index}"
+
 
 class Recorder:
-    """Appends to `metrics.jsonl` and moves one progress bar; made by `open_recorder`."""
+    """Appends to `metrics.jsonl`, sends the same figures to the sinks, and moves a bar; made by `open_recorder`."""
 
-    def __init__(self, file: IO[bytes], bar: "tqdm[Any]", progress: Progress) -> None:
-        self.progress = progress
-        self._file, self._bar = file, bar
+    def __init__(
+        self, file: IO[bytes], advance: Callable[[int], None], progress: Progress, sinks: Sinks | None
+    ) -> None:
+        self.progress, self.advance = progress, advance
+        self._file, self._sinks = file, sinks
         self._logged_at = time.perf_counter()
 
-    def advance(self, done: int) -> None:
-        """Move the bar to `done` units."""
-        self._bar.update(done - self._bar.n)
-
-    def log(self, step: int, figures: dict[str, float], *, steps_before: int = 0, **keys: int) -> None:
+    def log(
+        self,
+        step: int,
+        figures: dict[str, float],
+        *,
+        done: int | None = None,
+        sink_step: int | None = None,
+        **keys: int,
+    ) -> None:
         """Write one line (stage, round, `keys`, step, seconds since the line before, figures) and move the bar.
 
-        The bar goes to `steps_before` + `step` + 1 units.
+        The bar goes to `done` units, by default `step` + 1. `sink_step` is the step of a stage whose `step` is that of
+        a batch.
         """
         now = time.perf_counter()
         elapsed_s = round(now - self._logged_at, 4)
@@ -57,22 +69,27 @@ class Recorder:
         self._logged_at = now
         with explain_os_errors(Path(self._file.name)):
             self._file.write((json.dumps(line) + "\n").encode())
-        self.advance(steps_before + step + 1)
+        self.advance(step + 1 if done is None else done)
+        if self._sinks is not None:
+            stage, round_index = self.progress.stage, self.progress.round_index
+            self._sinks.scalars(stage, round_index, step if sink_step is None else sink_step, figures)
 
 
 @contextmanager
-def open_recorder(path: Path, progress: Progress, *, visible: bool = True) -> Iterator[Recorder]:
-    """A recorder that appends to `path`. The bar shows on a terminal, if it is `visible`."""
+def open_recorder(
+    path: Path, progress: Progress, sinks: Sinks | None = None, *, visible: bool = True
+) -> Iterator[Recorder]:
+    """A recorder that appends to `path`. What is done shows on the standard error if it is `visible`."""
     make_folder(path.parent)
     _end_last_line(path)
-    title = " ".join(map(str, progress.line_keys.values()))
-    hidden = None if visible else True  # None: hidden unless the output is a terminal
+    bar = open_bar(progress.title, progress.total, progress.unit, progress.done)
     # Unbuffered, so that a line is either in the file or its failure is reported where it is written.
-    with (
-        open(path, "ab", buffering=0) as file,
-        tqdm(total=progress.total, initial=progress.done, unit=f" {progress.unit}", desc=title, disable=hidden) as bar,
-    ):
-        yield Recorder(file, bar, progress)
+    with open(path, "ab", buffering=0) as file, bar if visible else nullcontext(_ignore) as advance:
+        yield Recorder(file, advance, progress, sinks)
+
+
+def _ignore(done: int) -> None:
+    """Show nothing."""
 
 
 def _end_last_line(path: Path) -> None:

@@ -1,5 +1,6 @@
 """Inversion: optimize inputs until a frozen teacher predicts their labels, with features as in its training."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -8,12 +9,15 @@ from torch import Tensor
 
 from pipeline.data.codec import to_uint8
 from pipeline.data.views import random_resized_crop, roll_and_flip, scaled, scaled_size
-from pipeline.runtime.recorder import OnStep
 from pipeline.runtime.schedules import learning_rates
 from pipeline.synthesis.basis import build_basis
 from pipeline.synthesis.config import InversionConfig, PhaseConfig
 from pipeline.synthesis.inputs import init_noise, input_range, to_pixels
 from pipeline.synthesis.objective import Objective
+
+# Called on a logging step with the step, its weighted terms, and its inputs (N, C, h, w) at the size of the phase. The
+# inputs are updated in place after the call.
+OnInversionStep = Callable[[int, dict[str, float], Tensor], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +35,12 @@ def invert(
     labels: Tensor,
     config: InversionConfig,
     generator: torch.Generator,
-    on_step: OnStep | None = None,
+    on_step: OnInversionStep | None = None,
 ) -> Inversion:
     """Optimize one input for each label (N,) through all phases; returns the images of the last step, quantized.
 
     `labels` are on the device of the objective. All randomness comes from `generator`. `on_step` is called every
-    `log_every` steps with the step and the weighted terms. Raises FloatingPointError with step and term when a term is
-    not finite.
+    `log_every` steps and in the last one. Raises FloatingPointError with step and term when a term is not finite.
     """
     trace = _Trace(config, tuple(objective.terms), labels.device, on_step)
     batch = _Batch(labels, generator, trace)
@@ -61,21 +64,21 @@ class _Trace:
     """The terms of every step, on the device; only logging steps transfer them, which synchronizes."""
 
     def __init__(
-        self, config: InversionConfig, names: tuple[str, ...], device: torch.device, on_step: OnStep | None
+        self, config: InversionConfig, names: tuple[str, ...], device: torch.device, on_step: OnInversionStep | None
     ) -> None:
         self.terms, self.names = torch.zeros(config.num_steps, len(names), device=device), names
         self._log_every, self._on_step = config.log_every, on_step
         self._step = self._num_checked = 0
 
-    def record(self, terms: Tensor) -> None:
-        """Store the terms (T,) of the next step; on a logging step, check all since the last one, and report."""
+    def record(self, terms: Tensor, inputs: Tensor) -> None:
+        """Store the terms (T,) of the next step; on a logging step, check all since the last one, and report both."""
         step = self._step
         self.terms[step] = terms
         self._step += 1
         if step % self._log_every == 0 or step == len(self.terms) - 1:
             self._check()
             if self._on_step:
-                self._on_step(step, dict(zip(self.names, self.terms[step].tolist(), strict=True)))
+                self._on_step(step, dict(zip(self.names, self.terms[step].tolist(), strict=True)), inputs.detach())
 
     def _check(self) -> None:
         """Raise FloatingPointError when a term since the last check is not finite."""
@@ -111,7 +114,8 @@ def _run_phase(
     jitter_px = round(config.jitter_px * phase.scale)
     view_size = scaled_size(config.view_scale, (inputs.shape[2], inputs.shape[3]))
     for lr in learning_rates(config.schedule, config.lr, phase.steps, config.warmup_fraction):
-        view = roll_and_flip(basis.decode(variables), jitter_px, config.flip, batch.generator)
+        inputs = basis.decode(variables)
+        view = roll_and_flip(inputs, jitter_px, config.flip, batch.generator)
         if config.crop_area[0] < 1:
             view = random_resized_crop(view, config.crop_area, batch.generator, view_size)
         view = scaled(view, view_size)
@@ -121,7 +125,7 @@ def _run_phase(
         optimizer.zero_grad()
         torch.autograd.backward(total)
         torch.autograd.backward(view, leaf.grad)
-        batch.trace.record(terms)
+        batch.trace.record(terms, inputs)
         optimizer.param_groups[0]["lr"] = lr
         optimizer.step()
         if config.clamp:

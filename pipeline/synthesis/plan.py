@@ -49,3 +49,8 @@ def plan_batches(config: SynthesisConfig, num_classes: int, seed: int, round_ind
         )
         for index, batch in enumerate(batch_ranges(len(images), config.batch_size), first_index)
     ]
+
+
+def run_step(spec: BatchSpec, num_steps: int, step: int) -> int:
+    """A step of a batch, counted over the batches of the run, which all have `num_steps`."""
+    return spec.index * num_steps + step

@@ -1,5 +1,6 @@
 """Steps are compiled if this machine can; else the reason is one line. A cache serves several kinds of processors."""
 
+import logging
 import os
 import platform
 import shutil
@@ -123,3 +124,11 @@ def test_one_cache_serves_vectors_of_two_widths(tmp_path):
         [sys.executable, "-c", SUMS], cwd=REPOSITORY, env=os.environ | variables, capture_output=True, text=True
     )
     assert process.returncode == 0, process.stderr
+
+
+def test_the_toolkit_without_a_device_is_not_told(caplog):
+    maybe_compile(torch.sin, CPU)
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    logger.warning("No CUDA runtime is found, using CUDA_HOME='%s'", "/usr/local/cuda")
+    logger.warning("another warning")
+    assert [record.message for record in caplog.records] == ["another warning"]

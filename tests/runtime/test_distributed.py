@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,16 @@ def test_single_process_is_rank_zero_of_one(monkeypatch):
     with open_distributed() as context:
         assert context == DistributedContext(rank=0, size=1, local_size=1, device=torch.device("cpu"))
         assert context.is_main_process
+
+
+def test_other_strides_of_the_same_memory_are_not_told(monkeypatch):
+    monkeypatch.setattr(distributed, "DistributedDataParallel", lambda module, **options: module)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DistributedContext(size=2, wait_group=object()).parallel(torch.nn.Linear(1, 1))
+        warnings.warn("Grad strides do not match bucket view strides. This may indicate", stacklevel=1)
+        with pytest.raises(UserWarning, match="another"):
+            warnings.warn("another warning", stacklevel=1)
 
 
 @pytest.mark.parametrize("name", ["gpu", "meta", "cuda:99"])

@@ -1,23 +1,16 @@
-"""Metrics are one JSON line for each logging step, readable after a kill; the bar shows on a terminal."""
+"""Metrics are one JSON line for each logging step, readable after a kill, and go to the sinks."""
 
-import io
 import json
-import sys
+from contextlib import nullcontext
 
-import pytest
-
+import pipeline.runtime.recorder as recorder_module
 from pipeline.runtime.recorder import Progress, open_recorder, read_metrics, seconds_of_stages
 
 
-class FakeTerminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def record(path, *losses, stage="distill", visible=True, **place):
+def record(path, *losses, stage="distill", **place):
     """Log one line for each loss, as round 0 of a stage."""
     progress = Progress(stage=stage, total=len(losses), unit="steps", round_index=0)
-    with open_recorder(path, progress, visible=visible) as recorder:
+    with open_recorder(path, progress) as recorder:
         for step, loss in enumerate(losses):
             recorder.log(step, {"loss": loss}, **place)
 
@@ -75,21 +68,26 @@ def test_seconds_are_summed_per_stage():
     assert seconds_of_stages([*lines, lines[0]]) == {"distill": 3.0, "teacher": 4.0}
 
 
-@pytest.mark.parametrize(
-    ("is_terminal", "visible", "expected"), [(True, True, True), (True, False, False), (False, True, False)]
-)
-def test_bar_shows_on_a_terminal_only(tmp_path, monkeypatch, is_terminal, visible, expected):
-    screen = FakeTerminal() if is_terminal else io.StringIO()
-    monkeypatch.setattr(sys, "stderr", screen)
-    record(tmp_path / "metrics.jsonl", 1.0, 2.0, visible=visible)
-    assert bool(screen.getvalue()) == expected
-    assert ("distill 0" in screen.getvalue()) == expected
+def test_bar_goes_to_the_next_step_or_to_what_is_done(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(recorder_module, "open_bar", lambda *arguments: nullcontext(shown.append))
+    with open_recorder(tmp_path / "metrics.jsonl", Progress(stage="synthesize", total=8, unit="steps")) as recorder:
+        recorder.log(1, {})
+        recorder.log(1, {}, done=6)
+        recorder.advance(8)
+    assert shown == [2, 6, 8]
 
 
-def test_bar_starts_at_done_units_and_adds_steps_before(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "stderr", FakeTerminal())
-    progress = Progress(stage="synthesize", total=8, unit="steps", done=2)
-    with open_recorder(tmp_path / "metrics.jsonl", progress) as recorder:
-        assert recorder._bar.n == 2
-        recorder.log(1, {}, steps_before=4)
-        assert recorder._bar.n == 6
+def test_sinks_get_the_figures_with_the_step_of_the_stage(tmp_path):
+    calls = []
+
+    class Sinks:
+        def scalars(self, *arguments):
+            calls.append(arguments)
+
+    progress = Progress(stage="synthesize", total=8, unit="steps", round_index=1)
+    with open_recorder(tmp_path / "metrics.jsonl", progress, Sinks()) as recorder:
+        recorder.log(3, {"loss": 1.0})
+        recorder.log(3, {"loss": 2.0}, sink_step=7, batch=1)
+    assert calls == [("synthesize", 1, 3, {"loss": 1.0}), ("synthesize", 1, 7, {"loss": 2.0})]
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [3, 3]

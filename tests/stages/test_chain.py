@@ -36,6 +36,8 @@ def test_chain_makes_every_output_and_nothing_else(finished):
         "metrics.jsonl",
         "report.html",
         "grid.png",
+        "evolution-0.png",
+        "grid-0.png",
     }
     assert set(digests(config.round_folder(0))) == {
         "README.md",
@@ -106,7 +108,7 @@ def test_outputs_do_not_depend_on_their_folder(finished, tmp_path):
         run_in_process(stage.main, config)
     outputs = digests(tmp_path, exclude=[CONFIG_FILE, "metrics.jsonl", "teacher.json", "tiny.yaml"])
     expected = digests(finished)
-    assert len(outputs) == 16
+    assert len(outputs) == 18
     assert {name: expected[name] for name in outputs} == outputs
 
 

@@ -141,6 +141,7 @@ def test_three_processes_make_the_same_bytes_as_one(teacher_weights, uninterrupt
     path = prepare(tmp_path, teacher_weights)
     assert start_stage("synthesize", path, num_ranks=3).wait() == [0, 0, 0]
     assert_same_shards(tmp_path, uninterrupted)
+    assert [path.name for path in sorted(load_run(path).checkpoints.glob("*.png"))] == ["evolution-0.png", "grid-0.png"]
     batches = [{line["batch"] for line in read_metrics(load_run(path).metrics_path(rank))} for rank in range(3)]
     assert batches == [{0, 3}, {1, 4}, {2, 5}]
 

@@ -16,7 +16,7 @@ from pipeline.models.classifier import Classifier
 from pipeline.runtime.config import ConfigError
 from pipeline.runtime.schedules import learning_rates
 from pipeline.synthesis.config import InversionConfig, PhaseConfig
-from pipeline.synthesis.inputs import INPUT_MEAN, INPUT_STD
+from pipeline.synthesis.inputs import INPUT_MEAN, INPUT_STD, to_pixels
 from pipeline.synthesis.invert import Inversion
 from pipeline.synthesis.objective import Networks, open_objective
 from pipeline.synthesis.terms import TermConfig
@@ -268,13 +268,25 @@ def test_crop_area_shows_a_scaled_up_box_in_every_step(make_classifier, labels):
 
 @pytest.mark.parametrize(("log_every", "expected"), [(3, [0, 3, 6, 9, 10]), (1, list(range(11))), (50, [0, 10])])
 def test_on_step_is_called_on_logging_steps_only(teacher, labels, log_every, expected):
-    reports: list[tuple[int, dict[str, float]]] = []
+    reports: list[tuple[int, dict[str, float], Tensor]] = []
     config = replace(CONFIG, phases=phases((0.5, 4), (1.0, 7)), log_every=log_every)
     inversion = invert(teacher, labels, SIZE, config, seeded(), on_step=lambda *report: reports.append(report))
-    assert [step for step, _ in reports] == expected
-    for step, parts in reports:
+    assert [step for step, _, _ in reports] == expected
+    for step, parts, _ in reports:
         assert list(parts) == list(inversion.term_names)
         assert list(parts.values()) == inversion.trace[step].tolist()
+
+
+@pytest.mark.parametrize("basis", ["pixels", "fourier"])
+def test_on_step_gets_the_inputs_that_the_step_shows_the_teacher(teacher, labels, basis):
+    shown = []
+    config = replace(CONFIG, phases=phases((0.5, 3), (1.0, 3)), jitter_px=0, flip=False, log_every=1, basis=basis)
+    views = record_views(teacher)
+    invert(teacher, labels, SIZE, config, seeded(), on_step=lambda step, terms, inputs: shown.append(inputs.clone()))
+    assert [inputs.shape[2:] for inputs in shown] == [(4, 4)] * 3 + [SIZE] * 3
+    assert not any(inputs.requires_grad for inputs in shown)
+    for view, inputs in zip(views, shown, strict=True):
+        torch.testing.assert_close(pixels_of(teacher, view), to_pixels(inputs), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("log_every", [1, 2, 50])
@@ -292,14 +304,14 @@ def test_non_finite_term_raises_with_name_and_step(teacher, labels, log_every):
     with pytest.raises(
         FloatingPointError, match=r"term 'classification' is nan at step 3; lower synthesis\.inversion\.lr or"
     ):
-        invert(teacher, labels, SIZE, config, seeded(), on_step=lambda step, _: reports.append(step))
+        invert(teacher, labels, SIZE, config, seeded(), on_step=lambda step, *_: reports.append(step))
     assert all(step < 3 for step in reports)
     handle.remove()
     assert not any(module._forward_pre_hooks for module in teacher.network.modules())
 
 
 def test_objective_removes_hooks_after_an_exception(teacher, labels):
-    def interrupt(step, parts):
+    def interrupt(*report):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
