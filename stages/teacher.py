@@ -1,5 +1,7 @@
 """Train a teacher on real images if the config names no pretrained one."""
 
+from dataclasses import replace
+
 from pipeline.data.image_sets import load_images
 from pipeline.data.loader import cache_limit_bytes, num_bytes, preload
 from pipeline.distillation.state import TrainState, remove_state, state_path
@@ -52,7 +54,8 @@ def main(session: Session, round_index: int | None = None) -> None:
         "parameters": teacher.num_parameters,
     }
     write_json(path.with_suffix(".json"), {**facts, **metrics})
-    save_classifier(path, teacher, config.teacher, identity)
+    teacher.class_titles = replace(config, classes=None).class_titles
+    save_classifier(path, teacher, config.teacher, config.images, identity)
     remove_state(path)
     print(f"teacher: {path}, top-1 {metrics['top1']:.2%} on {len(test.labels)} test images")
 

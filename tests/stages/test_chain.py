@@ -121,7 +121,7 @@ def test_images_that_are_not_cached_make_the_same_student(finished, tmp_path):
 def test_teacher_as_its_own_student_agrees_with_itself(finished, tmp_path):
     config = load_run(copy_run(finished, tmp_path, student__options={"width": 4}))
     network = load_frozen(config.teacher_model, config.images, CPU)
-    save_classifier(config.student_path(0), network, config.student, student_identity(config, 0))
+    save_classifier(config.student_path(0), network, config.student, config.student_images, student_identity(config, 0))
     run_in_process(evaluate.main, config)
     evaluation = json.loads(config.evaluation_path(0).read_text())
     assert evaluation["agreement"] == evaluation["accuracy_retention"] == 1
@@ -159,7 +159,7 @@ def test_student_keeps_the_normalization_of_its_training(finished, tmp_path):
     assert description["mean"] == pytest.approx([0.3])
     other = replace(config, student=replace(config.student, mean=(0.1,), std=(0.5,)))
     student = build_student(other, network)
-    save_classifier(config.student_path(0), student, config.student, {})
+    save_classifier(config.student_path(0), student, config.student, config.student_images, {})
     assert load_student(config, 0).normalization == student.normalization
 
 
