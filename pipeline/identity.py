@@ -7,10 +7,12 @@ from typing import Any
 from pipeline.data.image_sets import source_identity
 from pipeline.data.shards import is_packed, read_manifest
 from pipeline.models.checkpoint import read_description, weights_identity
-from pipeline.run import RunConfig, resolved_yaml
+from pipeline.models.config import ImageConfig
+from pipeline.run import RunConfig
 from pipeline.runtime.config import ConfigError, to_plain
 from pipeline.runtime.files import read_json, write_json, write_text
 from pipeline.runtime.fingerprint import fingerprint, require_same_identity
+from pipeline.synthesis.config import SynthesisConfig
 
 # Settings that change how a run is logged, saved and executed, but not its outputs.
 NOT_IDENTITY = ("log_every", "save_every_s", "memory_gib", "cuda_graphs")
@@ -61,6 +63,13 @@ def synthesis_identity(config: RunConfig, round_index: int) -> dict[str, Any]:
         ensemble=[weights_identity(model, f"ensemble.{i}.weights") for i, model in enumerate(config.ensemble)],
         competitor=_student_recipe(config) if config.is_adaptive(round_index) else None,
     )
+
+
+def module_images_identity(
+    synthesis: SynthesisConfig, images: ImageConfig, seed: int, networks: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What images depend on that are not made by a run; `networks` are identities as `network_identity` gives them."""
+    return _identity(seed=seed, images=images, synthesis=synthesis, **networks)
 
 
 def student_identity(config: RunConfig, round_index: int) -> dict[str, Any]:
@@ -146,7 +155,7 @@ def require_same_images(folder: Path, identity: Mapping[str, Any]) -> None:
         require_same_identity(str(folder), read_json(path), identity)
 
 
-def write_identity(folder: Path, identity: Mapping[str, Any], config: RunConfig) -> None:
+def write_identity(folder: Path, identity: Mapping[str, Any], config_yaml: str) -> None:
     """Write the resolved configuration and the identity of the images that the folder will hold."""
-    write_text(folder / CONFIG_FILE, resolved_yaml(config))
+    write_text(folder / CONFIG_FILE, config_yaml)
     write_json(folder / IDENTITY_FILE, to_plain(identity))

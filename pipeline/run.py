@@ -16,11 +16,11 @@ from pipeline.data.image_sets import NOT_MIRRORABLE, DataConfig
 from pipeline.distillation.config import DistillConfig, TrainingConfig
 from pipeline.evaluation.evaluate import EvaluationConfig
 from pipeline.models.config import ImageConfig, ModelConfig
-from pipeline.runtime.acceleration import PIXELS_WORTH_COMPILING, resolve_acceleration
+from pipeline.runtime.acceleration import resolve_acceleration
 from pipeline.runtime.config import ConfigError, parse, to_plain
 from pipeline.runtime.config_files import load_yaml
 from pipeline.runtime.ranges import even_ranges
-from pipeline.synthesis.config import SynthesisConfig
+from pipeline.synthesis.config import SynthesisConfig, resolve_inversion
 
 Training = TypeVar("Training", bound=TrainingConfig)
 
@@ -230,12 +230,7 @@ def resolve(config: RunConfig, device: torch.device) -> RunConfig:
     def resolved_training(training: Training, key: str) -> Training:
         return resolve_acceleration(training, device, training.steps * training.batch_size * image_pixels, key)
 
-    original = config.synthesis.inversion
-    num_pixels = config.synthesis.num_images * original.num_steps * image_pixels
-    if original.cuda_graphs:
-        num_pixels = max(num_pixels, PIXELS_WORTH_COMPILING)  # graphs are made of compiled steps
-    inversion = resolve_acceleration(replace(original, cuda_graphs=False), device, num_pixels, "synthesis.inversion")
-    inversion = replace(inversion, cuda_graphs=original.cuda_graphs and bool(inversion.compile))
+    inversion = resolve_inversion(config.synthesis.inversion, config.synthesis.num_images * image_pixels, device)
     return replace(
         config,
         synthesis=replace(config.synthesis, inversion=inversion),
