@@ -35,12 +35,12 @@ STAGE = $(PYTHON) -m stages$(if $(filter-out 1,$(NPROC)),.launch $(NPROC) ,.)
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
-.PHONY: all estimate teacher synthesize distill evaluate report verify imagenet-val test lint bench docs clean help
+.PHONY: all estimate teacher synthesize distill evaluate report export verify imagenet-val test lint bench docs clean help
 
 all: $(READY)  ## teacher, synthesis and distillation round by round, evaluation, report
 	@$(STAGE)chain $(ARGUMENTS)
 
-estimate teacher synthesize distill evaluate report verify clean: $(READY)
+estimate teacher synthesize distill evaluate report export verify clean: $(READY)
 	@$(STAGE)$@ $(ARGUMENTS)
 
 estimate:    ## predict hours, memory and disk of this CONFIG from a few steps on this machine
@@ -49,6 +49,7 @@ synthesize:  ## invert the teacher into shards: the next round that is not compl
 distill:     ## train the student on the shards: the next round that has no student
 evaluate:    ## the student beside its teacher on real images
 report:      ## one HTML page about the run
+export:      ## the student as safetensors, torch.export and ONNX files, compared and timed, with a model card
 verify:      ## re-hash the shards against their manifests
 clean:       ## remove the shards and checkpoints of this CONFIG
 

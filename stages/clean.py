@@ -37,7 +37,7 @@ def _existing_outputs(config: RunConfig, round_index: int | None) -> list[Path]:
         folders = dict.fromkeys((config.shards, config.checkpoints))  # may be equal
         return [folder for folder in folders if any(path.name != LOCK_NAME for path in folder.glob("*"))]
     student, evaluation = config.student_path(round_index), config.evaluation_path(round_index)
-    state, pages = state_path(student), [config.checkpoints / name for name in ("report.html", "grid.png")]
+    state, pages = state_path(student), [config.checkpoints / name for name in ("report.html", "grid.png", "export")]
     files = [student, state, temporary_path(state), evaluation, evaluation.with_suffix(".csv"), *pages]
     return [path for path in (config.round_folder(round_index), *files) if path.exists()]
 
