@@ -6,7 +6,7 @@ normalization. Networks are copied and stay as they were, except for the student
 `device` is the first network's.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,9 +38,10 @@ from pipeline.keywords import (
     SynthesisKeywords,
     distill_config,
     inversion_config,
+    known,
     synthesis_config,
 )
-from pipeline.models.checkpoint import load_classifier, network_identity
+from pipeline.models.checkpoint import load_classifier
 from pipeline.models.classifier import Classifier, try_image
 from pipeline.models.config import ImageConfig
 from pipeline.models.inheritance import inherit_weights
@@ -57,6 +58,9 @@ from pipeline.synthesis.plan import BatchSpec, plan_batches
 from pipeline.synthesis.store import BatchStore, manifest_facts, missing_batches
 
 __all__ = ["ShardSet", "distill", "evaluate", "invert", "load_student", "synthesize"]
+
+# A set, or pixels uint8 (N, C, H, W) and labels (N,).
+Images = ImageSet | tuple[Tensor, Tensor]
 
 
 def invert(
@@ -81,9 +85,12 @@ def invert(
     shared, labels = Shared.of(model, size, keywords), torch.as_tensor(labels)
     config = inversion_config(steps, keywords, len(labels) * shared.num_pixels, shared.device)
     seed, on_step, images = keywords.get("seed", 0), keywords.get("on_step"), []
+    batch_size = keywords.get("batch_size", BATCH_SIZE)
+    if batch_size < 1:
+        raise ValueError(f"batch_size: {batch_size} must be at least 1")
     with _open_objective(model, keywords.get("ensemble", ()), shared, config) as objective:
         _check_labels(labels, objective.networks.teacher)
-        for i, batch in enumerate(batch_ranges(len(labels), keywords.get("batch_size", BATCH_SIZE))):
+        for i, batch in enumerate(batch_ranges(len(labels), batch_size)):
             chosen = tuple(labels[batch.start : batch.stop].tolist())
             spec = BatchSpec(index=i, first_image=batch.start, labels=chosen, seed=derive_seed(seed, "batch", i))
             images.append(invert_batch(objective, spec, config, on_step).images)
@@ -109,7 +116,7 @@ def synthesize(
     scorers = Scorers(teacher=shared.frozen(teacher), verifier=None if verifier is None else shared.frozen(verifier))
     channels, height, width = shared.shape
     images = ImageConfig(channels=channels, height=height, width=width, num_classes=scorers.teacher.num_classes)
-    identity = module_images_identity(config, images, seed, _identities(scorers, map(shared.frozen, ensemble)))
+    identity = module_images_identity(config, images, seed, scorers, map(shared.frozen, ensemble))
     facts = manifest_facts(config, images) | {"round": 0, "teacher": identity["teacher"]["network"]}
     facts |= _classes(scorers.teacher, keywords.get("class_titles"))
     require_same_images(folder, identity)
@@ -132,7 +139,7 @@ def synthesize(
 def distill(
     teacher: nn.Module,
     student: nn.Module,
-    images: ImageSet | tuple[Tensor, Tensor],
+    images: Images,
     *,
     steps: int,
     **keywords: Unpack[DistillKeywords],
@@ -151,9 +158,7 @@ def distill(
     config = distill_config(steps, keywords, shared)
     frozen = shared.frozen(teacher)
     learner = as_classifier(student, shared.shape, frozen.normalization, shared.device)
-    if learner.num_classes != frozen.num_classes:
-        raise ValueError(f"the student has {learner.num_classes} classes, the teacher {frozen.num_classes}")
-    _check_labels(pool.labels, frozen)
+    _check_labels(pool.labels, frozen, learner)
     if config.init == "teacher":
         inherit_weights(learner.network, frozen.network, frozen.classes)
     if num_bytes(pool) <= cache_limit_bytes(config.memory_gib, shared.device):
@@ -168,7 +173,7 @@ def distill(
 def evaluate(
     student: nn.Module,
     teacher: nn.Module,
-    images: ImageSet | tuple[Tensor, Tensor],
+    images: Images,
     *,
     batch_size: int = 500,
     **keywords: Unpack[NetworkKeywords],
@@ -180,10 +185,9 @@ def evaluate(
     not finite.
     """
     pool = _image_set(images)
-    shared = Shared.of(student, pool.batch([0]).shape[1:], keywords)
+    shared = Shared.of(student, pool.batch([0]).shape[1:], known(keywords, NetworkKeywords))
     networks = shared.frozen(student), shared.frozen(teacher)
-    for network in networks:
-        _check_labels(pool.labels, network)
+    _check_labels(pool.labels, *reversed(networks))
     return evaluate_classifiers(*networks, pool, EvaluationConfig(batch_size=batch_size))
 
 
@@ -213,12 +217,6 @@ def _open_objective(
         yield objective
 
 
-def _identities(scorers: Scorers, ensemble: Iterable[Classifier]) -> dict[str, Any]:
-    verifier = scorers.verifier and network_identity(scorers.verifier)
-    others = [network_identity(network) for network in ensemble]
-    return {"teacher": network_identity(scorers.teacher), "verifier": verifier, "ensemble": others}
-
-
 def _classes(teacher: Classifier, class_titles: Sequence[str] | None) -> dict[str, Any]:
     """For each label of the images, the teacher's label and the title of the class."""
     classes = list(range(teacher.num_classes)) if teacher.classes is None else teacher.classes.tolist()
@@ -228,7 +226,7 @@ def _classes(teacher: Classifier, class_titles: Sequence[str] | None) -> dict[st
     return {"classes": classes, "class_titles": titles}
 
 
-def _image_set(images: ImageSet | tuple[Tensor, Tensor]) -> ImageSet:
+def _image_set(images: Images) -> ImageSet:
     if not isinstance(images, tuple):
         return images
     pixels, labels = images
@@ -240,9 +238,12 @@ def _image_set(images: ImageSet | tuple[Tensor, Tensor]) -> ImageSet:
     return ArrayImages(pixels, labels)
 
 
-def _check_labels(labels: Tensor, network: Classifier) -> None:
-    """Raise ValueError unless all labels are classes of the network."""
-    invalid = labels[(labels < 0) | (labels >= network.num_classes)]
+def _check_labels(labels: Tensor, teacher: Classifier, student: Classifier | None = None) -> None:
+    """Raise ValueError unless there are labels, all of them classes of the teacher, and the student has the same."""
+    if student is not None and student.num_classes != teacher.num_classes:
+        raise ValueError(f"the student has {student.num_classes} classes, the teacher {teacher.num_classes}")
+    if not len(labels):
+        raise ValueError("labels: there are none")
+    invalid = labels[(labels < 0) | (labels >= teacher.num_classes)]
     if len(invalid):
-        name = type(network.network).__name__
-        raise ValueError(f"labels: {int(invalid[0])} is not in 0..{network.num_classes - 1}, the classes of {name}")
+        raise ValueError(f"labels: {int(invalid[0])} is not in 0..{teacher.num_classes - 1}, the teacher's classes")

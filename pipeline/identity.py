@@ -1,12 +1,14 @@
 """The identity of each output is what it depends on. An output with another identity is not reused or overwritten."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.data.image_sets import source_identity
 from pipeline.data.shards import is_packed, read_manifest
-from pipeline.models.checkpoint import read_description, weights_identity
+from pipeline.evaluation.scores import Scorers
+from pipeline.models.checkpoint import network_identity, read_description, weights_identity
+from pipeline.models.classifier import Classifier
 from pipeline.models.config import ImageConfig
 from pipeline.run import RunConfig
 from pipeline.runtime.config import ConfigError, to_plain
@@ -66,10 +68,17 @@ def synthesis_identity(config: RunConfig, round_index: int) -> dict[str, Any]:
 
 
 def module_images_identity(
-    synthesis: SynthesisConfig, images: ImageConfig, seed: int, networks: Mapping[str, Any]
+    synthesis: SynthesisConfig, images: ImageConfig, seed: int, scorers: Scorers, ensemble: Iterable[Classifier]
 ) -> dict[str, Any]:
-    """What images depend on that are not made by a run; `networks` are identities as `network_identity` gives them."""
-    return _identity(seed=seed, images=images, synthesis=synthesis, **networks)
+    """What images depend on that are made without the configuration of a run."""
+    return _identity(
+        seed=seed,
+        images=images,
+        synthesis=synthesis,
+        teacher=network_identity(scorers.teacher),
+        verifier=network_identity(scorers.verifier) if scorers.verifier else None,
+        ensemble=[network_identity(network) for network in ensemble],
+    )
 
 
 def student_identity(config: RunConfig, round_index: int) -> dict[str, Any]:

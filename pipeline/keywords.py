@@ -14,7 +14,7 @@ from pipeline.models.classifier import Classifier
 from pipeline.models.config import Normalization
 from pipeline.models.modules import device_of, frozen_copy
 from pipeline.runtime.acceleration import Compile, Precision, resolve_acceleration
-from pipeline.runtime.config import ConfigError, parse, to_plain
+from pipeline.runtime.config import ConfigError, nearest, parse, to_plain
 from pipeline.runtime.recorder import OnStep
 from pipeline.runtime.schedules import Schedule
 from pipeline.synthesis.basis import BasisName
@@ -118,7 +118,7 @@ class Shared:
     device: torch.device
 
     @classmethod
-    def of(cls, model: nn.Module, size: int | Sequence[int], keywords: NetworkKeywords) -> Self:
+    def of(cls, model: nn.Module, size: int | Sequence[int], keywords: Mapping[str, Any]) -> Self:
         """That of a call whose first network is `model`; `size` is H = W, (H, W) or (C, H, W)."""
         mean, std = keywords.get("mean"), keywords.get("std")
         if (mean is None) != (std is None):
@@ -146,7 +146,8 @@ def inversion_config(steps: Steps, keywords: InvertKeywords, num_pixels: int, de
 
     Raises ConfigError for unknown keywords and for values that do not fit.
     """
-    return _inversion_config(steps, _config_keys(keywords, InvertKeywords, InversionConfig), num_pixels, device)
+    keys = _keys_of(InversionConfig, known(keywords, InvertKeywords))
+    return _inversion_config(steps, keys, num_pixels, device)
 
 
 def _inversion_config(steps: Steps, keys: Mapping[str, Any], num_pixels: int, device: torch.device) -> InversionConfig:
@@ -160,7 +161,7 @@ def synthesis_config(num_images: int, keywords: SynthesisKeywords, shared: Share
     """The configuration of a set of images, as it runs on their device; raises ConfigError."""
     if "steps" not in keywords:
         raise ConfigError("missing key steps: give it a value (whole number)")
-    keys = _config_keys(keywords, SynthesisKeywords, InversionConfig)
+    keys = _keys_of(InversionConfig, known(keywords, SynthesisKeywords))
     inversion = _inversion_config(keywords["steps"], keys, num_images * shared.num_pixels, shared.device)
     plain = {
         "num_images": num_images,
@@ -173,13 +174,20 @@ def synthesis_config(num_images: int, keywords: SynthesisKeywords, shared: Share
 
 def distill_config(steps: int, keywords: DistillKeywords, shared: Shared) -> DistillConfig:
     """The configuration of a distillation, as it runs on its device; raises ConfigError."""
-    keys = _config_keys(keywords, DistillKeywords, DistillConfig)
+    keys = _keys_of(DistillConfig, known(keywords, DistillKeywords))
     config = parse(DistillConfig, {**DISTILL_DEFAULTS, **keys, "steps": steps})
     num_pixels = config.steps * config.batch_size * shared.num_pixels
     return resolve_acceleration(config, shared.device, num_pixels, config.SECTION)
 
 
-def _config_keys(keywords: Mapping[str, Any], kind: Any, config: Any) -> dict[str, Any]:
-    """The keys of `config` among the keywords of a `kind`, and unknown ones, which `parse` refuses."""
-    others = (kind.__required_keys__ | kind.__optional_keys__) - {field.name for field in fields(config)}
-    return {key: value for key, value in keywords.items() if key not in others}
+def known(keywords: Mapping[str, Any], kind: Any) -> Mapping[str, Any]:
+    """The keywords of a call; raises ConfigError for one that its `kind`, a TypedDict, does not have."""
+    names = kind.__required_keys__ | kind.__optional_keys__
+    for name in keywords:
+        if name not in names:
+            raise ConfigError(f"unknown keyword {name}{nearest(name, names)} (known: {', '.join(sorted(names))})")
+    return keywords
+
+
+def _keys_of(config: Any, keywords: Mapping[str, Any]) -> dict[str, Any]:
+    return {field.name: keywords[field.name] for field in fields(config) if field.name in keywords}

@@ -69,7 +69,7 @@ def main(session: Session, round_index: int | None = None) -> None:
         write_text(temporary / "README.md", card.text)
     for name, file in files.items():
         print(
-            f"export: {folder / name}, {file.num_bytes / 2**20:.2f} MiB, logits within {file.max_difference:.1e} of "
+            f"export: {folder / name}, {file.num_bytes / 2**20:.2f} MiB, logits within {file.max_difference:.2g} of "
             f"PyTorch's on {len(pixels)} images; {file.forward_ms:.2f} ms per batch, PyTorch {pytorch_ms:.2f} ms"
         )
     if missing := export.missing_onnx_packages():

@@ -70,7 +70,7 @@ def test_keywords_are_the_keys_of_the_configuration():
     assert keys(DistillConfig) - DistillKeywords.__optional_keys__ == {"steps", "save_every_s"}
 
 
-def test_inverted_images_have_their_labels_and_leave_the_model_as_it_was(teacher):
+def test_inverted_images_have_their_labels_and_leave_the_model_as_it_was(teacher, device):
     before, labels = state_of(teacher), [0, 1, 2, 3] * 3
     steps = []
     images = invert(
@@ -89,7 +89,7 @@ def test_inverted_images_have_their_labels_and_leave_the_model_as_it_was(teacher
     assert steps == [(s, ["classification", "feature_divergence", "tv_l2"]) for s in (0, 59)] * 2
     assert_same_state(teacher, before)
     with torch.no_grad():
-        logits = Classifier(copy.deepcopy(teacher), (MEAN, STD), 4).eval()(images / 255)
+        logits = Classifier(copy.deepcopy(teacher), (MEAN, STD), 4).to(device).eval()(images.to(device) / 255).cpu()
     assert (logits.argmax(1) == torch.tensor(labels)).float().mean() > 0.9
     same = invert(teacher, torch.tensor(labels), size=(8, 8), steps=60, batch_size=7, **NORMALIZATION, **PLAIN)
     assert torch.equal(same, images)
@@ -112,13 +112,16 @@ def test_phases_ensemble_and_classifiers(make_classifier):
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"lrr": 0.1}, r"unknown key lrr; did you mean lr\?"),
+        ({"lrr": 0.1}, r"unknown keyword lrr; did you mean lr\?"),
         ({"lr": -1.0}, r"lr: -1\.0 must be positive"),
-        ({"verifier": nn.Identity()}, "unknown key verifier"),
+        ({"verifier": nn.Identity()}, "unknown keyword verifier"),
         ({"mean": MEAN}, "mean, std: give both or neither"),
         ({"mean": MEAN, "std": (0.2,)}, "must be one value for each channel"),
         ({"mean": (0.5,), "std": (0.5,)}, r"TinyClassifier cannot read images of \(C, H, W\) = \(1, 8, 8\)"),
-        ({"labels": [0, 4]}, r"labels: 4 is not in 0\.\.3, the classes of TinyClassifier"),
+        ({"labels": [0, 4]}, r"labels: 4 is not in 0\.\.3, the teacher's classes"),
+        ({"labels": []}, "labels: there are none"),
+        ({"batch_size": 0}, "batch_size: 0 must be at least 1"),
+        ({"phases": [{"steps": 3}]}, "unknown keyword phases"),
         ({"model": nn.Sequential(nn.Flatten(), nn.Linear(192, 4))}, "has no BatchNorm layer"),
         ({"model": nn.Conv2d(3, 4, 3)}, r"Conv2d returns \(1, 4, 6, 6\) for one image; it must return logits"),
     ],
@@ -179,7 +182,7 @@ def test_interrupted_set_is_continued(teacher, tmp_path, monkeypatch):
     [
         ({"class_titles": ["a"]}, "class_titles: 1 titles, the teacher has 4 classes"),
         ({"image_format": "gif"}, "image_format: 'gif' is not one of 'png'"),
-        ({"on_step": print}, "unknown key on_step"),
+        ({"on_step": print}, "unknown keyword on_step"),
     ],
 )
 def test_set_that_does_not_fit_raises_and_leaves_nothing(teacher, tmp_path, keywords, message):
@@ -188,9 +191,9 @@ def test_set_that_does_not_fit_raises_and_leaves_nothing(teacher, tmp_path, keyw
     assert not (tmp_path / "set").exists()
 
 
-def test_distilled_student_agrees_with_its_teacher(teacher, make_classifier):
+def test_distilled_student_agrees_with_its_teacher(teacher, device):
     before = state_of(teacher)
-    student = TinyClassifier(3, 4)
+    student = TinyClassifier(3, 4).to(device)
     pixels = torch.randint(0, 256, (64, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     images = pixels, torch.zeros(64, dtype=torch.long)
     untrained = evaluate(copy.deepcopy(student), teacher, images, **NORMALIZATION)
@@ -226,6 +229,8 @@ def test_distillation_of_what_does_not_fit_raises(teacher, packed_round):
     ):
         with pytest.raises(ValueError, match=message):
             distill(teacher, student, images, steps=2, **NORMALIZATION)
+    with pytest.raises(ValueError, match="unknown keyword seed"):
+        evaluate(TinyClassifier(3, 4), teacher, (pixels.byte(), labels), seed=1)
 
 
 def test_student_loads_without_its_architecture(finished):

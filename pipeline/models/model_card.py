@@ -133,7 +133,7 @@ class ModelCard:
             source_argument=f', source="{source}"' if source.startswith("python:") else "",
             onnx=ONNX.format(opset=OPSET) if "student.onnx" in files else "",
             files="".join(
-                f"| `{name}` | {file['num_bytes'] / 2**20:.2f} MiB | {file['max_difference']:.1e} | "
+                f"| `{name}` | {file['num_bytes'] / 2**20:.2f} MiB | {file['max_difference']:.2g} | "
                 f"{file['forward_ms']:.2f} ms |\n"
                 for name, file in files.items()
             ),
