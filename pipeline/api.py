@@ -6,7 +6,7 @@ normalization. Networks are copied and stay as they were, except for the student
 `device` is the first network's.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,20 +16,20 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from pipeline.data.image_sets import ArrayImages, ImageSet
 from pipeline.data.loader import cache_limit_bytes, num_bytes, preload
 from pipeline.data.shard_set import ShardSet
-from pipeline.data.shards import is_packed, pack, remove_parts
+from pipeline.data.shards import is_packed, pack, read_manifest, remove_parts
 from pipeline.distillation.state import TrainState
 from pipeline.distillation.task import Task, build_distillation_loss
 from pipeline.distillation.train import train
 from pipeline.evaluation.evaluate import EvalReport, EvaluationConfig
 from pipeline.evaluation.evaluate import evaluate as evaluate_classifiers
 from pipeline.evaluation.scores import Scorers
-from pipeline.identity import module_images_identity, require_same_images, write_identity
+from pipeline.identity import CONFIG_FILE, IDENTITY_FILE, module_images_identity
 from pipeline.keywords import (
     BATCH_SIZE,
     DistillKeywords,
+    Images,
     InvertKeywords,
     NetworkKeywords,
     Shared,
@@ -37,6 +37,7 @@ from pipeline.keywords import (
     Steps,
     SynthesisKeywords,
     distill_config,
+    image_set,
     inversion_config,
     known,
     synthesis_config,
@@ -48,6 +49,8 @@ from pipeline.models.inheritance import inherit_weights
 from pipeline.models.modules import as_classifier
 from pipeline.runtime.config import to_plain
 from pipeline.runtime.distributed import DistributedContext
+from pipeline.runtime.files import read_json, write_json, write_text
+from pipeline.runtime.fingerprint import require_same_identity
 from pipeline.runtime.ranges import batch_ranges
 from pipeline.runtime.recorder import Progress, open_recorder
 from pipeline.runtime.seeds import derive_seed
@@ -58,9 +61,6 @@ from pipeline.synthesis.plan import BatchSpec, plan_batches
 from pipeline.synthesis.store import BatchStore, manifest_facts, missing_batches
 
 __all__ = ["ShardSet", "distill", "evaluate", "invert", "load_student", "synthesize"]
-
-# A set, or pixels uint8 (N, C, H, W) and labels (N,).
-Images = ImageSet | tuple[Tensor, Tensor]
 
 
 def invert(
@@ -119,12 +119,13 @@ def synthesize(
     identity = module_images_identity(config, images, seed, scorers, map(shared.frozen, ensemble))
     facts = manifest_facts(config, images) | {"round": 0, "teacher": identity["teacher"]["network"]}
     facts |= _classes(scorers.teacher, keywords.get("class_titles"))
-    require_same_images(folder, identity)
+    _require_same(folder, identity)
     specs = plan_batches(config, images.num_classes, seed, 0)
     if missing := missing_batches(folder, specs):
         with _open_objective(teacher, ensemble, shared, config.inversion) as objective:
-            described = to_plain({"seed": seed, "images": images, "synthesis": config})
-            write_identity(folder, identity, yaml.safe_dump(described, sort_keys=False))
+            plain = to_plain({"seed": seed, "images": images, "synthesis": config})
+            write_text(folder / CONFIG_FILE, yaml.safe_dump(plain, sort_keys=False))
+            write_json(folder / IDENTITY_FILE, to_plain(identity))
             num_steps = len(missing) * config.inversion.num_steps
             progress = Progress(stage="synthesize", total=num_steps, unit="steps", round_index=0)
             store = BatchStore(folder=folder, config=config, scorers=scorers)
@@ -153,7 +154,7 @@ def distill(
     with the step, the loss and the learning rate; and the keys of `distill` (docs/configuration.md). Raises ValueError
     when something does not fit, FloatingPointError when the loss is not finite.
     """
-    pool = _image_set(images)
+    pool = image_set(images)
     shared = Shared.of(student, pool.batch([0]).shape[1:], keywords)
     config = distill_config(steps, keywords, shared)
     frozen = shared.frozen(teacher)
@@ -184,7 +185,7 @@ def evaluate(
     Keywords: `mean`, `std`, `device`. Raises ValueError when something does not fit, FloatingPointError when a logit is
     not finite.
     """
-    pool = _image_set(images)
+    pool = image_set(images)
     shared = Shared.of(student, pool.batch([0]).shape[1:], known(keywords, NetworkKeywords))
     networks = shared.frozen(student), shared.frozen(teacher)
     _check_labels(pool.labels, *reversed(networks))
@@ -217,6 +218,15 @@ def _open_objective(
         yield objective
 
 
+def _require_same(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Raise ConfigError when the folder holds images, or parts of them, of another identity."""
+    path = folder / IDENTITY_FILE
+    if is_packed(folder):
+        require_same_identity(str(folder), read_manifest(folder)["identity"], identity)
+    elif path.exists():
+        require_same_identity(str(folder), read_json(path), identity)
+
+
 def _classes(teacher: Classifier, class_titles: Sequence[str] | None) -> dict[str, Any]:
     """For each label of the images, the teacher's label and the title of the class."""
     classes = list(range(teacher.num_classes)) if teacher.classes is None else teacher.classes.tolist()
@@ -224,18 +234,6 @@ def _classes(teacher: Classifier, class_titles: Sequence[str] | None) -> dict[st
     if len(titles) != len(classes):
         raise ValueError(f"class_titles: {len(titles)} titles, the teacher has {len(classes)} classes")
     return {"classes": classes, "class_titles": titles}
-
-
-def _image_set(images: Images) -> ImageSet:
-    if not isinstance(images, tuple):
-        return images
-    pixels, labels = images
-    if pixels.dtype != torch.uint8 or pixels.dim() != 4 or labels.shape != pixels.shape[:1] or not len(labels):
-        raise ValueError(
-            f"images: pixels are {pixels.dtype} {tuple(pixels.shape)}, labels {tuple(labels.shape)}; give uint8 pixels "
-            "(N, C, H, W), which are (255 * x).round().to(torch.uint8) of pixels x in [0, 1], and labels (N,)"
-        )
-    return ArrayImages(pixels, labels)
 
 
 def _check_labels(labels: Tensor, teacher: Classifier, student: Classifier | None = None) -> None:

@@ -10,7 +10,7 @@ from pipeline.evaluation.scores import Scorers
 from pipeline.models.checkpoint import network_identity, read_description, weights_identity
 from pipeline.models.classifier import Classifier
 from pipeline.models.config import ImageConfig
-from pipeline.run import RunConfig
+from pipeline.run import RunConfig, resolved_yaml
 from pipeline.runtime.config import ConfigError, to_plain
 from pipeline.runtime.files import read_json, write_json, write_text
 from pipeline.runtime.fingerprint import fingerprint, require_same_identity
@@ -164,7 +164,7 @@ def require_same_images(folder: Path, identity: Mapping[str, Any]) -> None:
         require_same_identity(str(folder), read_json(path), identity)
 
 
-def write_identity(folder: Path, identity: Mapping[str, Any], config_yaml: str) -> None:
+def write_identity(folder: Path, identity: Mapping[str, Any], config: RunConfig) -> None:
     """Write the resolved configuration and the identity of the images that the folder will hold."""
-    write_text(folder / CONFIG_FILE, config_yaml)
+    write_text(folder / CONFIG_FILE, resolved_yaml(config))
     write_json(folder / IDENTITY_FILE, to_plain(identity))

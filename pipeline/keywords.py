@@ -6,9 +6,10 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, Required, Self, TypedDict
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.data.codec import ImageFormat
+from pipeline.data.image_sets import ArrayImages, ImageSet
 from pipeline.distillation.config import DistillConfig
 from pipeline.models.classifier import Classifier
 from pipeline.models.config import Normalization
@@ -24,6 +25,8 @@ from pipeline.synthesis.config import InversionConfig, SynthesisConfig, resolve_
 Steps = int | Sequence[tuple[float, int]]
 # H = W, or (H, W).
 Size = int | tuple[int, int]
+# A set, or pixels uint8 (N, C, H, W) and labels (N,).
+Images = ImageSet | tuple[Tensor, Tensor]
 
 # What suits most teachers: the scale-free feature term needs no tuning for each network (docs/synthesis.md).
 INVERSION_DEFAULTS: Mapping[str, Any] = {
@@ -139,6 +142,19 @@ class Shared:
     def frozen(self, module: nn.Module) -> Classifier:
         """A frozen copy of a module, on the device; raises ValueError when it does not fit the images."""
         return frozen_copy(module, self.shape, self.normalization, self.device)
+
+
+def image_set(images: Images) -> ImageSet:
+    """The images of a call as a set; raises ValueError for pixels and labels that are not one."""
+    if not isinstance(images, tuple):
+        return images
+    pixels, labels = images
+    if pixels.dtype != torch.uint8 or pixels.dim() != 4 or labels.shape != pixels.shape[:1] or not len(labels):
+        raise ValueError(
+            f"images: pixels are {pixels.dtype} {tuple(pixels.shape)}, labels {tuple(labels.shape)}; give uint8 pixels "
+            "(N, C, H, W), which are (255 * x).round().to(torch.uint8) of pixels x in [0, 1], and labels (N,)"
+        )
+    return ArrayImages(pixels, labels)
 
 
 def inversion_config(steps: Steps, keywords: InvertKeywords, num_pixels: int, device: torch.device) -> InversionConfig:

@@ -4,7 +4,7 @@ from typing import Any
 
 from pipeline.data.shards import check_sizes, is_packed, pack, read_manifest, remove_parts
 from pipeline.identity import require_same_images, synthesis_identity, write_identity
-from pipeline.run import RunConfig, resolved_yaml
+from pipeline.run import RunConfig
 from pipeline.runtime.recorder import Progress, open_recorder
 from pipeline.session import Session
 from pipeline.synthesis.batches import make_batches
@@ -27,7 +27,7 @@ def main(session: Session, round_index: int | None = None) -> None:
         objective = session.objective(round_index)  # before anything is written: the networks may not load
         store = BatchStore(folder=folder, config=config.synthesis, scorers=session.scorers)
         if context.is_main_process:
-            write_identity(folder, identity, resolved_yaml(config))
+            write_identity(folder, identity, config)
         context.barrier()  # the identity comes before the first part
         own_specs = missing[context.rank :: context.size]
         progress = _progress(session, round_index, len(own_specs), len(specs) - len(missing))

@@ -219,6 +219,15 @@ def test_distilled_student_agrees_with_its_teacher(teacher, device):
     assert_same_state(teacher, before)
 
 
+def test_some_classes_of_a_teacher(teacher, tmp_path, device):
+    restricted = Classifier(teacher, (MEAN, STD), 4, classes=[3, 1])
+    images = synthetic(restricted, tmp_path / "set", num_images=6)
+    assert read_manifest(tmp_path / "set")["classes"] == [3, 1]
+    assert set(images.labels.tolist()) == {0, 1}
+    student = distill(restricted, TinyClassifier(3, 2).to(device), images, steps=2, **PLAIN)
+    assert evaluate(student, restricted, images).num_images == 6
+
+
 def test_distillation_of_what_does_not_fit_raises(teacher, packed_round):
     pixels, labels = torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.long)
     for images, student, message in (
