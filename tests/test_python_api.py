@@ -3,6 +3,7 @@
 import re
 import shutil
 
+import pytest
 import torch
 from tiny_run import REPOSITORY
 
@@ -10,6 +11,7 @@ PAGE = REPOSITORY / "docs" / "python_api.md"
 SMALLER = {r"steps=\d+": "steps=2", r"range\(200\)": "range(2)", r"\b1024\b": "128", "digits/student": "tiny/student"}
 
 
+@pytest.mark.slow
 def test_every_example_runs(finished, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(finished / "checkpoints", "checkpoints")

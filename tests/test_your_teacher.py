@@ -42,6 +42,7 @@ def run_line(line, monkeypatch):
     assert run_command(monkeypatch, stage.main, Path(path), *rest) == 0, line
 
 
+@pytest.mark.slow
 def test_page_leads_from_a_pt_file_to_an_exported_student(tmp_path, monkeypatch):
     for name in ONNX_PACKAGES:
         pytest.importorskip(name)

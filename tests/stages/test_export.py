@@ -16,6 +16,8 @@ from pipeline.run import load_run
 from pipeline.session import load_student
 from stages import clean, export
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["README.md", "export.json", "student.onnx", "student.pt2", "student.safetensors"]
 
 
