@@ -1,7 +1,5 @@
 """Train a teacher on real images if the config names no pretrained one."""
 
-from dataclasses import replace
-
 from pipeline.data.image_sets import load_images
 from pipeline.data.loader import cache_limit_bytes, num_bytes, preload
 from pipeline.distillation.state import TrainState, remove_state, state_path
@@ -54,7 +52,8 @@ def main(session: Session, round_index: int | None = None) -> None:
         "parameters": teacher.num_parameters,
     }
     write_json(path.with_suffix(".json"), {**facts, **metrics})
-    teacher.class_titles = replace(config, classes=None).class_titles
+    names = config.data.read_class_names(config.images.num_classes)
+    teacher.class_titles = tuple(map(str, range(config.images.num_classes))) if names is None else names.titles
     save_classifier(path, teacher, config.teacher, config.images, identity)
     remove_state(path)
     print(f"teacher: {path}, top-1 {metrics['top1']:.2%} on {len(test.labels)} test images")

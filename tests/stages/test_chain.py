@@ -225,7 +225,9 @@ def test_a_run_of_some_classes_knows_these_alone(finished, tmp_path):
     assert evaluation["teacher"]["top1"] > 0.8
     report = (config.checkpoints / "report.html").read_text()
     assert report.count("<th>digit 7</th>") == 3  # a row of images, and a row and a column of the confusion matrix
-    assert load_student(config, 1).network.fc.out_features == 3
+    student = load_student(config, 1)
+    assert student.network.fc.out_features == 3
+    assert student.class_titles == ("digit 7", "digit 1", "digit 4")
     network = load_frozen(config.teacher, config.images, CPU, config.class_labels)
     start = build_student(config, network).network
     assert torch.equal(start.fc.bias, network.network.fc.bias[[7, 1, 4]])
