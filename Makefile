@@ -35,12 +35,12 @@ ARGUMENTS = --config $(CONFIG) $(SET) $(if $(ROUND),--round $(ROUND)) $(if $(DEV
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
-.PHONY: all estimate teacher synthesize distill evaluate report verify unpack imagenet-val test lint bench docs clean help
+.PHONY: all estimate teacher synthesize distill evaluate report export verify unpack imagenet-val test lint bench docs clean help
 
 all: $(READY)  ## teacher, synthesis and distillation round by round, evaluation, report
 	@$(PYTHON) -m stages run $(ARGUMENTS)
 
-estimate teacher synthesize distill evaluate report verify clean: $(READY)
+estimate teacher synthesize distill evaluate report export verify clean: $(READY)
 	@$(PYTHON) -m stages $@ $(ARGUMENTS)
 
 estimate:    ## predict hours, memory and disk of this CONFIG from a few steps on this machine
@@ -49,6 +49,7 @@ synthesize:  ## invert the teacher into shards: the next round that is not compl
 distill:     ## train the student on the shards: the next round that has no student
 evaluate:    ## the student beside its teacher on real images
 report:      ## one HTML page about the run
+export:      ## the student as safetensors, torch.export and ONNX files, compared and timed, with a model card
 verify:      ## re-hash the shards against their manifests
 clean:       ## remove the shards and checkpoints of this CONFIG
 

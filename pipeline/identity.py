@@ -1,12 +1,15 @@
 """The identity of each output is what it depends on. An output with another identity is not reused or overwritten."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.data.given_sets import given_identity
 from pipeline.data.image_sets import source_identity
-from pipeline.models.checkpoint import read_description, weights_identity
+from pipeline.evaluation.scores import Scorers
+from pipeline.models.checkpoint import network_identity, read_description, weights_identity
+from pipeline.models.classifier import Classifier
+from pipeline.models.config import ImageConfig
 from pipeline.run import RunConfig
 from pipeline.runtime.config import ConfigError, to_plain
 from pipeline.runtime.files import read_json
@@ -67,6 +70,20 @@ def synthesis_identity(config: RunConfig, round_index: int, synthesis: Synthesis
         verifier=weights_identity(config.verifier, "verifier.weights") if config.verifier else None,
         ensemble=[weights_identity(model, f"ensemble.{i}.weights") for i, model in enumerate(config.ensemble)],
         competitor=_student_recipe(config) if config.is_adaptive(round_index) else None,
+    )
+
+
+def module_images_identity(
+    synthesis: SynthesisConfig, images: ImageConfig, seed: int, scorers: Scorers, ensemble: Iterable[Classifier]
+) -> dict[str, Any]:
+    """What images depend on that are made without the configuration of a run."""
+    return _identity(
+        seed=seed,
+        images=images,
+        synthesis=synthesis,
+        teacher=network_identity(scorers.teacher),
+        verifier=network_identity(scorers.verifier) if scorers.verifier else None,
+        ensemble=[network_identity(network) for network in ensemble],
     )
 
 

@@ -9,9 +9,9 @@ from pipeline.data.growth import sizes_so_far
 from pipeline.data.shards import is_packed, read_manifest
 from pipeline.distillation.config import TrainingConfig
 from pipeline.run import RunConfig
-from pipeline.runtime.acceleration import PIXELS_WORTH_COMPILING, resolve_acceleration
+from pipeline.runtime.acceleration import resolve_acceleration
 from pipeline.runtime.config import ConfigError
-from pipeline.synthesis.config import SynthesisConfig
+from pipeline.synthesis.config import SynthesisConfig, resolve_inversion
 
 Training = TypeVar("Training", bound=TrainingConfig)
 
@@ -27,13 +27,9 @@ def resolve(config: RunConfig, device: torch.device) -> RunConfig:
         return resolve_acceleration(training, device, training.steps * training.batch_size * image_pixels, key)
 
     synthesis = _with_growth(config)
-    original = synthesis.inversion
     # A set grows with the settings of its first images.
-    num_pixels = synthesis.growth[0].num_images * original.num_steps * image_pixels
-    if original.cuda_graphs:
-        num_pixels = max(num_pixels, PIXELS_WORTH_COMPILING)  # graphs are made of compiled steps
-    inversion = resolve_acceleration(replace(original, cuda_graphs=False), device, num_pixels, "synthesis.inversion")
-    inversion = replace(inversion, cuda_graphs=original.cuda_graphs and bool(inversion.compile))
+    num_pixels = synthesis.growth[0].num_images * image_pixels
+    inversion = resolve_inversion(synthesis.inversion, num_pixels, device)
     return replace(
         config,
         synthesis=replace(synthesis, inversion=inversion),

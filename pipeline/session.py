@@ -12,7 +12,7 @@ from pipeline.data.views import scaled_size
 from pipeline.distillation.task import Task, build_distillation_loss
 from pipeline.evaluation.scores import Scorers
 from pipeline.identity import require_student
-from pipeline.models.checkpoint import read_description, weights_identity
+from pipeline.models.checkpoint import load_classifier, weights_identity
 from pipeline.models.classifier import Classifier, build_classifier, check_fit, load_frozen
 from pipeline.models.config import ModelConfig
 from pipeline.models.inheritance import inherit_weights
@@ -179,15 +179,13 @@ def build_student(config: RunConfig, teacher: Classifier) -> Classifier:
     )
     if config.distill.init == "teacher" and config.student.weights is None:
         inherit_weights(student.network, teacher.network, teacher.classes)
+    student.class_titles = config.class_titles
     return student
 
 
 def load_student(config: RunConfig, round_index: int) -> Classifier:
     """The finished student of a round, with the normalization it was trained with."""
-    path = config.student_path(round_index)
-    description = read_description(path)
-    mean, std = (tuple(description[name]) for name in ("mean", "std"))
-    return build_classifier(replace(config.student, weights=str(path), mean=mean, std=std), config.student_images)
+    return load_classifier(config.student_path(round_index), config.student.source)
 
 
 def last_student(config: RunConfig) -> int:

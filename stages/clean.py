@@ -44,7 +44,7 @@ def _existing_outputs(config: RunConfig, round_index: int | None) -> list[Path]:
         folders = dict.fromkeys((config.shards, config.checkpoints))  # may be equal
         return [folder for folder in folders if any(path.name != LOCK_NAME for path in folder.glob("*"))]
     student, evaluation = config.student_path(round_index), config.evaluation_path(round_index)
-    state, pages = state_path(student), [config.checkpoints / name for name in ("report.html", "grid.png")]
+    state, pages = state_path(student), [config.checkpoints / name for name in ("report.html", "grid.png", "export")]
     names = (PREVIEW, evolution_name(round_index), grid_name(round_index))
     pages += [picture_path(config.checkpoints, name) for name in names]
     files = [student, state, temporary_path(state), evaluation, evaluation.with_suffix(".csv"), *pages]

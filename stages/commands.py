@@ -112,6 +112,7 @@ COMMANDS = (
     Command("distill", "train the student on the images of all rounds so far", ("images", "teacher", "distill")),
     Command("evaluate", "compare student and teacher on real images", ("data", "evaluation"), exclusive=False),
     Command("report", "write one HTML page about the run", exclusive=False),
+    Command("export", "write the student as safetensors, torch.export and ONNX files, with a model card"),
     Command("verify", "compare the shards with the hashes of their manifests", exclusive=False),
     Command("clean", "remove the shards and checkpoints of the run", is_stage=False),
     Command(

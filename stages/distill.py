@@ -41,7 +41,7 @@ def main(session: Session, round_index: int | None = None) -> None:
         on_step = recorder.log if context.is_main_process else None  # the figures of all ranks are equal
         train(state, session.distillation, images, context, on_step)
     if context.is_main_process:
-        save_classifier(path, student, config.student, identity)
+        save_classifier(path, student, config.student, config.student_images, identity)
         remove_state(path)
         print(f"distill: {path}, {len(images.labels):,} synthetic images, steps {steps.start:,} to {steps.stop:,}")
     context.barrier()

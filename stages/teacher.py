@@ -51,6 +51,8 @@ def main(session: Session, round_index: int | None = None) -> None:
         "parameters": teacher.num_parameters,
     }
     write_json(path.with_suffix(".json"), {**facts, **metrics})
-    save_classifier(path, teacher, config.teacher, identity)
+    names = config.data.read_class_names(config.images.num_classes)
+    teacher.class_titles = tuple(map(str, range(config.images.num_classes))) if names is None else names.titles
+    save_classifier(path, teacher, config.teacher, config.images, identity)
     remove_state(path)
     print(f"teacher: {path}, top-1 {metrics['top1']:.2%} on {len(test.labels)} test images")

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.data.card import CARD_FILES, write_card
 from pipeline.data.shards import GROWTH, MANIFEST, SPLIT, check_sizes, is_packed, read_manifest, shard_name
-from pipeline.runtime.files import sync_folder, write_json
+from pipeline.runtime.files import sync, write_json
 
 
 def growth_folder(folder: Path) -> Path:
@@ -62,7 +62,7 @@ def _move_shards(folder: Path, manifest: dict[str, Any], added: dict[str, Any]) 
         if (growth / entry["file"]).exists():
             os.replace(growth / entry["file"], folder / file)
         entries.append({**entry, "file": file})
-    sync_folder(folder / SPLIT)
+    sync(folder / SPLIT)
     scores = {
         name: (num_images * value + num_added * added["scores"][name]) / (num_images + num_added)
         for name, value in manifest["scores"].items()

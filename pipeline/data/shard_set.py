@@ -18,12 +18,12 @@ class ShardSet:
     shard differs in size from the manifest.
     """
 
-    def __init__(self, folders: Sequence[Path]) -> None:
+    def __init__(self, folders: Sequence[Path | str]) -> None:
         self.keys: list[str] = []
         self.labels = torch.empty(0, dtype=torch.int64)
         self._locations: list[tuple[Path, int, int]] = []
         for folder in folders:
-            self.add(folder)
+            self.add(Path(folder))
 
     def add(self, folder: Path, labels_of: Sequence[int] | None = None) -> None:
         """Append the images of one more set; `labels_of` gives other labels in place of its own 0, 1, ..."""

@@ -13,7 +13,7 @@ from pipeline.runtime.files import (
     make_folder,
     read_json,
     read_range,
-    sync_folder,
+    sync,
     temporary_path,
     write_json,
     write_text,
@@ -51,7 +51,7 @@ def unpack(folders: Sequence[Path], target: Path) -> bool:
     os.sync()  # all files at once, before their folder gets its name
     with explain_os_errors(target):
         os.replace(temporary, target)
-    sync_folder(target.parent)
+    sync(target.parent)
     return True
 
 

@@ -1,8 +1,6 @@
 """Evaluation of a student beside its teacher on real images, each image once."""
 
-import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +13,11 @@ from pipeline.data.loader import read_batches
 from pipeline.evaluation.metrics import Agreement, ClassificationMetrics
 from pipeline.models.classifier import Classifier
 from pipeline.runtime.config import ConfigError
-from pipeline.runtime.device import synchronize
 from pipeline.runtime.ranges import batch_ranges
+from pipeline.runtime.timing import forward_ms
 
-# Repetitions of the timed forward pass, whose median is reported, and the most images in it.
-TIMED_PASSES, TIMED_IMAGES = 11, 64
+# The most images in the timed forward pass.
+TIMED_IMAGES = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +123,7 @@ def evaluate(
         if on_batch:
             on_batch(indices.stop)
     timed_pixels = pixels[:TIMED_IMAGES]
-    times_ms = _forward_ms(list(networks.values()), timed_pixels)
+    times_ms = forward_ms(list(networks.values()), timed_pixels)
     summaries = {
         name: {**metrics[name].summary(), "parameters": network.num_parameters, "forward_ms": forward_ms}
         for (name, network), forward_ms in zip(networks.items(), times_ms, strict=True)
@@ -142,16 +140,3 @@ def evaluate(
 
 def _ratio(numerator: float, denominator: float) -> float:
     return numerator / denominator if denominator else 0.0
-
-
-def _forward_ms(networks: Sequence[Classifier], pixels: Tensor) -> list[float]:
-    """Median milliseconds of one forward pass of each network, measured in turn, so that drift affects all."""
-    times_ms: list[list[float]] = [[] for _ in networks]
-    for _ in range(TIMED_PASSES + 1):
-        for network, network_times_ms in zip(networks, times_ms, strict=True):
-            synchronize(pixels.device)
-            start = time.perf_counter()
-            network(pixels)
-            synchronize(pixels.device)
-            network_times_ms.append((time.perf_counter() - start) * 1e3)
-    return [statistics.median(values[1:]) for values in times_ms]  # the first pass warms up

@@ -1,16 +1,19 @@
-"""Network files that a run writes: tensors as safetensors, with their model and identity; and identities of models."""
+"""Network files that a run writes: tensors as safetensors, with what loading them takes; and identities of models."""
 
+import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
+from torch import nn
 
-from pipeline.models.classifier import Classifier
-from pipeline.models.config import ModelConfig
+from pipeline.models.classifier import Classifier, build_classifier
+from pipeline.models.config import ImageConfig, ModelConfig
 from pipeline.models.sources import is_published_name, published_name
 from pipeline.runtime.config import to_plain
 from pipeline.runtime.files import atomic_file, sha256_of
@@ -19,24 +22,31 @@ from pipeline.runtime.fingerprint import fingerprint
 METADATA_KEY = "dreamdistill"
 
 
-def save_classifier(path: Path, classifier: Classifier, config: ModelConfig, identity: Mapping[str, Any]) -> None:
-    """Write the network's tensors as safetensors; the metadata has model, normalization and identity."""
-    tensors = {  # clones: safetensors refuses tensors that share memory, as tied weights do
-        k: v.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for k, v in classifier.network.state_dict().items()
-    }
+def save_classifier(
+    path: Path, classifier: Classifier, config: ModelConfig, images: ImageConfig, identity: Mapping[str, Any]
+) -> None:
+    """Write the network's tensors as safetensors; the metadata has what `load_classifier` needs, and the identity."""
     mean, std = classifier.normalization
     description = {
         "source": config.source,
         "options": config.options,
         "mean": mean,
         "std": std,
+        "images": to_plain(images),
+        "class_titles": classifier.class_titles,
         "fingerprint": fingerprint(identity),
         "identity": to_plain(identity),
     }
-    data = safetensors.torch.save(tensors, {METADATA_KEY: json.dumps(description, sort_keys=True)})
+    metadata = {METADATA_KEY: json.dumps(description, sort_keys=True)}
     with atomic_file(path) as file:
-        file.write(data)
+        file.write(_tensor_bytes(classifier.network, metadata))
+
+
+def _tensor_bytes(network: nn.Module, metadata: dict[str, str] | None = None) -> bytes:
+    tensors = {  # clones: safetensors refuses tensors that share memory, as tied weights do
+        k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in network.state_dict().items()
+    }
+    return safetensors.torch.save(tensors, metadata)
 
 
 def read_description(path: Path) -> dict[str, Any]:
@@ -52,6 +62,53 @@ def read_description(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} was not written by a run; move it away, or name it as a model's `weights`")
     description: dict[str, Any] = json.loads(metadata[METADATA_KEY])
     return description
+
+
+def load_classifier(path: Path, source: str | None = None) -> Classifier:
+    """The network in a file that `save_classifier` wrote, in evaluation mode on the CPU.
+
+    `source` replaces that of the file. It must be given for a network of `python:`, because a weight file must not
+    choose the code that is run. Raises ValueError when it is not, or when the network is not available.
+    """
+    description = read_description(path)
+    stated = description["source"]
+    if source is None and stated.startswith("python:"):
+        raise ValueError(
+            f"{path}: its network is made by {stated}, which is not in the file; if you trust that code, name it when "
+            f'you load the file: source="{stated}"'
+        )
+    model = ModelConfig(
+        source=source or stated,
+        options=description["options"],
+        weights=str(path),
+        mean=tuple(description["mean"]),
+        std=tuple(description["std"]),
+    )
+    images, titles = _images_and_titles(description)
+    classifier = build_classifier(model, images)
+    classifier.class_titles = titles
+    return classifier.eval()
+
+
+def _images_and_titles(description: Mapping[str, Any]) -> tuple[ImageConfig, tuple[str, ...]]:
+    """The images that a network reads, and the titles of its classes; older files have them in the identity alone."""
+    if "images" in description:
+        return ImageConfig(**description["images"]), tuple(description["class_titles"])
+    images = ImageConfig(**description["identity"]["images"])
+    labels = description["identity"].get("classes") or range(images.num_classes)
+    return replace(images, num_classes=len(labels)), tuple(map(str, labels))
+
+
+def network_identity(classifier: Classifier) -> dict[str, Any]:
+    """What a network that was not built from a configuration depends on: its weights above all."""
+    kind, (mean, std) = type(classifier.network), classifier.normalization
+    return {
+        "network": f"{kind.__module__}.{kind.__qualname__}",
+        "mean": mean,
+        "std": std,
+        "classes": None if classifier.classes is None else classifier.classes.tolist(),
+        "sha256": hashlib.sha256(_tensor_bytes(classifier.network)).hexdigest(),
+    }
 
 
 def weights_identity(config: ModelConfig, key: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,13 @@ class Classifier(nn.Module):
     """A network and its normalization: pixels in [0, 1] of shape (N, C, H, W) to logits of shape (N, num_classes).
 
     Of the network's outputs, `classes` chooses some, in this order; by default there are `num_classes`, all of them.
+    `class_titles` are the titles of the outputs for people, empty if they are not known.
     """
 
     mean: Tensor
     std: Tensor
     classes: Tensor | None
+    class_titles: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -118,17 +120,22 @@ def load_frozen(
 
 def check_fit(classifier: Classifier, config: ModelConfig, images: ImageConfig) -> None:
     """Raise ValueError unless the network maps images of that shape to `images.num_classes` logits."""
-    was_training = classifier.training
-    try:
-        with torch.no_grad():
-            logits = classifier.eval().all_logits(torch.zeros(1, *images.shape, device=classifier.device))
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise ValueError(f"{config.source} cannot read images of (C, H, W) = {images.shape}: {error}") from error
-    finally:
-        classifier.train(was_training)
+    logits = try_image(classifier, config.source, images.shape)
     if not isinstance(logits, Tensor) or logits.shape != (1, images.num_classes):
         output = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(
             f"{config.source} returns {output} for one image, {images.num_classes} classes need "
             f"(1, {images.num_classes}); set images.num_classes, `classes` or the network's options"
         )
+
+
+def try_image(classifier: Classifier, name: str, shape: tuple[int, int, int]) -> Any:
+    """The output for one black image of `shape` (C, H, W); ValueError with `name` when the network cannot read it."""
+    was_training = classifier.training
+    try:
+        with torch.no_grad():
+            return classifier.eval().all_logits(torch.zeros(1, *shape, device=classifier.device))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise ValueError(f"{name} cannot read images of (C, H, W) = {shape}: {error}") from error
+    finally:
+        classifier.train(was_training)

@@ -3,9 +3,11 @@
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
+import torch
+
 from pipeline.data.codec import ImageFormat
 from pipeline.data.views import check_crop_area, check_view_scale, scaled_size
-from pipeline.runtime.acceleration import Compile, Precision
+from pipeline.runtime.acceleration import PIXELS_WORTH_COMPILING, Compile, Precision, resolve_acceleration
 from pipeline.runtime.config import ConfigError
 from pipeline.runtime.schedules import Schedule
 from pipeline.synthesis.basis import BasisName
@@ -106,6 +108,15 @@ class InversionConfig:
     def num_steps(self) -> int:
         """Steps of all phases together."""
         return sum(phase.steps for phase in self.phases)
+
+
+def resolve_inversion(config: InversionConfig, num_pixels: int, device: torch.device) -> InversionConfig:
+    """`config` without `auto`, for `num_pixels` pixels of all images together; see `resolve_acceleration`."""
+    num_pixels *= config.num_steps
+    if config.cuda_graphs:
+        num_pixels = max(num_pixels, PIXELS_WORTH_COMPILING)  # graphs are made of compiled steps
+    resolved = resolve_acceleration(replace(config, cuda_graphs=False), device, num_pixels, "synthesis.inversion")
+    return replace(resolved, cuda_graphs=config.cuda_graphs and bool(resolved.compile))
 
 
 # With batches of at most 2, an even split can leave a batch of 1, which has no variance; from 3 on, every batch has 2.

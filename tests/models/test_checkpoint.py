@@ -1,14 +1,21 @@
 """Network files of a run with their descriptions, and the identity of a model."""
 
 import hashlib
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import pytest
 import safetensors.torch
 import torch
 from torch import nn
 
-from pipeline.models.checkpoint import read_description, save_classifier, weights_identity
+from pipeline.models.checkpoint import (
+    METADATA_KEY,
+    load_classifier,
+    read_description,
+    save_classifier,
+    weights_identity,
+)
 from pipeline.models.classifier import Classifier, build_classifier
 from pipeline.models.config import ImageConfig, ModelConfig
 from pipeline.models.weights import read_weights
@@ -20,30 +27,55 @@ MODEL = ModelConfig(source="cifar10:resnet8", options={"width": 4}, mean=(0.5,) 
 def test_saved_classifier_loads_with_its_description(tmp_path):
     path = tmp_path / "x.safetensors"
     classifier = build_classifier(MODEL, IMAGES, seed=1)
-    save_classifier(path, classifier, MODEL, {"seed": 1, "shape": (3, 32)})
-    loaded = build_classifier(replace(MODEL, weights=str(path)), IMAGES, seed=2)
-    torch.testing.assert_close(dict(loaded.state_dict()), dict(classifier.state_dict()), rtol=0, atol=0)
+    classifier.class_titles = tuple("abcde")
+    save_classifier(path, classifier, MODEL, IMAGES, {"seed": 1, "shape": (3, 32)})
+    loaded = load_classifier(path)
+    torch.testing.assert_close(loaded.state_dict(), classifier.state_dict(), rtol=0, atol=0)
+    assert loaded.class_titles == classifier.class_titles
+    assert not loaded.training
     assert read_description(path) == {
         "source": "cifar10:resnet8",
         "options": {"width": 4},
         "mean": [0.5] * 3,
         "std": [0.25] * 3,
+        "images": {"channels": 3, "height": 32, "width": 32, "num_classes": 5},
+        "class_titles": list("abcde"),
         "fingerprint": hashlib.sha256(b'{"seed": 1, "shape": [3, 32]}').hexdigest()[:16],
         "identity": {"seed": 1, "shape": [3, 32]},
     }
+
+
+@pytest.mark.parametrize("classes", [None, [7, 2]])
+def test_older_file_loads_by_the_images_of_its_identity(tmp_path, classes):
+    images = replace(IMAGES, num_classes=2 if classes else 5)
+    identity, path = {"images": asdict(IMAGES), "classes": classes}, tmp_path / "x.safetensors"
+    save_classifier(path, build_classifier(MODEL, images), MODEL, images, identity)
+    description = read_description(path)
+    del description["images"], description["class_titles"]
+    safetensors.torch.save_file(read_weights(path), path, {METADATA_KEY: json.dumps(description)})
+    loaded = load_classifier(path)
+    assert loaded(torch.rand(1, *images.shape)).shape == (1, images.num_classes)
+    assert loaded.class_titles == (("7", "2") if classes else tuple("01234"))
+
+
+def test_another_source_takes_the_place_of_that_in_the_file(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_classifier(path, build_classifier(MODEL, IMAGES), MODEL, IMAGES, {})
+    with pytest.raises(ValueError, match=r"x\.safetensors does not belong to cifar10:resnet14"):
+        load_classifier(path, "cifar10:resnet14")
 
 
 def test_tied_weights_are_saved(tmp_path):
     network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1))
     network[2].weight = network[0].weight
     path = tmp_path / "tied.safetensors"
-    save_classifier(path, Classifier(network, ((0.0,) * 3, (1.0,) * 3), 4), MODEL, {})
+    save_classifier(path, Classifier(network, ((0.0,) * 3, (1.0,) * 3), 4), MODEL, IMAGES, {})
     assert torch.equal(read_weights(path)["2.weight"], network[0].weight)
 
 
 def test_description_of_a_truncated_file_raises(tmp_path):
     path = tmp_path / "x.safetensors"
-    save_classifier(path, build_classifier(MODEL, IMAGES), MODEL, {})
+    save_classifier(path, build_classifier(MODEL, IMAGES), MODEL, IMAGES, {})
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(ValueError, match="is truncated or not a safetensors file"):
         read_description(path)

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from pipeline.runtime.files import atomic_file, exclusive_lock, temporary_path, write_json, write_text
+from pipeline.runtime.files import atomic_file, atomic_folder, exclusive_lock, temporary_path, write_json, write_text
 
 
 @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt, SystemExit])
@@ -48,6 +48,18 @@ def test_temporary_file_of_a_killed_process_is_overwritten(tmp_path):
     write_text(path, "new")
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_folder_is_complete_or_absent(tmp_path):
+    path = tmp_path / "a" / "folder"
+    for text in ("first", "second"):
+        with atomic_folder(path) as folder:
+            (folder / text).write_text(text)
+        assert [file.name for file in path.iterdir()] == [text]
+    with pytest.raises(KeyboardInterrupt), atomic_folder(path) as folder:
+        (folder / "third").write_text("half")
+        raise KeyboardInterrupt
+    assert list(path.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize("size", [3, 1_000_000])  # less and more than the buffer of a file object

@@ -123,7 +123,7 @@ def test_images_that_are_not_cached_make_the_same_student(finished, tmp_path):
 def test_teacher_as_its_own_student_agrees_with_itself(finished, tmp_path):
     config = load_run(copy_run(finished, tmp_path, student__options={"width": 4}))
     network = load_frozen(config.teacher_model, config.images, CPU)
-    save_classifier(config.student_path(0), network, config.student, student_identity(config, 0))
+    save_classifier(config.student_path(0), network, config.student, config.student_images, student_identity(config, 0))
     run_in_process(evaluate.main, config)
     evaluation = json.loads(config.evaluation_path(0).read_text())
     assert evaluation["agreement"] == evaluation["accuracy_retention"] == 1
@@ -161,7 +161,7 @@ def test_student_keeps_the_normalization_of_its_training(finished, tmp_path):
     assert description["mean"] == pytest.approx([0.3])
     other = replace(config, student=replace(config.student, mean=(0.1,), std=(0.5,)))
     student = build_student(other, network)
-    save_classifier(config.student_path(0), student, config.student, {})
+    save_classifier(config.student_path(0), student, config.student, config.student_images, {})
     assert load_student(config, 0).normalization == student.normalization
 
 
@@ -227,7 +227,9 @@ def test_a_run_of_some_classes_knows_these_alone(finished, tmp_path):
     assert evaluation["teacher"]["top1"] > 0.8
     report = (config.checkpoints / "report.html").read_text()
     assert report.count("<th>digit 7</th>") == 3  # a row of images, and a row and a column of the confusion matrix
-    assert load_student(config, 1).network.fc.out_features == 3
+    student = load_student(config, 1)
+    assert student.network.fc.out_features == 3
+    assert student.class_titles == ("digit 7", "digit 1", "digit 4")
     network = load_frozen(config.teacher, config.images, CPU, config.class_labels)
     start = build_student(config, network).network
     assert torch.equal(start.fc.bias, network.network.fc.bias[[7, 1, 4]])

@@ -1,0 +1,249 @@
+"""The Python API: functions of modules that live in a notebook or a program, without a configuration file.
+
+Keywords have the names of the configuration's keys. A plain `nn.Module` gets pixels normalized by `mean` and `std`, by
+default pixels in [0, 1] as they are; a `Classifier`, which `load_student` and `distill` return, has its own
+normalization. Networks are copied and stay as they were, except for the student that `distill` trains. The default of
+`device` is the first network's.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Unpack
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from pipeline.data.loader import cache_limit_bytes, num_bytes, preload
+from pipeline.data.shard_set import ShardSet
+from pipeline.data.shards import is_packed, pack, read_manifest, remove_parts
+from pipeline.distillation.state import TrainState
+from pipeline.distillation.task import Task, build_distillation_loss
+from pipeline.distillation.train import train
+from pipeline.evaluation.evaluate import EvalReport, EvaluationConfig
+from pipeline.evaluation.evaluate import evaluate as evaluate_classifiers
+from pipeline.evaluation.scores import Scorers
+from pipeline.identity import CONFIG_FILE, IDENTITY_FILE, module_images_identity
+from pipeline.keywords import (
+    BATCH_SIZE,
+    DistillKeywords,
+    Images,
+    InvertKeywords,
+    NetworkKeywords,
+    Shared,
+    Size,
+    Steps,
+    SynthesisKeywords,
+    distill_config,
+    image_set,
+    inversion_callback,
+    inversion_config,
+    known,
+    synthesis_config,
+)
+from pipeline.models.checkpoint import load_classifier
+from pipeline.models.classifier import Classifier, try_image
+from pipeline.models.config import ImageConfig
+from pipeline.models.inheritance import inherit_weights
+from pipeline.models.modules import as_classifier
+from pipeline.runtime.config import to_plain
+from pipeline.runtime.distributed import DistributedContext
+from pipeline.runtime.files import read_json, write_json, write_text
+from pipeline.runtime.fingerprint import require_same_identity
+from pipeline.runtime.ranges import batch_ranges
+from pipeline.runtime.recorder import Progress, open_recorder
+from pipeline.runtime.seeds import derive_seed
+from pipeline.synthesis.batches import Monitor, invert_batch, make_batches
+from pipeline.synthesis.config import InversionConfig
+from pipeline.synthesis.objective import Networks, Objective, open_objective
+from pipeline.synthesis.plan import BatchSpec, plan_batches
+from pipeline.synthesis.store import BatchStore, manifest_facts, missing_batches
+
+__all__ = ["ShardSet", "distill", "evaluate", "invert", "load_student", "synthesize"]
+
+
+def invert(
+    model: nn.Module,
+    labels: Tensor | Sequence[int],
+    *,
+    size: Size,
+    steps: Steps,
+    **keywords: Unpack[InvertKeywords],
+) -> Tensor:
+    """Images uint8 (N, C, H, W), on the CPU, that `model` classifies as `labels` (N,), by inversion.
+
+    `model` maps normalized pixels (N, C, H, W) to logits (N, K). `size` is H = W or (H, W); C is the length of `mean`,
+    by default 3. `steps` is the number of optimization steps, or (scale, steps) of each phase.
+
+    Keywords: `mean`, `std`, `device`; `seed`, from which all randomness is derived (0); `batch_size`, how many images
+    are optimized together (128); `ensemble`, further modules that `classification` averages over; `on_step`, called
+    every `log_every` steps of a batch with the step and the weighted terms; and the keys of `synthesis.inversion`
+    (docs/configuration.md). Raises ValueError when the model has no BatchNorm or something does not fit,
+    FloatingPointError when a term is not finite.
+    """
+    shared, labels = Shared.of(model, size, keywords), torch.as_tensor(labels)
+    config = inversion_config(steps, keywords, len(labels) * shared.num_pixels, shared.device)
+    seed, on_step, images = keywords.get("seed", 0), inversion_callback(keywords), []
+    batch_size = keywords.get("batch_size", BATCH_SIZE)
+    if batch_size < 1:
+        raise ValueError(f"batch_size: {batch_size} must be at least 1")
+    with _open_objective(model, keywords.get("ensemble", ()), shared, config) as objective:
+        _check_labels(labels, objective.networks.teacher)
+        for i, batch in enumerate(batch_ranges(len(labels), batch_size)):
+            chosen = tuple(labels[batch.start : batch.stop].tolist())
+            spec = BatchSpec(index=i, first_image=batch.start, labels=chosen, seed=derive_seed(seed, "batch", i))
+            images.append(invert_batch(objective, spec, config, on_step).images)
+    return torch.cat(images)
+
+
+def synthesize(
+    teacher: nn.Module, folder: Path | str, *, num_images: int, size: Size, **keywords: Unpack[SynthesisKeywords]
+) -> ShardSet:
+    """A synthetic dataset in `folder`: `num_images` inversions of `teacher`, spread evenly over its K classes.
+
+    The folder has the layout of a round of `make synthesize` (docs/data_format.md). Each batch is written when it is
+    finished: the same call continues what was interrupted, or returns the set that exists.
+
+    Keywords are `steps` and those of `invert` but for `on_step`; `verifier`, an independent network that scores the
+    images beside the teacher; `class_titles`, a title for each class; and `image_format`, `jpeg_quality` and
+    `images_per_shard` of `synthesis`. Raises what `invert` raises, and ConfigError when the folder holds images of
+    another teacher or of other keywords.
+    """
+    folder, seed, shared = Path(folder), keywords.get("seed", 0), Shared.of(teacher, size, keywords)
+    config = synthesis_config(num_images, keywords, shared)
+    verifier, ensemble = keywords.get("verifier"), keywords.get("ensemble", ())
+    scorers = Scorers(teacher=shared.frozen(teacher), verifier=None if verifier is None else shared.frozen(verifier))
+    channels, height, width = shared.shape
+    images = ImageConfig(channels=channels, height=height, width=width, num_classes=scorers.teacher.num_classes)
+    identity = module_images_identity(config, images, seed, scorers, map(shared.frozen, ensemble))
+    facts = manifest_facts(config, images) | {"round": 0, "teacher": identity["teacher"]["network"]}
+    facts |= _classes(scorers.teacher, keywords.get("class_titles"))
+    _require_same(folder, identity)
+    specs = plan_batches(config, images.num_classes, seed, 0)
+    if missing := missing_batches(folder, specs):
+        with _open_objective(teacher, ensemble, shared, config.inversion) as objective:
+            plain = to_plain({"seed": seed, "images": images, "synthesis": config})
+            write_text(folder / CONFIG_FILE, yaml.safe_dump(plain, sort_keys=False))
+            write_json(folder / IDENTITY_FILE, to_plain(identity))
+            num_steps = len(missing) * config.inversion.num_steps
+            progress = Progress(stage="synthesize", total=num_steps, unit="steps", round_index=0)
+            store = BatchStore(folder=folder, config=config, scorers=scorers)
+            with open_recorder(folder / "metrics.jsonl", progress) as recorder:
+                monitor = Monitor(recorder, config.inversion.num_steps)
+                make_batches(objective, missing, store, monitor, DistributedContext(device=shared.device))
+    if not is_packed(folder):
+        pack(folder, [spec.index for spec in specs], identity, facts)
+    remove_parts(folder)
+    return ShardSet([folder])
+
+
+def distill(
+    teacher: nn.Module,
+    student: nn.Module,
+    images: Images,
+    *,
+    steps: int,
+    **keywords: Unpack[DistillKeywords],
+) -> Classifier:
+    """`student`, trained in place on the teacher's logits of `images`; in evaluation mode, with its normalization.
+
+    `images` is a set such as a ShardSet, or pixels uint8 (N, C, H, W) with labels (N,). A plain student is trained with
+    the teacher's normalization.
+
+    Keywords: `mean`, `std`, `device` (default: the student's); `seed` (0); `on_step`, called every `log_every` steps
+    with the step, the loss and the learning rate; and the keys of `distill` (docs/configuration.md). Raises ValueError
+    when something does not fit, FloatingPointError when the loss is not finite.
+    """
+    pool = image_set(images)
+    shared = Shared.of(student, pool.batch([0]).shape[1:], keywords)
+    config = distill_config(steps, keywords, shared)
+    frozen = shared.frozen(teacher)
+    learner = as_classifier(student, shared.shape, frozen.normalization, shared.device)
+    _check_labels(pool.labels, frozen, learner)
+    if config.init == "teacher":
+        inherit_weights(learner.network, frozen.network, frozen.classes)
+    if num_bytes(pool) <= cache_limit_bytes(config.memory_gib, shared.device):
+        pool = preload(pool, shared.device)
+    task = Task(learner, build_distillation_loss(frozen, config), config, keywords.get("seed", 0), "distill")
+    with TemporaryDirectory() as folder:  # for a state that an interrupt leaves
+        state = TrainState.open(learner, config, Path(folder) / "student.state", {})
+        train(state, task, pool, DistributedContext(device=shared.device), keywords.get("on_step"))
+    return learner.eval()
+
+
+def evaluate(
+    student: nn.Module,
+    teacher: nn.Module,
+    images: Images,
+    *,
+    batch_size: int = 500,
+    **keywords: Unpack[NetworkKeywords],
+) -> EvalReport:
+    """The metrics of `student` and `teacher` on real images: accuracy, calibration, agreement, time of a pass.
+
+    `images` is a set, or pixels uint8 (N, C, H, W) with labels (N,). `print(report.line())` shows the main metrics.
+    Keywords: `mean`, `std`, `device`. Raises ValueError when something does not fit, FloatingPointError when a logit is
+    not finite.
+    """
+    pool = image_set(images)
+    shared = Shared.of(student, pool.batch([0]).shape[1:], known(keywords, NetworkKeywords))
+    networks = shared.frozen(student), shared.frozen(teacher)
+    _check_labels(pool.labels, *reversed(networks))
+    return evaluate_classifiers(*networks, pool, EvaluationConfig(batch_size=batch_size))
+
+
+def load_student(path: Path | str, source: str | None = None) -> Classifier:
+    """The network in a file that a run wrote, student or teacher, in evaluation mode on the CPU.
+
+    It maps pixels in [0, 1] (N, C, H, W) to logits (N, K); `class_titles` are the titles of the K classes. `source`
+    takes the place of the source in the file. It must be given for a network of `python:`: a file of weights does not
+    choose the code that runs. Raises ValueError when it is not, and when the network is not available.
+    """
+    return load_classifier(Path(path), source)
+
+
+@contextmanager
+def _open_objective(
+    model: nn.Module, ensemble: Sequence[nn.Module], shared: Shared, config: InversionConfig
+) -> Iterator[Objective]:
+    """The objective of images; its networks are copies, since its hooks stay as long as the block."""
+    teacher, *others = map(shared.frozen, (model, *ensemble))
+    for height, width in config.view_sizes((shared.shape[1], shared.shape[2])):
+        for network in (teacher, *others):
+            try_image(network, type(network.network).__name__, (shared.shape[0], height, width))
+    # Of all classes: an image of one is also none of those that a classifier leaves out.
+    classes, teacher.classes = teacher.classes, None
+    networks = Networks(teacher=teacher, ensemble=others, classes=classes)
+    with open_objective(networks, config, (shared.shape[1], shared.shape[2])) as objective:
+        yield objective
+
+
+def _require_same(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Raise ConfigError when the folder holds images, or parts of them, of another identity."""
+    path = folder / IDENTITY_FILE
+    if is_packed(folder):
+        require_same_identity(str(folder), read_manifest(folder)["identity"], identity)
+    elif path.exists():
+        require_same_identity(str(folder), read_json(path), identity)
+
+
+def _classes(teacher: Classifier, class_titles: Sequence[str] | None) -> dict[str, Any]:
+    """For each label of the images, the teacher's label and the title of the class."""
+    classes = list(range(teacher.num_classes)) if teacher.classes is None else teacher.classes.tolist()
+    titles = list(class_titles or teacher.class_titles or map(str, classes))
+    if len(titles) != len(classes):
+        raise ValueError(f"class_titles: {len(titles)} titles, the teacher has {len(classes)} classes")
+    return {"classes": classes, "class_titles": titles}
+
+
+def _check_labels(labels: Tensor, teacher: Classifier, student: Classifier | None = None) -> None:
+    """Raise ValueError unless there are labels, all of them classes of the teacher, and the student has the same."""
+    if student is not None and student.num_classes != teacher.num_classes:
+        raise ValueError(f"the student has {student.num_classes} classes, the teacher {teacher.num_classes}")
+    if not len(labels):
+        raise ValueError("labels: there are none")
+    invalid = labels[(labels < 0) | (labels >= teacher.num_classes)]
+    if len(invalid):
+        raise ValueError(f"labels: {int(invalid[0])} is not in 0..{teacher.num_classes - 1}, the teacher's classes")

@@ -1,0 +1,116 @@
+"""The exported student: every file gives PyTorch's logits, and the model card says how to load it."""
+
+import json
+import re
+import warnings
+
+import pytest
+import torch
+import yaml
+from tiny_run import REPOSITORY, copy_run, digests, run_in_process
+
+from pipeline.data.codec import to_unit
+from pipeline.data.image_sets import load_images
+from pipeline.models import export as formats
+from pipeline.run import load_run
+from pipeline.session import load_student
+from stages import clean, export
+
+pytestmark = pytest.mark.slow
+
+NAMES = ["README.md", "export.json", "student.onnx", "student.pt2", "student.safetensors"]
+
+
+@pytest.fixture(scope="module")
+def exported(finished, tmp_path_factory):
+    """The configuration of a run whose student is exported."""
+    for name in formats.ONNX_PACKAGES:
+        pytest.importorskip(name)
+    config = load_run(copy_run(finished, tmp_path_factory.mktemp("exported")))
+    run_in_process(export.main, config)
+    return config
+
+
+def folder_of(config):
+    return config.checkpoints / "export"
+
+
+def test_every_file_is_compared_and_timed(exported, finished, capsys):
+    assert sorted(digests(folder_of(exported))) == NAMES
+    record = json.loads((folder_of(exported) / "export.json").read_text())
+    assert record["compared_images"] == 500
+    assert list(record["files"]) == ["student.safetensors", "student.pt2", "student.onnx"]
+    for file in record["files"].values():
+        assert 0 <= file["max_difference"] <= 1e-5
+        assert file["forward_ms"] > 0
+    assert record["files"]["student.safetensors"]["max_difference"] == 0
+    assert record["versions"].keys() >= {"torch", "onnx", "onnxruntime"}
+
+
+def test_no_file_names_a_folder_of_the_machine(exported):
+    for path in folder_of(exported).iterdir():
+        assert str(REPOSITORY).encode() not in path.read_bytes(), path.name
+
+
+def test_code_of_the_card_gives_the_students_logits(exported, monkeypatch):
+    monkeypatch.chdir(folder_of(exported))
+    images = load_images(exported.data, "test", exported.images)
+    pixels = to_unit(images.batch(range(7)))
+    expected = load_student(exported, 0)(pixels)
+    blocks = re.findall(r"```python\n(.*?)```", (folder_of(exported) / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 3
+    for block in blocks:
+        assert len(block.splitlines()) == 3
+        names = {"pixels": pixels}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch.export.load about a buffer that it does not write to
+            exec(block, names)
+        torch.testing.assert_close(torch.as_tensor(names["logits"]), expected, rtol=0, atol=1e-4)
+
+
+def test_card_states_figures_classes_and_no_license(exported):
+    _, header, text = (folder_of(exported) / "README.md").read_text().split("---\n", 2)
+    evaluation = json.loads(exported.evaluation_path(0).read_text())
+    (index,) = yaml.safe_load(header)["model-index"]
+    assert yaml.safe_load(header)["license"] == "unknown"
+    assert index["results"][0]["metrics"] == [{"type": "accuracy", "value": evaluation["student"]["top1"]}]
+    assert f"| top-1 accuracy | {evaluation['student']['top1']:.2%} | {evaluation['teacher']['top1']:.2%} |" in text
+    assert "(N, 1, 8, 8), gray" in text
+    assert "mean [0.3], standard deviation [0.37]" in text
+    assert "| 9 | 9 |" in text
+    assert "under which license" in text
+
+
+def test_wrong_logits_leave_nothing(exported, tmp_path, monkeypatch):
+    config = load_run(copy_run(exported.checkpoints.parents[1], tmp_path))
+    load = formats.load_onnx
+    monkeypatch.setattr(formats, "load_onnx", lambda path: lambda pixels: load(path)(pixels) + 2e-4)
+    with pytest.raises(ValueError, match=r"student\.onnx differs by 2\.0e-04 from PyTorch's logits, more than 1e-04"):
+        run_in_process(export.main, config)
+    assert not folder_of(config).exists()
+    assert [path.name for path in config.checkpoints.glob("export*")] == []
+
+
+def test_without_the_extra_there_is_no_onnx_file(finished, tmp_path, monkeypatch, capsys):
+    config = load_run(copy_run(finished, tmp_path))
+    monkeypatch.setattr(formats, "ONNX_PACKAGES", ("onnx", "absent_package_of_a_test"))
+    run_in_process(export.main, config)
+    assert (
+        "no student.onnx without absent_package_of_a_test; pip install 'dreamdistill[onnx]'" in capsys.readouterr().out
+    )
+    assert "student.onnx" not in digests(folder_of(config))
+    assert "onnx" not in (folder_of(config) / "README.md").read_text()
+
+
+def test_student_without_an_evaluation_is_refused(finished, tmp_path):
+    config = load_run(copy_run(finished, tmp_path))
+    config.evaluation_path(0).unlink()
+    with pytest.raises(ValueError, match=r"there is no evaluation of this student .*run the stage `evaluate` first"):
+        run_in_process(export.main, config)
+
+
+def test_clean_of_a_round_removes_the_export(exported, tmp_path):
+    config = load_run(copy_run(exported.checkpoints.parents[1], tmp_path))
+    assert folder_of(config).exists()
+    run_in_process(clean.main, config, 0)
+    assert not folder_of(config).exists()
