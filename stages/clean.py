@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from pipeline.distillation.state import state_path
+from pipeline.quality import quality_path
 from pipeline.run import RunConfig
 from pipeline.runtime.files import temporary_path
 from pipeline.session import Session
@@ -38,7 +39,8 @@ def _existing_outputs(config: RunConfig, round_index: int | None) -> list[Path]:
         return [folder for folder in folders if any(path.name != LOCK_NAME for path in folder.glob("*"))]
     student, evaluation = config.student_path(round_index), config.evaluation_path(round_index)
     state, pages = state_path(student), [config.checkpoints / name for name in ("report.html", "grid.png")]
-    files = [student, state, temporary_path(state), evaluation, evaluation.with_suffix(".csv"), *pages]
+    evaluations = [evaluation, evaluation.with_suffix(".csv"), quality_path(config, round_index)]
+    files = [student, state, temporary_path(state), *evaluations, *pages]
     return [path for path in (config.round_folder(round_index), *files) if path.exists()]
 
 
