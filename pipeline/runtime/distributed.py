@@ -188,6 +188,11 @@ def is_device_named() -> bool:
     return "DREAMDISTILL_DEVICE" in os.environ
 
 
+def is_color_wanted() -> bool:
+    """Whether a terminal may show colors: `NO_COLOR` is not set (https://no-color.org)."""
+    return not os.environ.get("NO_COLOR")
+
+
 def choose_device(local_rank: int, local_size: int) -> torch.device:
     """The device of one of the `local_size` ranks of this machine.
 
