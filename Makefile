@@ -35,19 +35,21 @@ ARGUMENTS = --config $(CONFIG) $(SET) $(if $(ROUND),--round $(ROUND)) $(if $(DEV
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
-.PHONY: all estimate teacher synthesize distill evaluate report export verify unpack imagenet-val test lint bench docs clean help
+.PHONY: all doctor estimate teacher synthesize distill evaluate quality report export verify unpack imagenet-val test lint bench docs clean help
 
 all: $(READY)  ## teacher, synthesis and distillation round by round, evaluation, report
 	@$(PYTHON) -m stages run $(ARGUMENTS)
 
-estimate teacher synthesize distill evaluate report export verify clean: $(READY)
+doctor estimate teacher synthesize distill evaluate quality report export verify clean: $(READY)
 	@$(PYTHON) -m stages $@ $(ARGUMENTS)
 
+doctor:      ## check machine, networks, normalization, images and disk of this CONFIG, in seconds
 estimate:    ## predict hours, memory and disk of this CONFIG from a few steps on this machine
 teacher:     ## train a teacher if the config names no weights
 synthesize:  ## invert the teacher into shards: the next round that is not complete
 distill:     ## train the student on the shards: the next round that has no student
 evaluate:    ## the student beside its teacher on real images
+quality:     ## score the synthetic images: predictions, diversity, distances to real images
 report:      ## one HTML page about the run
 export:      ## the student as safetensors, torch.export and ONNX files, compared and timed, with a model card
 verify:      ## re-hash the shards against their manifests

@@ -57,25 +57,28 @@ class Estimate:
     def lines(self) -> list[str]:
         """The estimate as lines of text; nothing about synthesis if the run makes no images."""
         speed = f"{self.image_steps_per_s:,.0f} images x steps per second"
-        synthesis = f"synthesis     {_duration(self.synthesize_s)}, {speed}"
-        disk = f"disk          {_size(self.shard_bytes)} of shards in {self.num_files:,} files"
+        synthesis = f"synthesis     {duration_text(self.synthesize_s)}, {speed}"
+        distillation = duration_text(self.distill_s)
+        disk = f"disk          {size_text(self.shard_bytes)} of shards in {self.num_files:,} files"
         return [
-            *([f"teacher       {_duration(self.teacher_s)}, measured: it is trained"] if self.teacher_s else []),
+            *([f"teacher       {duration_text(self.teacher_s)}, measured: it is trained"] if self.teacher_s else []),
             *([synthesis] if self.num_files else []),
-            f"distillation  {_duration(self.distill_s)}, {self.trained_images_per_s:,.0f} images per second",
-            f"compilation   {_duration(self.compile_s)} of it, once for each process",
-            f"memory        {_size(self.peak_memory_bytes)} at most, as far as these steps show",
+            f"distillation  {distillation}, {self.trained_images_per_s:,.0f} images per second",
+            f"compilation   {duration_text(self.compile_s)} of it, once for each process",
+            f"memory        {size_text(self.peak_memory_bytes)} at most, as far as these steps show",
             *([disk] if self.num_files else []),
         ]
 
 
-def _duration(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
+    """Seconds in a unit that suits them: `12.0 s`, `1.5 min`, `2.00 h`."""
     if seconds >= 3600:
         return f"{seconds / 3600:.2f} h"
     return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"
 
 
-def _size(num_bytes: int) -> str:
+def size_text(num_bytes: int) -> str:
+    """Bytes in a unit that suits them: `6.0 KiB`, `5.0 MiB`, `3.00 GiB`."""
     if num_bytes >= 2**30:
         return f"{num_bytes / 2**30:.2f} GiB"
     return f"{num_bytes / 2**20:.1f} MiB" if num_bytes >= 2**20 else f"{num_bytes / 2**10:.1f} KiB"
@@ -109,7 +112,7 @@ def estimate(session: Session) -> Estimate:
         # These steps trained beside the images of one batch, the run trains beside all.
         peak_memory_bytes=peak_memory_bytes(context.device) + is_cached * pool_bytes,
         shard_bytes=made.shard_bytes,
-        num_files=0 if folders else _num_files(config),
+        num_files=0 if folders else num_files_of(config),
     )
 
 
@@ -237,7 +240,8 @@ def _time_scoring(session: Session, images: Tensor) -> float:
     return (time.perf_counter() - started) / len(sample)
 
 
-def _num_files(config: RunConfig) -> int:
+def num_files_of(config: RunConfig) -> int:
+    """The files of all finished rounds."""
     synthesis, num_classes = config.synthesis, config.student_images.num_classes
     num_shards = 0
     for step in synthesis.growth:

@@ -148,25 +148,33 @@ def check_networks(config: RunConfig, *, download: bool) -> None:
 
     Networks with published weights get random ones instead unless `download` is true.
     """
-    networks, models = {}, {"teacher": config.teacher, "student": config.student}
-    view_size = scaled_size(config.distill.augment.view_scale, config.images.size)
+    built = {key: build_checked(config, key, download=download) for key in models_of(config)}
+    if config.distill.init == "teacher" and config.student.weights is None:
+        labels = None if config.class_labels is None else torch.tensor(config.class_labels)
+        inherit_weights(built["student"].network, built["teacher"].network, labels)
+
+
+def models_of(config: RunConfig) -> dict[str, ModelConfig]:
+    """The networks that the config names, by their key."""
+    models = {"teacher": config.teacher, "student": config.student}
     if config.verifier is not None:
         models["verifier"] = config.verifier
-    models |= {f"ensemble.{i}": model for i, model in enumerate(config.ensemble)}
-    for key, model in models.items():
-        weights_identity(model, f"{key}.weights")
-        images = config.student_images if key == "student" else config.images
-        is_stripped = is_published_name(model) and not download
-        try:
-            classifier = build_classifier(replace(model, weights=None) if is_stripped else model, images)
-            if key in ("teacher", "student"):
-                check_fit(classifier, model, replace(images, height=view_size[0], width=view_size[1]))
-                networks[key] = classifier.network
-        except ValueError as error:
-            raise ValueError(f"{key}: {error}") from error
-    if config.distill.init == "teacher" and config.student.weights is None:
-        labels = config.class_labels
-        inherit_weights(networks["student"], networks["teacher"], None if labels is None else torch.tensor(labels))
+    return models | {f"ensemble.{i}": model for i, model in enumerate(config.ensemble)}
+
+
+def build_checked(config: RunConfig, key: str, *, download: bool) -> Classifier:
+    """The network of `models_of` at `key`, if it fits the images; raises ValueError, naming the key, else."""
+    model, images = models_of(config)[key], config.student_images if key == "student" else config.images
+    weights_identity(model, f"{key}.weights")
+    is_stripped = is_published_name(model) and not download
+    height, width = scaled_size(config.distill.augment.view_scale, config.images.size)
+    try:
+        classifier = build_classifier(replace(model, weights=None) if is_stripped else model, images)
+        if key in ("teacher", "student"):
+            check_fit(classifier, model, replace(images, height=height, width=width))
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+    return classifier
 
 
 def build_student(config: RunConfig, teacher: Classifier) -> Classifier:

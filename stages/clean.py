@@ -5,6 +5,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from pipeline.distillation.state import state_path
+from pipeline.quality import quality_path
 from pipeline.run import RunConfig
 from pipeline.runtime.files import temporary_path
 from pipeline.session import Session
@@ -44,8 +45,9 @@ def _existing_outputs(config: RunConfig, round_index: int | None) -> list[Path]:
         folders = dict.fromkeys((config.shards, config.checkpoints))  # may be equal
         return [folder for folder in folders if any(path.name != LOCK_NAME for path in folder.glob("*"))]
     student, evaluation = config.student_path(round_index), config.evaluation_path(round_index)
-    state, pages = state_path(student), [config.checkpoints / name for name in ("report.html", "grid.png", "export")]
-    names = (PREVIEW, evolution_name(round_index), grid_name(round_index))
-    pages += [picture_path(config.checkpoints, name) for name in names]
-    files = [student, state, temporary_path(state), evaluation, evaluation.with_suffix(".csv"), *pages]
+    pages = [config.checkpoints / name for name in ("report.html", "grid.png", "export")]
+    pictures = (PREVIEW, evolution_name(round_index), grid_name(round_index))
+    pages += [picture_path(config.checkpoints, name) for name in pictures]
+    evaluations = [evaluation, evaluation.with_suffix(".csv"), quality_path(config, round_index)]
+    files = [student, state_path(student), temporary_path(state_path(student)), *evaluations, *pages]
     return [path for path in (config.round_folder(round_index), *files) if path.exists()]

@@ -106,11 +106,15 @@ class Command:
 ALL_SECTIONS = ("images", "data", "teacher", "teacher_training", "synthesis", "distill", "evaluation")
 COMMANDS = (
     Command("run", "run all stages: teacher, images and student by round, evaluation, report", ALL_SECTIONS, "chain"),
+    Command("doctor", "check machine, networks, images and disk before a run", ALL_SECTIONS, is_stage=False),
     Command("estimate", "predict hours, memory and disk from a few steps on this machine", ALL_SECTIONS),
     Command("teacher", "train a teacher that has no weights", ("images", "data", "teacher", "teacher_training")),
     Command("synthesize", "invert the teacher into the images of the next round", ("images", "teacher", "synthesis")),
     Command("distill", "train the student on the images of all rounds so far", ("images", "teacher", "distill")),
     Command("evaluate", "compare student and teacher on real images", ("data", "evaluation"), exclusive=False),
+    Command(
+        "quality", "score the synthetic images, alone and beside real ones", ("data", "evaluation"), exclusive=False
+    ),
     Command("report", "write one HTML page about the run", exclusive=False),
     Command("export", "write the student as safetensors, torch.export and ONNX files, with a model card"),
     Command("verify", "compare the shards with the hashes of their manifests", exclusive=False),

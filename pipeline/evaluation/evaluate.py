@@ -1,7 +1,7 @@
 """Evaluation of a student beside its teacher on real images, each image once."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from pipeline.data.codec import to_unit
 from pipeline.data.image_sets import ImageSet
 from pipeline.data.loader import read_batches
 from pipeline.evaluation.metrics import Agreement, ClassificationMetrics
+from pipeline.evaluation.set_quality import QualityConfig
 from pipeline.models.classifier import Classifier
 from pipeline.runtime.config import ConfigError
 from pipeline.runtime.ranges import batch_ranges
@@ -26,9 +27,11 @@ class EvaluationConfig:
 
     Attributes:
         batch_size: Images per forward pass, at least 1. It changes memory and time, not the scores.
+        quality: How the synthetic images are scored by `make quality`.
     """
 
     batch_size: int = 500
+    quality: QualityConfig = field(default_factory=QualityConfig)
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

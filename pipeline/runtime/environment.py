@@ -68,3 +68,8 @@ def compiler_name() -> str:
 def cache_folder() -> Path:
     """The folder of this user's cache; what is in it can be computed again."""
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dreamdistill"
+
+
+def is_color_wanted() -> bool:
+    """Whether a terminal may show colors: `NO_COLOR` is not set (https://no-color.org)."""
+    return not os.environ.get("NO_COLOR")

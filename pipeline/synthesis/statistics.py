@@ -1,6 +1,6 @@
 """Statistics of the input of each BatchNorm layer, captured during a forward pass by hooks of a `with` block."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,6 +19,11 @@ class LayerStatistics:
     variance: Tensor
     running_mean: Tensor
     running_variance: Tensor
+
+
+def has_batch_norm(network: nn.Module) -> bool:
+    """Whether the network has a BatchNorm layer with running statistics."""
+    return any(isinstance(m, _BatchNorm) and m.running_mean is not None for m in network.modules())
 
 
 def batch_norm_layers(network: nn.Module) -> list[_BatchNorm]:
@@ -46,6 +51,52 @@ def capture_statistics(network: nn.Module) -> Iterator[list[LayerStatistics]]:
     handles = [layer.register_forward_pre_hook(record) for layer in batch_norm_layers(network)]
     try:
         yield captured
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class PooledStatistics:
+    """The statistics of every BatchNorm layer over any number of forward passes; made by `pool_statistics`."""
+
+    def __init__(self, layers: Sequence[_BatchNorm]) -> None:
+        self._counts: dict[nn.Module, int] = {}
+        # Sums of the deviations from the running mean, and of their squares, (2, C): their difference does not cancel.
+        self._sums = {layer: torch.zeros(2, layer.num_features, dtype=torch.float64) for layer in layers}
+
+    def add(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """Add the features (N, C, ...) of one pass; a hook of the layer."""
+        assert isinstance(layer, _BatchNorm) and layer.running_mean is not None
+        features = inputs[0].detach().float()
+        deviation = (features - along_channels(layer.running_mean, features)).transpose(0, 1).flatten(1)
+        sums = [x.sum(1, dtype=torch.float64) for x in (deviation, deviation.square())]
+        self._counts[layer] = self._counts.get(layer, 0) + deviation.shape[1]
+        self._sums[layer] += torch.stack(sums).cpu()
+
+    def layers(self) -> list[LayerStatistics]:
+        """The statistics, with the unbiased variance, of the layers that were used, in float64 on the CPU."""
+        return [self._statistics(layer) for layer in self._sums if layer in self._counts]
+
+    def _statistics(self, layer: _BatchNorm) -> LayerStatistics:
+        assert layer.running_mean is not None and layer.running_var is not None
+        count, running_mean = self._counts[layer], layer.running_mean.cpu().double()
+        mean, mean_square = self._sums[layer] / count
+        return LayerStatistics(
+            mean=running_mean + mean,
+            variance=(mean_square - mean.square()).clamp_min(0) * (count / max(1, count - 1)),
+            running_mean=running_mean,
+            running_variance=layer.running_var.cpu().double(),
+        )
+
+
+@contextmanager
+def pool_statistics(network: nn.Module) -> Iterator[PooledStatistics]:
+    """Pool the statistics of all forward passes of `network` within the block, at whose end the hooks are removed."""
+    layers = batch_norm_layers(network)
+    pooled = PooledStatistics(layers)
+    handles = [layer.register_forward_pre_hook(pooled.add) for layer in layers]
+    try:
+        yield pooled
     finally:
         for handle in handles:
             handle.remove()

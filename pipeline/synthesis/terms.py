@@ -136,10 +136,11 @@ def feature_divergence(outputs: StepOutputs) -> Tensor:
     It is (ln((s2 + e) / (v + e)) + (v + e + (mu - m)^2) / (s2 + e) - 1) / 2 for each channel, with running mean m and
     variance s2, batch mean mu and variance v, e = 1e-5. Dead channels, with s2 below 1e-5, do not count.
     """
-    return torch.stack([_layer_divergence(s) for s in outputs.statistics]).mean()
+    return torch.stack([layer_divergence(s) for s in outputs.statistics]).mean()
 
 
-def _layer_divergence(s: LayerStatistics) -> Tensor:
+def layer_divergence(s: LayerStatistics) -> Tensor:
+    """The divergence of one layer, mean over its channels; see `feature_divergence`."""
     alive = (s.running_variance >= DEAD_VARIANCE).float()
     running, batch = s.running_variance + DIVERGENCE_EPSILON, s.variance + DIVERGENCE_EPSILON
     distance = torch.log(running / batch) + (batch + (s.mean - s.running_mean).square()) / running - 1

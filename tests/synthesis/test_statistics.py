@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.synthesis.statistics import batch_norm_layers, capture_statistics, measure
+from pipeline.synthesis.statistics import batch_norm_layers, capture_statistics, measure, pool_statistics
 
 
 @pytest.mark.parametrize("shape", [(6, 3), (4, 3, 5), (4, 3, 2, 7)])
@@ -146,3 +146,17 @@ def test_capture_does_not_change_the_network(make_classifier, device):
         captured_logits = network(x)
     assert torch.equal(plain, captured_logits)
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+
+
+def test_pooled_statistics_are_those_of_one_pass(device):
+    network = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2)).eval().to(device)
+    images = (5 + torch.randn(7, 3, 4, 4, generator=torch.Generator().manual_seed(0))).to(device)
+    with torch.no_grad(), pool_statistics(network) as pooled:
+        for batch in (images[:4], images[4:5], images[5:]):
+            network(batch)
+    with torch.no_grad(), capture_statistics(network) as captured:
+        network(images)
+    for several, one in zip(pooled.layers(), captured, strict=True):
+        torch.testing.assert_close(several.mean, one.mean.double().cpu(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(several.variance, one.variance.double().cpu(), rtol=1e-5, atol=1e-6)
+    assert not any(module._forward_pre_hooks for module in network)

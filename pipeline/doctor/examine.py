@@ -1,0 +1,67 @@
+"""All checks of a run, one after the other; one that fails or finds a problem does not stop the others."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+from pipeline.doctor.cost import check_estimate
+from pipeline.doctor.examination import Examination
+from pipeline.doctor.findings import Finding, ok, problem, reason
+from pipeline.doctor.images import check_class_names, check_labels, check_test_images
+from pipeline.doctor.machine import check_acceleration, check_device, check_disk
+from pipeline.doctor.networks import check_batch_norm, check_networks
+from pipeline.doctor.normalization import check_normalization
+from pipeline.preview import planned_outputs
+from pipeline.run import RunConfig
+from pipeline.runtime.config import ConfigError
+from pipeline.runtime.distributed import DistributedContext
+
+Check = Callable[[Examination], Iterable[Finding]]
+
+
+def examine(config: RunConfig, context: DistributedContext) -> Iterator[Finding]:
+    """The findings of all checks of a run on this machine, in order. Nothing is written.
+
+    Published weights and test images may be downloaded, as the run itself would do.
+    """
+    examination = Examination(config=config, context=context)
+    for subject, check in CHECKS.items():
+        try:
+            yield from check(examination)
+        except Exception as error:  # whatever stops one check, the others are of use
+            yield problem(subject, reason(error))
+
+
+def _check_processes(examination: Examination) -> Iterator[Finding]:
+    """Whether the processes can share a batch of distillation."""
+    config, num_processes = examination.config, examination.context.size
+    config.distill.require_even_shares(num_processes)
+    yield ok("processes", f"{num_processes}, with {config.distill.batch_size // num_processes} images of a batch each")
+
+
+def _check_outputs(examination: Examination) -> Iterator[Finding]:
+    """Whether outputs of another configuration are in the way."""
+    config = examination.config
+    try:
+        num_existing = sum("exist" in line for line in planned_outputs(config))
+    except ConfigError as error:
+        yield problem("outputs", str(error))
+    except ValueError:  # a missing file, which the check of the networks has reported
+        return
+    else:
+        yield ok("outputs", f"in {config.shards} and {config.checkpoints}; {num_existing} exist")
+
+
+# The checks by their subject, in an order in which each finds what it needs of those before.
+CHECKS: dict[str, Check] = {
+    "device": check_device,
+    "processes": _check_processes,
+    "precision": check_acceleration,
+    "networks": check_networks,
+    "disk": check_disk,
+    "outputs": _check_outputs,
+    "batch norm": check_batch_norm,
+    "class names": check_class_names,
+    "test images": check_test_images,
+    "normalization": check_normalization,
+    "accuracy": check_labels,
+    "estimate": check_estimate,
+}
