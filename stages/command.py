@@ -1,6 +1,7 @@
 """The command line of every stage: reads the config, opens the context, and turns errors into one clear line."""
 
 import argparse
+import shlex
 import sys
 import time
 import warnings
@@ -64,7 +65,7 @@ def run_stage(stage: Stage, description: str, *, exclusive: bool = True, preview
             if exclusive and context.is_main_process:
                 for folder in {f.resolve(): f for f in (config.checkpoints, config.shards)}.values():  # may be equal
                     resources.enter_context(exclusive_lock(folder / LOCK_NAME))
-            session = resources.enter_context(open_session(config, context))
+            session = resources.enter_context(open_session(config, context, make_command(arguments)))
             context.require_same(
                 fingerprint(to_plain(session.config)),
                 "the value of auto for precision or compile on its machine; set both in the config",
@@ -96,6 +97,12 @@ def parse_arguments(description: str, arguments: Sequence[str] | None = None) ->
         "--dry-run", action="store_true", help="print the resolved config and the outputs of the run, and stop"
     )
     return parser.parse_args(arguments)
+
+
+def make_command(arguments: argparse.Namespace) -> str:
+    """The command that repeats the run."""
+    settings = f" SET={shlex.quote(' '.join(arguments.set))}" if arguments.set else ""
+    return f"make CONFIG={shlex.quote(str(arguments.config))}{settings}"
 
 
 def read_config(arguments: argparse.Namespace) -> RunConfig:

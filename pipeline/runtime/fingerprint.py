@@ -4,11 +4,15 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import shutil
+import subprocess
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from pipeline.runtime.config import ConfigError, to_plain
 
+PACKAGE = "dreamdistill"
 # A message that lists keys stays readable up to about this many.
 KEYS_SHOWN = 8
 # The section of a configuration that an identity holds under another name.
@@ -66,3 +70,13 @@ def versions() -> dict[str, str]:
     """The versions of the interpreter and of the libraries that can change the bytes of an output."""
     names = ("torch", "torchvision", "numpy", "Pillow", "webdataset")
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
+
+
+def source_version() -> str:
+    """The version of this package, with the commit if it runs from a git checkout."""
+    version, root = importlib.metadata.version(PACKAGE), Path(__file__).parents[2]
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return version
+    command = ["git", "describe", "--always", "--dirty=, with uncommitted changes"]
+    described = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    return f"{version}, commit {described.stdout.strip()}" if described.returncode == 0 else version
