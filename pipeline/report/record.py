@@ -27,7 +27,7 @@ from pipeline.runtime.recorder import read_metrics
 Item = TypeVar("Item")
 
 # Images on the page: of at most this many classes, evenly spaced, with as many of each as the pixels allow.
-SHOWN_CLASSES, SHOWN_IMAGES, SHOWN_PIXELS = 20, 16, 6_000_000
+SHOWN_CLASSES, SHOWN_IMAGES, SHOWN_PIXELS = 20, 16, 5_000_000
 # Images whose scores are read, and whose diversity is measured.
 SCORED_IMAGES, COMPARED_IMAGES, COMPARED_PER_CLASS = 20_000, 2_000, 32
 # Strips on the page, evenly spaced over the rounds.

@@ -1,4 +1,4 @@
-"""The pages in a headless Chromium: nothing fails or is requested, all is accessible, on a phone and in the dark too."""
+"""The pages in a headless Chromium: nothing fails or is requested, all is accessible, also small and in the dark."""
 
 import shutil
 
