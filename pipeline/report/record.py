@@ -4,7 +4,6 @@ import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -82,6 +81,11 @@ class RunRecord:
         return list(itertools.chain.from_iterable(self.metrics))
 
     @property
+    def num_images(self) -> int:
+        """The synthetic images of all rounds."""
+        return sum(one.manifest["num_images"] for one in self.rounds if one.manifest)
+
+    @property
     def evaluated(self) -> RoundRecord | None:
         """The last round with an evaluation."""
         return next((one for one in reversed(self.rounds) if one.evaluation is not None), None)
@@ -92,9 +96,10 @@ def read_record(config: RunConfig, last_round: int | None, facts: Mapping[str, s
 
     Raises ConfigError when an output has another identity, and ValueError when there is no output at all.
     """
-    rounds = _read_rounds(config, config.synthesis.rounds - 1 if last_round is None else last_round)
+    last_round = config.synthesis.rounds - 1 if last_round is None else last_round
+    rounds = _read_rounds(config, last_round)
     files = [config.metrics_path(), *sorted(config.checkpoints.glob("metrics.*.jsonl"))]
-    metrics = [[line for line in read_metrics(path) if _is_shown(line, last_round)] for path in files if path.exists()]
+    metrics = [[line for line in read_metrics(path) if line.get("round", 0) <= last_round] for path in files]
     if not rounds and not any(metrics):
         raise ValueError(
             f"there is nothing to report yet, neither in {config.checkpoints} nor in {config.shards}; run "
@@ -102,6 +107,7 @@ def read_record(config: RunConfig, last_round: int | None, facts: Mapping[str, s
         )
     shard_set = ShardSet([config.round_folder(one.index) for one in rounds if one.manifest])
     images = _read_images(shard_set, rounds, config)
+    preview = config.checkpoints / "preview.png"
     return RunRecord(
         name=config.name,
         class_titles=config.class_titles,
@@ -111,15 +117,11 @@ def read_record(config: RunConfig, last_round: int | None, facts: Mapping[str, s
         images=images,
         shown=[(one, embed_image(shard_set[one.position][0])) for one in _choose_shown(images, config)],
         diversity=_measure(images, shard_set),
-        strips=_read_strips(config, rounds),
-        preview=_read_picture(config.checkpoints / "preview.png") if not rounds else None,
+        strips=_read_strips(config, last_round),
+        preview=embed_file(preview) if preview.exists() else None,
         estimate=read_json(config.estimate_path) if config.estimate_path.exists() else None,
         facts=facts,
     )
-
-
-def _is_shown(line: Mapping[str, Any], last_round: int | None) -> bool:
-    return last_round is None or line.get("round", 0) <= last_round
 
 
 def _read_rounds(config: RunConfig, last_round: int) -> list[RoundRecord]:
@@ -178,11 +180,7 @@ def _measure(images: Sequence[StoredImage], shard_set: ShardSet) -> Diversity | 
     return measure_diversity(pixels, torch.tensor([one.label for one in compared]))
 
 
-def _read_strips(config: RunConfig, rounds: Sequence[RoundRecord]) -> dict[int, Picture]:
-    paths = {one.index: config.checkpoints / f"evolution-{one.index}.png" for one in rounds}
-    existing = [(index, path) for index, path in paths.items() if path.exists()]
-    return {index: embed_file(path) for index, path in evenly_spaced(existing, SHOWN_STRIPS)}
-
-
-def _read_picture(path: Path) -> Picture | None:
-    return embed_file(path) if path.exists() else None
+def _read_strips(config: RunConfig, last_round: int) -> dict[int, Picture]:
+    paths = {r: config.checkpoints / f"evolution-{r}.png" for r in range(last_round + 1)}
+    existing = [(r, path) for r, path in paths.items() if path.exists()]
+    return {r: embed_file(path) for r, path in evenly_spaced(existing, SHOWN_STRIPS)}

@@ -18,7 +18,6 @@ def render_report(record: RunRecord) -> str:
     return render_page(
         "report.html",
         record=record,
-        num_images=sum(one.manifest["num_images"] for one in record.rounds if one.manifest),
         headline=headline(evaluation) if evaluation else _without_evaluation(record),
         notes=_notes(record, calibration is not None),
         evaluation=evaluation,
@@ -54,11 +53,10 @@ def _facts(record: RunRecord, evaluation: Mapping[str, Any] | None) -> dict[str,
 
 def _without_evaluation(record: RunRecord) -> str:
     """What exists, and the command that makes what is missing."""
-    num_images = sum(one.manifest["num_images"] for one in record.rounds if one.manifest)
     if any(one.has_student for one in record.rounds):
         return "The student is not evaluated yet: run `make evaluate`."
-    if num_images:
-        return f"{num_images:,} synthetic images, and no student yet: run `make distill`, then `make evaluate`."
+    if record.num_images:
+        return f"{record.num_images:,} synthetic images, and no student yet: run `make distill`, then `make evaluate`."
     return "No round of images is complete yet: `make synthesize` continues."
 
 

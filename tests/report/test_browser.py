@@ -47,6 +47,7 @@ def large_record():
         metrics=[[*steps, *training]],
         shown=[(one, embed_image(pixels[one.position])) for one in images],
         strips={0: strip},
+        preview=strip,
         diversity=collapsed,
     )
 
