@@ -19,6 +19,7 @@ from pipeline.distillation.train import train
 from pipeline.evaluation.scores import score
 from pipeline.run import RunConfig
 from pipeline.runtime.hardware import peak_memory_bytes
+from pipeline.runtime.quantities import duration, size
 from pipeline.runtime.ranges import batch_ranges, even_ranges
 from pipeline.runtime.recorder import read_metrics, seconds_of_stages
 from pipeline.runtime.seeds import make_generator
@@ -56,25 +57,13 @@ class Estimate:
     def lines(self) -> list[str]:
         """The estimate as lines of text."""
         return [
-            *([f"teacher       {_duration(self.teacher_s)}, measured: it is trained"] if self.teacher_s else []),
-            f"synthesis     {_duration(self.synthesize_s)}, {self.image_steps_per_s:,.0f} images x steps per second",
-            f"distillation  {_duration(self.distill_s)}, {self.trained_images_per_s:,.0f} images per second",
-            f"compilation   {_duration(self.compile_s)} of it, once for each process",
-            f"memory        {_size(self.peak_memory_bytes)} at most, as far as these steps show",
-            f"disk          {_size(self.shard_bytes)} of shards in {self.num_files:,} files",
+            *([f"teacher       {duration(self.teacher_s)}, measured: it is trained"] if self.teacher_s else []),
+            f"synthesis     {duration(self.synthesize_s)}, {self.image_steps_per_s:,.0f} images x steps per second",
+            f"distillation  {duration(self.distill_s)}, {self.trained_images_per_s:,.0f} images per second",
+            f"compilation   {duration(self.compile_s)} of it, once for each process",
+            f"memory        {size(self.peak_memory_bytes)} at most, as far as these steps show",
+            f"disk          {size(self.shard_bytes)} of shards in {self.num_files:,} files",
         ]
-
-
-def _duration(seconds: float) -> str:
-    if seconds >= 3600:
-        return f"{seconds / 3600:.2f} h"
-    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"
-
-
-def _size(num_bytes: int) -> str:
-    if num_bytes >= 2**30:
-        return f"{num_bytes / 2**30:.2f} GiB"
-    return f"{num_bytes / 2**20:.1f} MiB" if num_bytes >= 2**20 else f"{num_bytes / 2**10:.1f} KiB"
 
 
 def estimate(session: Session) -> Estimate:

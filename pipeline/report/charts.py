@@ -6,6 +6,7 @@ Matplotlib draws with stand-in colors, which are then replaced by the CSS variab
 import io
 import math
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -29,8 +30,10 @@ LOG_RATIO = 30.0
 # Least distance of two labels at the ends of lines, as a share of the height.
 LABEL_SHARE = 0.09
 HISTOGRAM_BINS = 20
+MAX_LABEL_CHARACTERS = 24
 STYLE: dict[Any, Any] = {  # matplotlib's own type lists every key of its version
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a $ in a title is a $
     "font.size": 11,
     "text.color": SOFT,
     "axes.labelcolor": SOFT,
@@ -58,7 +61,9 @@ def chart(name: str, description: str, draw: Callable[[Axes], None], height_in: 
         figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
         draw(figure.add_subplot())
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata=NO_METADATA)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph")  # the browser has fonts for the characters of all languages
+            figure.savefig(buffer, format="svg", transparent=True, metadata=NO_METADATA)
     return _inline(buffer.getvalue().decode(), description)
 
 
@@ -129,19 +134,27 @@ def _label_ends(axes: Axes, labels: Sequence[Label]) -> None:
     for value, text, color in sorted(labels, key=lambda label: label[0]):
         position = max(height(value), position + LABEL_SHARE)
         place = ("axes fraction", "axes fraction")
-        axes.annotate(text, (1, position), (4, 0), xycoords=place, textcoords="offset points", color=color, va="center")
+        axes.annotate(
+            _short(text), (1, position), (4, 0), xycoords=place, textcoords="offset points", color=color, va="center"
+        )
+
+
+def _short(text: str) -> str:
+    """A label that leaves room for the chart."""
+    return text if len(text) <= MAX_LABEL_CHARACTERS else f"{text[: MAX_LABEL_CHARACTERS - 1]}…"
 
 
 def histogram_chart(name: str, values: Mapping[str, Sequence[float]], x_label: str, description: str) -> Markup:
-    """For each name, the share of its values in each of equally wide bins of [0, 1]."""
+    """For each name, the share of its values in each of equally wide bins from 0 to 1, or to the largest value."""
 
     def draw(axes: Axes) -> None:
+        high = max(1.0, *(max(numbers, default=0.0) for numbers in values.values()))
         for i, ((label, numbers), color) in enumerate(zip(values.items(), _colors(len(values)), strict=True)):
-            counts, edges = np.histogram(numbers, bins=HISTOGRAM_BINS, range=(0, 1))
+            counts, edges = np.histogram(numbers, bins=HISTOGRAM_BINS, range=(0, high))
             axes.stairs(100 * counts / max(1, counts.sum()), edges, color=color, linewidth=1.6)
             axes.stairs(100 * counts / max(1, counts.sum()), edges, color=color, alpha=0.15, fill=True)
             axes.text(0.03, 0.9 - 0.12 * i, label, color=color, transform=axes.transAxes)
-        axes.set_xlim(0, 1)
+        axes.set_xlim(0, high)
         axes.set_ylim(0, None)
         axes.set_xlabel(x_label)
         axes.set_ylabel("% of images")
@@ -163,7 +176,7 @@ def dot_chart(
             mark = "\N{WHITE CIRCLE}" if i else "\N{BLACK CIRCLE}"  # equal values stay visible in each other
             axes.plot(numbers[i], rows, "o", color=color, markersize=9 if i else 5, fillstyle="none" if i else "full")
             axes.text(0.5 * i, 1.0, f"{mark} {label}", color=color, transform=axes.transAxes, va="bottom")
-        axes.set_yticks(rows, titles)
+        axes.set_yticks(rows, [_short(title) for title in titles])
         axes.set_ylim(len(titles) - 0.5, -0.5)
         axes.set_xlabel(x_label)
 

@@ -13,11 +13,12 @@ from pipeline.data.shards import MANIFEST, read_manifest
 from pipeline.identity import CONFIG_FILE
 from pipeline.report.charts import line_chart
 from pipeline.report.curves import curve_of, figure_names
-from pipeline.report.figures import duration, percent
+from pipeline.report.figures import percent
 from pipeline.report.page import render_page
 from pipeline.report.sections import STAGE_CURVES
 from pipeline.runtime.config import nearest
 from pipeline.runtime.files import read_json
+from pipeline.runtime.quantities import duration
 from pipeline.runtime.recorder import read_metrics, seconds_of_stages
 
 # Keys that name a run, and do not change it.

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.report.record import RoundRecord, RunRecord, evenly_spaced
+from pipeline.runtime.quantities import duration, size
 from pipeline.runtime.recorder import seconds_of_stages
 
 STAGES = ("teacher", "synthesize", "distill", "evaluate")
@@ -18,27 +19,15 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.2%}".replace("%", " %")
 
 
-def duration(seconds: float) -> str:
-    """Seconds in hours, minutes or seconds, with three digits or so."""
-    if seconds >= 3600:
-        return f"{seconds / 3600:.2f} h"
-    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"
-
-
-def mebibytes(num_bytes: float) -> str:
-    """Bytes in MiB."""
-    return f"{num_bytes / 2**20:,.1f} MiB"
-
-
 def headline(evaluation: Mapping[str, Any]) -> str:
     """What the student reaches beside its teacher: accuracy, size, speed."""
     student, teacher = evaluation["student"], evaluation["teacher"]
-    size = _ratio(teacher["parameters"] / student["parameters"], "fewer parameters", "more parameters")
+    parameters = _ratio(teacher["parameters"] / student["parameters"], "fewer parameters", "more parameters")
     speed = _ratio(teacher["forward_ms"] / student["forward_ms"], "faster", "slower")
     return (
         f"The student classifies {percent(student['top1'])} of {evaluation['num_images']:,} real images correctly, its "
         f"teacher {percent(teacher['top1'])}: an accuracy retention of {percent(evaluation['accuracy_retention'])}, "
-        f"with {size or 'as many parameters'}, {speed or 'as fast'}."
+        f"with {parameters or 'as many parameters'}, {speed or 'as fast'}."
     )
 
 
@@ -103,5 +92,5 @@ def time_table(record: RunRecord) -> tuple[tuple[str, ...], Rows]:
         rows.append((*row, duration(estimate[f"{stage}_s"]) if estimate.get(f"{stage}_s") else "-"))
     stored = sum(size for one in record.rounds if one.manifest for s in one.manifest["shards"] for size in s["sizes"])
     if stored:
-        rows.append(("images", mebibytes(stored), "", "", mebibytes(estimate["shard_bytes"]) if estimate else "-"))
+        rows.append(("images", size(stored), "", "", size(estimate["shard_bytes"]) if estimate else "-"))
     return ("stage", "measured", "share", "all processes", "estimated"), rows

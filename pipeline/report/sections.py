@@ -129,9 +129,7 @@ def diversity_section(diversity: Diversity, titles: Sequence[str]) -> dict[str, 
         f"distance is under {percent(COLLAPSED)} ({names}). A student learns little from copies: try a larger "
         "synthesis.inversion.jitter_px, more noise in init_noise, or rounds with the competition term."
     )
-    chart = _by_class(
-        "diversity", titles, {"images of one class": shares}, "Mean distance of images of one class, in %"
-    )
+    chart = _by_class("diversity", titles, {"images of one class": shares}, "Mean distance of images of one class")
     figures = {"mean": percent(diversity.mean), "between": percent(diversity.between)}
     return {"chart": chart, "warning": warning if collapsed else "", "diversity": diversity, **figures}
 
@@ -147,11 +145,11 @@ def accuracy_section(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         student, teacher = (100 * np.array([pair[i] for pair in pairs]) for i in (1, 2))
         text = f"Top-1 of the student over that of the teacher, for {len(pairs)} classes"
         chart = scatter_chart("accuracy", teacher, student, ("teacher's top-1, %", "student's top-1, %"), text)
-    rows = [(title, percent(s), percent(t), f"{100 * (s - t):+.1f}") for title, s, t in sorted(pairs, key=_loss)]
+    rows = [(title, percent(s), percent(t), f"{100 * (s - t):+.1f}") for title, s, t in sorted(pairs, key=_difference)]
     return {"chart": chart, "rows": rows, "num_listed": LISTED}
 
 
-def _loss(pair: tuple[str, float, float]) -> float:
+def _difference(pair: tuple[str, float, float]) -> float:
     return pair[1] - pair[2]
 
 

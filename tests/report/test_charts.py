@@ -97,3 +97,13 @@ def test_empty_bins_have_no_dot():
     svg = reliability_chart("name", {"student": BINS}, "")
     (line,) = heights(svg, "--series-0")
     assert len(line) == 2
+
+
+def test_titles_of_any_characters_are_drawn_as_they_are():
+    title, long = "a $x_1$ <b> & 猫", "a title that is too long for a chart"
+    svg = dot_chart("name", [title, long], {"student": [50.0, 60.0]}, "%", "")
+    assert {"a $x_1$ &lt;b&gt; &amp; 猫", "a title that is too lon…"} <= set(texts(svg))
+
+
+def test_histogram_holds_values_above_one():
+    assert "1.2" in texts(histogram_chart("name", {"distance": [0.5, 1.1, 1.2]}, "distance", ""))
