@@ -69,6 +69,7 @@ def open_page(browser, path, *, viewport="desktop", scheme="light"):
     """A page with what it logs and requests, in `page.problems`."""
     width, height = VIEWPORTS[viewport]
     page = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme).new_page()
+    page.set_default_timeout(120_000)  # other programs may compute too
     page.problems = []
     page.on("console", lambda message: page.problems.append(message.text))
     page.on("pageerror", lambda error: page.problems.append(str(error)))
