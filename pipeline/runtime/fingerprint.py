@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +74,12 @@ def versions() -> dict[str, str]:
 
 
 def source_version() -> str:
-    """The version of this package, with the commit if it runs from a git checkout."""
-    version, root = importlib.metadata.version(PACKAGE), Path(__file__).parents[2]
-    if not (root / ".git").exists() or shutil.which("git") is None:
-        return version
-    command = ["git", "describe", "--always", "--dirty=, with uncommitted changes"]
-    described = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    return f"{version}, commit {described.stdout.strip()}" if described.returncode == 0 else version
+    """The version of this package if it is installed, and the commit if it runs from a git checkout."""
+    root, parts = Path(__file__).parents[2], []
+    with suppress(importlib.metadata.PackageNotFoundError):  # a checkout runs without being installed
+        parts.append(importlib.metadata.version(PACKAGE))
+    if (root / ".git").exists() and shutil.which("git"):
+        command = ["git", "describe", "--always", "--dirty=, with uncommitted changes"]
+        described = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+        parts += [f"commit {described.stdout.strip()}"] if described.returncode == 0 else []
+    return ", ".join(parts) or "unknown"
