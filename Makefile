@@ -35,7 +35,7 @@ ARGUMENTS = --config $(CONFIG) $(SET) $(if $(ROUND),--round $(ROUND)) $(if $(DEV
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
-.PHONY: all doctor estimate teacher synthesize distill evaluate quality report export verify unpack imagenet-val test lint bench docs clean help
+.PHONY: all doctor estimate teacher synthesize distill evaluate quality report compare export verify unpack imagenet-val test lint bench docs clean help
 
 all: $(READY)  ## teacher, synthesis and distillation round by round, evaluation, report
 	@$(PYTHON) -m stages run $(ARGUMENTS)
@@ -55,6 +55,9 @@ export:      ## the student as safetensors, torch.export and ONNX files, compare
 verify:      ## re-hash the shards against their manifests
 clean:       ## remove the shards and checkpoints of this CONFIG
 
+compare: $(READY)  ## runs beside each other on one page: RUNS="a b c"
+	@$(PYTHON) -m stages compare $(RUNS)
+
 unpack: $(READY)  ## write the images of the run into class folders: [FOLDER=...]
 	@$(PYTHON) -m stages unpack --config $(CONFIG) $(SET) $(if $(ROUND),--round $(ROUND)) $(if $(FOLDER),--folder $(FOLDER))
 
@@ -71,7 +74,7 @@ lint: $(READY_DEV)  ## check style, types and the directions of imports
 	@output=$$($(PYTHON) -c "$(LINT_IMPORTS)" --no-logo --no-cache) || { echo "$$output"; exit 1; }
 
 bench: $(READY)  ## measure on this machine, writing JSON under benchmarks/results
-	@for name in runs inversion choices storing profile distillation restart shards; do $(PYTHON) -m benchmarks.$$name || exit 1; done
+	@for name in runs inversion choices storing pictures profile distillation restart shards; do $(PYTHON) -m benchmarks.$$name || exit 1; done
 
 docs: $(READY)  ## write docs/configuration.md, and what --help shows, from the docstrings of the config dataclasses
 	@$(PYTHON) -m stages.reference

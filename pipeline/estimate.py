@@ -21,6 +21,7 @@ from pipeline.distillation.train import train
 from pipeline.evaluation.scores import score
 from pipeline.run import RunConfig
 from pipeline.runtime.hardware import peak_memory_bytes
+from pipeline.runtime.quantities import duration, size
 from pipeline.runtime.recorder import read_metrics, seconds_of_stages
 from pipeline.runtime.seeds import make_generator
 from pipeline.session import Session
@@ -57,31 +58,17 @@ class Estimate:
     def lines(self) -> list[str]:
         """The estimate as lines of text; nothing about synthesis if the run makes no images."""
         speed = f"{self.image_steps_per_s:,.0f} images x steps per second"
-        synthesis = f"synthesis     {duration_text(self.synthesize_s)}, {speed}"
-        distillation = duration_text(self.distill_s)
-        disk = f"disk          {size_text(self.shard_bytes)} of shards in {self.num_files:,} files"
+        synthesis = f"synthesis     {duration(self.synthesize_s)}, {speed}"
+        distillation = duration(self.distill_s)
+        disk = f"disk          {size(self.shard_bytes)} of shards in {self.num_files:,} files"
         return [
-            *([f"teacher       {duration_text(self.teacher_s)}, measured: it is trained"] if self.teacher_s else []),
+            *([f"teacher       {duration(self.teacher_s)}, measured: it is trained"] if self.teacher_s else []),
             *([synthesis] if self.num_files else []),
             f"distillation  {distillation}, {self.trained_images_per_s:,.0f} images per second",
-            f"compilation   {duration_text(self.compile_s)} of it, once for each process",
-            f"memory        {size_text(self.peak_memory_bytes)} at most, as far as these steps show",
+            f"compilation   {duration(self.compile_s)} of it, once for each process",
+            f"memory        {size(self.peak_memory_bytes)} at most, as far as these steps show",
             *([disk] if self.num_files else []),
         ]
-
-
-def duration_text(seconds: float) -> str:
-    """Seconds in a unit that suits them: `12.0 s`, `1.5 min`, `2.00 h`."""
-    if seconds >= 3600:
-        return f"{seconds / 3600:.2f} h"
-    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"
-
-
-def size_text(num_bytes: int) -> str:
-    """Bytes in a unit that suits them: `6.0 KiB`, `5.0 MiB`, `3.00 GiB`."""
-    if num_bytes >= 2**30:
-        return f"{num_bytes / 2**30:.2f} GiB"
-    return f"{num_bytes / 2**20:.1f} MiB" if num_bytes >= 2**20 else f"{num_bytes / 2**10:.1f} KiB"
 
 
 def estimate(session: Session) -> Estimate:
@@ -93,7 +80,7 @@ def estimate(session: Session) -> Estimate:
     config, context = session.config, session.context
     made = _Synthesis() if config.distill.shards else _estimate_synthesis(session)
     folders = config.image_folders(0) if config.distill.shards else []
-    decode_s = _time_reading(session.pool.newest_shards(0)) if folders else made.decode_s
+    decode_s = _time_reading(session.pool.shards(folders)) if folders else made.decode_s
     num_images = sum(read_manifest(f)["num_images"] for f in folders) if folders else config.synthesis.num_images
     training = _time_distillation(session)
     limit_bytes = cache_limit_bytes(config.distill.memory_gib, context.device, context.local_size)

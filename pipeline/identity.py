@@ -21,6 +21,8 @@ NOT_IDENTITY = ("log_every", "save_every_s", "memory_gib", "cuda_graphs")
 # Raised when the same configuration makes other outputs than before, so that old and new ones are not mixed. Version 8
 # has `classes`; without it, images and weights are those of version 6.
 METHOD_VERSION = 8
+# Raised when evaluations hold more than before, so that they are made again. Version 2 has calibration bins.
+EVALUATION_VERSION = 2
 IDENTITY_FILE, CONFIG_FILE = "identity.json", "config.yaml"
 
 
@@ -120,6 +122,7 @@ def evaluation_identity(config: RunConfig, round_index: int) -> dict[str, Any]:
 def _evaluation_recipe(config: RunConfig, round_index: int) -> dict[str, Any]:
     """The identity of an evaluation without the content of its test images."""
     return _identity(
+        evaluation_version=EVALUATION_VERSION,
         images=config.images,
         classes=config.class_labels,
         class_titles=config.class_titles,

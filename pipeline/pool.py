@@ -1,6 +1,6 @@
 """`Pool`: the synthetic images that the student of a round learns from, checked, decoded and cached."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -65,12 +65,12 @@ class Pool:
         assert self._cached is not None and len(self._cached.labels) == len(self._shards)
         return self._cached
 
-    def newest_shards(self, last_round: int) -> ShardSet:
-        """The images of a round alone, or of all sets of `distill.shards`; they are neither checked nor decoded."""
-        given, newest = self._given_labels, ShardSet([])
-        for folder in given or [self._config.round_folder(last_round)]:
-            newest.add(folder, given.get(folder))
-        return newest
+    def shards(self, folders: Iterable[Path]) -> ShardSet:
+        """The images of some of the folders, with the labels of the run; they are neither checked nor decoded."""
+        images = ShardSet([])
+        for folder in folders:
+            images.add(folder, self._given_labels.get(folder))
+        return images
 
     @cached_property
     def _given_labels(self) -> Mapping[Path, list[int]]:

@@ -31,10 +31,13 @@ from pipeline.synthesis.statistics import batch_norm_layers
 
 
 class Session:
-    """The networks, compiled steps and images of one run in one process; each is made when it is first needed."""
+    """The networks, compiled steps and images of one run in one process; each is made when it is first needed.
 
-    def __init__(self, config: RunConfig, context: DistributedContext, resources: ExitStack) -> None:
-        self.config, self.context = config, context
+    `command` is the command line that repeats the run; empty if the run was started by a program.
+    """
+
+    def __init__(self, config: RunConfig, context: DistributedContext, resources: ExitStack, command: str = "") -> None:
+        self.config, self.context, self.command = config, context, command
         self.pool = Pool(config, context)
         self._resources, self._is_student_used = resources, False
         sink_names = config.sinks if context.is_main_process else ()
@@ -126,11 +129,11 @@ class Session:
 
 
 @contextmanager
-def open_session(config: RunConfig, context: DistributedContext) -> Iterator[Session]:
+def open_session(config: RunConfig, context: DistributedContext, command: str = "") -> Iterator[Session]:
     """A session of `config`, resolved for this machine; the hooks on its networks are removed when the block ends."""
     keep_freed_memory(context.local_size)
     with ExitStack() as resources:
-        yield Session(resolve(config, context.device), context, resources)
+        yield Session(resolve(config, context.device), context, resources, command)
 
 
 def check_inputs(config: RunConfig, num_processes: int) -> None:

@@ -45,7 +45,7 @@ def _existing_outputs(config: RunConfig, round_index: int | None) -> list[Path]:
         folders = dict.fromkeys((config.shards, config.checkpoints))  # may be equal
         return [folder for folder in folders if any(path.name != LOCK_NAME for path in folder.glob("*"))]
     student, evaluation = config.student_path(round_index), config.evaluation_path(round_index)
-    pages = [config.checkpoints / name for name in ("report.html", "grid.png", "export")]
+    pages = [config.checkpoints / name for name in ("report.html", "export")]
     pictures = (PREVIEW, evolution_name(round_index), grid_name(round_index))
     pages += [picture_path(config.checkpoints, name) for name in pictures]
     evaluations = [evaluation, evaluation.with_suffix(".csv"), quality_path(config, round_index)]

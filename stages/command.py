@@ -1,5 +1,6 @@
 """How a stage runs: reads the config, opens the context, and turns errors into one clear line."""
 
+import shlex
 import sys
 import time
 import warnings
@@ -78,7 +79,7 @@ def _run_in_session(stage: Stage, config: RunConfig, arguments: Namespace, exclu
             if exclusive and context.is_main_process:
                 for folder in {f.resolve(): f for f in (config.checkpoints, config.shards)}.values():  # may be equal
                     resources.enter_context(exclusive_lock(folder / LOCK_NAME))
-            session = resources.enter_context(open_session(config, context))
+            session = resources.enter_context(open_session(config, context, run_command(arguments)))
             context.require_same(
                 fingerprint(to_plain(session.config)),
                 "the value of auto for precision or compile on its machine; set both in the config",
@@ -93,6 +94,11 @@ def _run_in_session(stage: Stage, config: RunConfig, arguments: Namespace, exclu
     except KeyboardInterrupt:
         print_interrupted()
         exit_process(INTERRUPTED)
+
+
+def run_command(arguments: Namespace) -> str:
+    """The command that repeats the run."""
+    return shlex.join(["dreamdistill", "run", "--config", arguments.config, *arguments.overrides])
 
 
 def read_config(arguments: Namespace) -> RunConfig:

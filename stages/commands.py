@@ -65,6 +65,17 @@ def unpack_arguments(parser: ArgumentParser) -> None:
     )
 
 
+def compare_arguments(parser: ArgumentParser) -> None:
+    """The arguments of `compare`."""
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="names of runs, or paths of their checkpoints folders")
+    parser.add_argument(
+        "--checkpoints-dir", type=Path, default=Path("checkpoints"), metavar="FOLDER", help="the folder of the runs"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="the folder to write to, by default that of the runs"
+    )
+
+
 def help_arguments(parser: ArgumentParser) -> None:
     """The arguments of `help`."""
     parser.add_argument("topic", nargs="?", help="a command, a config key or a section of keys")
@@ -116,6 +127,12 @@ COMMANDS = (
         "quality", "score the synthetic images, alone and beside real ones", ("data", "evaluation"), exclusive=False
     ),
     Command("report", "write one HTML page about the run", exclusive=False),
+    Command(
+        "compare",
+        "show what differs between runs, on one page and in a table",
+        is_stage=False,
+        add_arguments=compare_arguments,
+    ),
     Command("export", "write the student as safetensors, torch.export and ONNX files, with a model card"),
     Command("verify", "compare the shards with the hashes of their manifests", exclusive=False),
     Command("clean", "remove the shards and checkpoints of the run", is_stage=False),

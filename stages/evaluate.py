@@ -6,8 +6,10 @@ import io
 from pipeline.data.image_sets import load_images
 from pipeline.evaluation.evaluate import EvalReport, evaluate
 from pipeline.identity import evaluation_identity, require_student
+from pipeline.runtime.config import to_plain
 from pipeline.runtime.files import read_json, write_json, write_text
 from pipeline.runtime.fingerprint import fingerprint
+from pipeline.runtime.hardware import device_name
 from pipeline.runtime.recorder import Progress, open_recorder
 from pipeline.session import Session, last_student, load_student
 
@@ -36,6 +38,7 @@ def main(session: Session, round_index: int | None = None) -> None:
     write_text(path.with_suffix(".csv"), _csv(config.name, round_index, report))
     head = {"round": round_index, "fingerprint": fingerprint(identity), "identity": identity}
     facts = {"class_titles": config.class_titles, **vars(report), "line": report.line()}
+    facts |= {"device": device_name(session.context.device), "config": to_plain(config)}
     write_json(path, {**head, **facts})
     print(f"evaluate: {report.line()}")
 

@@ -1,57 +1,33 @@
-"""Write one self-contained HTML page about a run, and a grid of its images."""
+"""Write one self-contained HTML page about a run, of whatever it has left so far."""
 
-import torch
-from torch import Tensor
+import platform
 
-from pipeline.data.codec import encode_image
-from pipeline.data.shard_set import ShardSet
-from pipeline.data.shards import read_manifest
-from pipeline.evaluation.report import RunRecord, grid, render
-from pipeline.identity import existing_evaluation, require_student
-from pipeline.run import resolved_yaml
-from pipeline.runtime.files import atomic_file, read_json, write_text
-from pipeline.runtime.recorder import read_metrics
-from pipeline.session import Session, last_student
-
-GRID_CLASSES, GRID_IMAGES = 10, 16
+from pipeline.identity import CONFIG_FILE
+from pipeline.report.record import read_record
+from pipeline.report.report import render_report
+from pipeline.runtime.files import write_text
+from pipeline.runtime.fingerprint import source_version, versions
+from pipeline.runtime.hardware import device_name, num_usable_cores
+from pipeline.session import Session
 
 
 def main(session: Session, round_index: int | None = None) -> None:
-    """Write `report.html` of the student of a round, by default of the last one that was evaluated, and `grid.png`."""
+    """Write `report.html` about the rounds up to `round_index`, by default all that exist."""
     config = session.config
     if not session.context.is_main_process:
         return
-    if round_index is None:
-        round_index = last_student(config)
-    require_student(config, round_index)
-    evaluation = existing_evaluation(config, round_index)
-    if evaluation is None:
-        path = config.evaluation_path(round_index)
-        raise ValueError(f"there is no evaluation of this student ({path}); run `make evaluate` first")
-    folders = config.image_folders(round_index)
-    metrics_files = [config.metrics_path(), *sorted(config.checkpoints.glob("metrics.*.jsonl"))]
-    labels, tiles = _tiles(session.pool.newest_shards(round_index))
-    record = RunRecord(
-        name=config.name,
-        manifests=[read_manifest(folder) for folder in folders],
-        metrics=[line for path in metrics_files for line in read_metrics(path) if line.get("round", 0) <= round_index],
-        evaluation=evaluation,
-        tiles=tiles,
-        tile_labels=labels,
-        estimate=read_json(config.estimate_path) if config.estimate_path.exists() else None,
-        config_yaml=resolved_yaml(config),
-    )
     path = config.checkpoints / "report.html"
-    write_text(path, render(record))
-    with atomic_file(path.with_name("grid.png")) as file:
-        file.write(encode_image(grid(tiles), "png"))
+    write_text(path, render_report(read_record(config, session.pool, round_index, _facts(session))))
     print(f"report: {path}")
 
 
-def _tiles(images: ShardSet) -> tuple[list[int], Tensor]:
-    """Labels of evenly spaced classes, and uint8 (classes, images, C, H, W), with as many images as each has."""
-    labels = torch.unique(images.labels)
-    chosen = labels[torch.linspace(0, len(labels) - 1, min(GRID_CLASSES, len(labels))).long()]
-    rows = [(images.labels == label).nonzero()[:, 0].tolist() for label in chosen]
-    count = min(GRID_IMAGES, *(len(row) for row in rows))
-    return chosen.tolist(), torch.stack([images.batch(row[:count]) for row in rows])
+def _facts(session: Session) -> dict[str, str]:
+    """What this process knows of how to repeat the run."""
+    config, device = session.config, session.context.device
+    return {
+        "command": session.command or f"dreamdistill run --config {config.round_folder(0) / CONFIG_FILE}",
+        "hardware": f"{device_name(device)}, {num_usable_cores()} cores",
+        "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
+        "version": source_version(),
+        "packages": ", ".join(f"{name} {version}" for name, version in versions().items()),
+    }

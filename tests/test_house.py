@@ -1,6 +1,7 @@
-"""The shape of the code: sizes of files and functions, numbers of arguments."""
+"""The shape of the code: sizes of files and functions, numbers of arguments, what is installed."""
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -22,3 +23,12 @@ def test_files_and_functions_stay_small(path):
         arguments = [a for a in ast.walk(function.args) if isinstance(a, ast.arg) and a.arg not in ("self", "cls")]
         assert num_lines <= MAX_FUNCTION_LINES, f"{function.name} has {num_lines} lines"
         assert len(arguments) <= MAX_ARGUMENTS, f"{function.name} has {len(arguments)} arguments"
+
+
+def test_every_package_and_its_templates_are_installed():
+    setuptools = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {path.parent for path in FILES}
+    assert sorted(setuptools["packages"]) == sorted(".".join(f.relative_to(REPOSITORY).parts) for f in folders)
+    templates = {path for path in (REPOSITORY / "pipeline").rglob("*") if path.suffix in (".html", ".css", ".js")}
+    globs = setuptools["package-data"]["pipeline.report"]
+    assert templates == {path for glob in globs for path in (REPOSITORY / "pipeline" / "report").glob(glob)} != set()

@@ -20,6 +20,7 @@ OTHER_IDENTITIES = {
     "shards in the chain": (chain, "synthesis.inversion.lr", "0.1", "0.2", "shards/tiny/0"),
     "student": (distill, "distill.lr", "0.1", "0.2", "checkpoints/tiny/student-0.safetensors"),
     "student in evaluate": (evaluate, "distill.lr", "0.1", "0.2", "checkpoints/tiny/student-0.safetensors"),
+    "shards in the report": (report, "synthesis.inversion.lr", "0.1", "0.2", "shards/tiny/0"),
     "student in the report": (report, "distill.lr", "0.1", "0.2", "checkpoints/tiny/student-0.safetensors"),
     **{
         f"teacher in {stage.__name__}": (stage, "teacher_training.steps", "42", "43", TEACHER)

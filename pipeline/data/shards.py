@@ -9,7 +9,7 @@ import hashlib
 import json
 import tarfile
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -95,6 +95,18 @@ def read_members(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
     except (tarfile.TarError, OSError) as error:
         raise ShardError(f"{path} is damaged ({error}); remove it and run the stage `synthesize` again") from error
     return dict(members)
+
+
+def read_metadata(path: Path, max_samples: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The key and the metadata of the first samples of one tar, in file order; raises ShardError when it is damaged."""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            files = ((member, tar.extractfile(member)) for member in tar if member.name.endswith(".json"))
+            for member, file in islice(files, max_samples):
+                assert file
+                yield member.name.partition(".")[0], json.load(file)
+    except (tarfile.TarError, OSError, ValueError) as error:
+        raise ShardError(f"{path} is damaged ({error}); remove it and run the stage `synthesize` again") from error
 
 
 def _check_end(path: Path, members: Mapping[str, Mapping[str, tuple[int, int]]]) -> None:

@@ -10,10 +10,10 @@ from torch import Tensor
 from pipeline.data.views import scaled_size
 from pipeline.doctor.examination import Examination
 from pipeline.doctor.findings import Finding, ok, problem, warning
-from pipeline.estimate import duration_text, size_text
 from pipeline.runtime.acceleration import Precision
 from pipeline.runtime.device import synchronize
 from pipeline.runtime.hardware import free_memory_bytes, multiplies_bfloat16
+from pipeline.runtime.quantities import duration, size
 from pipeline.runtime.seeds import make_generator
 
 # Pixels of the timed batch, over its images, and its passes; the first one warms up.
@@ -45,8 +45,8 @@ def check_estimate(examination: Examination) -> Iterator[Finding]:
     distill_s = training.seconds * distill.batch_size * distill.steps / context.size
     step_bytes = max(inverting.num_bytes * synthesis.batch_size, training.num_bytes * distill.batch_size / context.size)
     needed, free = PEAK_FACTOR * step_bytes * context.local_size, free_memory_bytes(context.device)
-    memory = f"a step takes about {size_text(round(needed))} of {size_text(free)} free memory"
-    times = f"about {duration_text(synthesis_s)} of synthesis and {duration_text(distill_s)} of distillation"
+    memory = f"a step takes about {size(round(needed))} of {size(free)} free memory"
+    times = f"about {duration(synthesis_s)} of synthesis and {duration(distill_s)} of distillation"
     if needed > free:
         fix = "lower synthesis.batch_size and distill.batch_size, or the number of processes"
         yield problem("estimate", f"{memory}; {fix} ({times})")

@@ -13,12 +13,13 @@ from pipeline.data.shards import is_packed
 from pipeline.distillation.config import TrainingConfig
 from pipeline.doctor.examination import Examination
 from pipeline.doctor.findings import Finding, ok, problem, warning
-from pipeline.estimate import num_files_of, size_text
+from pipeline.estimate import num_files_of
 from pipeline.resolve import resolve
 from pipeline.run import RunConfig
 from pipeline.runtime.config import ConfigError
 from pipeline.runtime.environment import named_device
 from pipeline.runtime.hardware import device_name, free_memory_bytes, num_free_cores, unusable_driver
+from pipeline.runtime.quantities import size
 from pipeline.runtime.seeds import make_generator
 from pipeline.synthesis.config import InversionConfig
 from pipeline.synthesis.inputs import init_noise, to_pixels
@@ -35,7 +36,7 @@ CHECKPOINT_BYTES, STATE_BYTES = 4, 24
 def check_device(examination: Examination) -> Iterator[Finding]:
     """The device, the threads, the free memory; an unused GPU; cores that other programs use."""
     context, num_threads = examination.context, torch.get_num_threads()
-    memory = f"{size_text(free_memory_bytes(context.device))} of free memory"
+    memory = f"{size(free_memory_bytes(context.device))} of free memory"
     text = f"{device_name(context.device)}, threads of each process: {num_threads}, {memory}"
     num_free, num_needed = num_free_cores(), num_threads * context.local_size
     driver_problem = None if named_device() is not None or context.device.type != "cpu" else unusable_driver()
@@ -102,8 +103,8 @@ def _disk_finding(key: str, parent: Path, needed_bytes: int, needed_files: int) 
         return problem("disk", f"{key}: cannot write to {parent.resolve()} ({error.strerror}); {fix}")
     system = os.statvfs(parent)
     free_bytes = system.f_bavail * system.f_frsize
-    needed = f"the run needs up to {size_text(needed_bytes)}"
-    text = f"{key}: {size_text(free_bytes)} are free at {parent.resolve()}, {needed}"
+    needed = f"the run needs up to {size(needed_bytes)}"
+    text = f"{key}: {size(free_bytes)} are free at {parent.resolve()}, {needed}"
     if free_bytes < needed_bytes:
         return problem("disk", f"{text}; free space, or set {key} to a folder on another disk")
     if system.f_files and system.f_favail < needed_files:  # file systems without a fixed number of files report 0

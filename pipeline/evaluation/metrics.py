@@ -41,19 +41,30 @@ class ClassificationMetrics:
         self.bins.index_add_(0, index, torch.stack([ones, confidence.double(), hits.double()], dim=1))
 
     def summary(self) -> dict[str, Any]:
-        """The metrics of all images so far; the top-1 of a class without images is None."""
+        """The metrics of all images so far; the top-1 of a class without images, and of an empty bin, is None."""
         confusion = self.confusion.cpu()
         count = confusion.sum()
-        per_class = (confusion.diagonal() / confusion.sum(1)).tolist()
+        per_class = confusion.diagonal() / confusion.sum(1)
+        num_images, confidence, hits = self.bins.cpu().unbind(1)
         gaps = (self.bins[:, 1] - self.bins[:, 2]).abs().sum()
         return {
             "top1": (confusion.diagonal().sum() / count).item(),
             "top5": (self.top5.cpu() / count).item(),
             "nll": (self.nll.cpu() / count).item(),
             "calibration_error": (gaps.cpu() / count).item(),
-            "per_class_top1": [None if math.isnan(value) else value for value in per_class],
+            "calibration_bins": {
+                "num_images": num_images.long().tolist(),
+                "confidence": _or_none(confidence / num_images),
+                "top1": _or_none(hits / num_images),
+            },
+            "per_class_top1": _or_none(per_class),
             "confusion": confusion.long().tolist(),
         }
+
+
+def _or_none(ratios: Tensor) -> list[float | None]:
+    """Ratios (N,), with None for 0 / 0."""
+    return [None if math.isnan(ratio) else ratio for ratio in ratios.tolist()]
 
 
 @dataclass

@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +15,7 @@ from typing import IO, Any
 
 TEMPORARY_SUFFIX = ".tmp"
 _CHUNK_BYTES = 1 << 20
+_JSON_STRING_OR_NUMBERS = re.compile(r'"(?:[^"\\]|\\.)*"|\[[^\[\]{}"]*\]')
 
 
 @contextmanager
@@ -154,8 +156,15 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
-    """Write `value` as JSON, atomically."""
-    write_text(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
+    """Write `value` as JSON, atomically; with an indent, a list of numbers is one line."""
+    text = json.dumps(value, indent=indent, allow_nan=False)
+    if indent is not None:
+        text = _JSON_STRING_OR_NUMBERS.sub(_without_spaces, text)
+    write_text(path, text + "\n")
+
+
+def _without_spaces(match: re.Match[str]) -> str:
+    return match[0] if match[0].startswith('"') else re.sub(r"\s", "", match[0])
 
 
 def read_json(path: Path) -> dict[str, Any]:

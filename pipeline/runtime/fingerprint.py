@@ -4,11 +4,16 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import shutil
+import subprocess
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from pipeline.runtime.config import ConfigError, to_plain
 
+PACKAGE = "dreamdistill"
 # A message that lists keys stays readable up to about this many.
 KEYS_SHOWN = 8
 # The section of a configuration that an identity holds under another name.
@@ -69,3 +74,15 @@ def versions() -> dict[str, str]:
     """The versions of the interpreter and of the libraries that can change the bytes of an output."""
     names = ("torch", "torchvision", "numpy", "Pillow", "webdataset")
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
+
+
+def source_version() -> str:
+    """The version of this package if it is installed, and the commit if it runs from a git checkout."""
+    root, parts = Path(__file__).parents[2], []
+    with suppress(importlib.metadata.PackageNotFoundError):  # a checkout runs without being installed
+        parts.append(importlib.metadata.version(PACKAGE))
+    if (root / ".git").exists() and shutil.which("git"):
+        command = ["git", "describe", "--always", "--dirty=, with uncommitted changes"]
+        described = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+        parts += [f"commit {described.stdout.strip()}"] if described.returncode == 0 else []
+    return ", ".join(parts) or "unknown"

@@ -49,6 +49,20 @@ def test_calibration_error_compares_confidence_and_accuracy_per_bin(device):
     assert none_of_five["calibration_error"] == pytest.approx(0.8)
 
 
+def test_calibration_bins_hold_counts_confidence_and_accuracy(device):
+    logits, labels = torch.tensor(PROBABILITIES, device=device).log(), torch.tensor(LABELS, device=device)
+    bins = summary(logits, labels)["calibration_bins"]
+    by_bin = {i: (n, bins["confidence"][i], bins["top1"][i]) for i, n in enumerate(bins["num_images"]) if n}
+    assert by_bin == {  # of 15 bins
+        7: (1, pytest.approx(0.5), 0.0),
+        9: (1, pytest.approx(0.6), 1.0),
+        10: (1, pytest.approx(0.7), 0.0),
+        13: (1, pytest.approx(0.9), 1.0),
+    }
+    assert [len(column) for column in bins.values()] == [15] * 3
+    assert bins["confidence"][0] is bins["top1"][0] is None
+
+
 def test_confidence_of_one_is_in_the_last_bin(device):
     logits = torch.tensor([[200.0, 0.0], [0.0, 200.0]], device=device)
     metrics = summary(logits, torch.tensor([0, 0], device=device))

@@ -5,7 +5,15 @@ import os
 
 import pytest
 
-from pipeline.runtime.files import atomic_file, atomic_folder, exclusive_lock, temporary_path, write_json, write_text
+from pipeline.runtime.files import (
+    atomic_file,
+    atomic_folder,
+    exclusive_lock,
+    read_json,
+    temporary_path,
+    write_json,
+    write_text,
+)
 
 
 @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt, SystemExit])
@@ -134,3 +142,16 @@ def test_json_of_nan_raises(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(path, {"loss": float("nan")})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_of_json_share_a_line_and_strings_stay(tmp_path):
+    value = {
+        "matrix": [[1, 2], [3, 4.5]],
+        "text": 'a "list": [1, 2]',
+        "names": ["a b", "c"],
+        "empty": [],
+        "none": [None],
+    }
+    write_json(tmp_path / "value.json", value)
+    assert read_json(tmp_path / "value.json") == value
+    assert "\n  [1,2],\n" in (tmp_path / "value.json").read_text()

@@ -1,12 +1,14 @@
 """Fingerprints change with any part of an identity; differences name the changed keys."""
 
 import hashlib
+import importlib.metadata
+import re
 from dataclasses import dataclass
 
 import pytest
 
 from pipeline.runtime.config import ConfigError
-from pipeline.runtime.fingerprint import KEYS_SHOWN, differences, fingerprint, require_same_identity
+from pipeline.runtime.fingerprint import KEYS_SHOWN, differences, fingerprint, require_same_identity, source_version
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,3 +75,10 @@ def test_another_identity_raises_with_the_differences():
     require_same_identity("out", {"seed": 0}, {"seed": 0})
     with pytest.raises(ConfigError, match=r"^out was made with another configuration \(seed: 0 before, 1 now\)"):
         require_same_identity("out", {"seed": 0}, {"seed": 1})
+
+
+def test_version_of_a_package_that_is_not_installed_is_its_commit(monkeypatch):
+    monkeypatch.setattr("pipeline.runtime.fingerprint.PACKAGE", "no-such-package")
+    assert re.match(r"(commit \w+|unknown)", source_version())
+    monkeypatch.setattr("pipeline.runtime.fingerprint.PACKAGE", "numpy")
+    assert source_version().startswith(importlib.metadata.version("numpy"))

@@ -45,6 +45,6 @@ def test_dry_run_of_one_round_names_its_files(monkeypatch, finished, tmp_path, c
     config = load_run(path)
     run_clean(monkeypatch, path, "--dry-run", "--round", "0")
     planned = [line.removeprefix("clean: would remove ") for line in capsys.readouterr().out.splitlines()]
-    names = ("report.html", "grid.png", "evolution-0.png", "grid-0.png")
+    names = ("report.html", "evolution-0.png", "grid-0.png")
     files = [config.student_path(0), config.evaluation_path(0), config.evaluation_path(0).with_suffix(".csv")]
     assert planned == list(map(str, [config.round_folder(0), *files, *(config.checkpoints / name for name in names)]))

@@ -1,0 +1,21 @@
+"""Compare runs: what differs in their configurations, their figures, and their curves over each other."""
+
+from argparse import Namespace
+
+from pipeline.report.comparison import comparison_csv, comparison_lines, read_summary, render_comparison
+from pipeline.runtime.files import write_text
+
+
+def main(arguments: Namespace) -> None:
+    """Print the table of some runs, and write `compare.html` and `compare.csv`."""
+    names = list(dict.fromkeys(arguments.runs))
+    if len(names) < 2:
+        raise ValueError(f"{' '.join(arguments.runs)}: name at least two different runs to compare")
+    runs = [read_summary(name, arguments.checkpoints_dir) for name in names]
+    folder = arguments.output or arguments.checkpoints_dir
+    write_text(folder / "compare.html", render_comparison(runs))
+    write_text(folder / "compare.csv", comparison_csv(runs))
+    print(*comparison_lines(runs), sep="\n")
+    for run in runs:
+        print(*(f"{run.name}: {note}" for note in run.notes), sep="\n", end="\n" if run.notes else "")
+    print(f"compare: {folder / 'compare.html'}, {folder / 'compare.csv'}")
