@@ -8,7 +8,8 @@ import pytest
 from tiny_run import REPOSITORY
 
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_ARGUMENTS = 250, 48, 5
-FILES = sorted(path for folder in ("pipeline", "stages", "cifar10") for path in (REPOSITORY / folder).rglob("*.py"))
+PACKAGES = ("dreamdistill", "pipeline", "stages", "cifar10")
+FILES = sorted(path for folder in PACKAGES for path in (REPOSITORY / folder).rglob("*.py"))
 
 
 def functions(path: Path) -> list[ast.FunctionDef]:
@@ -28,7 +29,8 @@ def test_files_and_functions_stay_small(path):
 def test_every_package_and_its_templates_are_installed():
     setuptools = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]
     folders = {path.parent for path in FILES}
-    assert sorted(setuptools["packages"]) == sorted(".".join(f.relative_to(REPOSITORY).parts) for f in folders)
+    packages = [".".join(folder.relative_to(REPOSITORY).parts) for folder in folders]
+    assert sorted(setuptools["packages"]) == sorted([*packages, "configs"])
     templates = {path for path in (REPOSITORY / "pipeline").rglob("*") if path.suffix in (".html", ".css", ".js")}
     globs = setuptools["package-data"]["pipeline.report"]
     assert templates == {path for glob in globs for path in (REPOSITORY / "pipeline" / "report").glob(glob)} != set()

@@ -9,9 +9,8 @@ import hashlib
 import json
 import tarfile
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +32,6 @@ MAX_CLASSES = 10**CLASS_DIGITS
 GROWTH = "growth"
 # What to do after the folder of a damaged set is removed.
 REMAKE = "run the stage `synthesize` again"
-# Image, label and metadata.
-MEMBERS_PER_SAMPLE = 3
 
 
 class ShardError(ValueError):
@@ -95,18 +92,6 @@ def read_members(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
     except (tarfile.TarError, OSError) as error:
         raise ShardError(f"{path} is damaged ({error}); remove it and run the stage `synthesize` again") from error
     return dict(members)
-
-
-def read_metadata(path: Path, max_samples: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The key and the metadata of the first samples of one tar, in file order; raises ShardError when it is damaged."""
-    try:
-        with tarfile.open(path, "r:") as tar:
-            files = ((member, tar.extractfile(member)) for member in tar if member.name.endswith(".json"))
-            for member, file in islice(files, max_samples):
-                assert file
-                yield member.name.partition(".")[0], json.load(file)
-    except (tarfile.TarError, OSError, ValueError) as error:
-        raise ShardError(f"{path} is damaged ({error}); remove it and run the stage `synthesize` again") from error
 
 
 def _check_end(path: Path, members: Mapping[str, Mapping[str, tuple[int, int]]]) -> None:
@@ -176,24 +161,6 @@ def _write_shard(path: Path, label: int, samples: list[tuple[str, _TarSample]], 
 
 def _read(sample: _TarSample, extension: str) -> bytes:
     return read_range(sample.file, *sample.members[extension])
-
-
-def read_samples(path: Path, label: int, image_format: ImageFormat, at_most: int) -> list[Sample]:
-    """The first samples of the shard of a class, with their metadata; reads no more of the file."""
-    samples: dict[str, dict[str, bytes]] = defaultdict(dict)
-    with tarfile.open(path, "r:") as tar:
-        for member in islice(tar, MEMBERS_PER_SAMPLE * at_most):
-            key, _, extension = member.name.partition(".")
-            samples[key][extension] = read_range(path, member.offset_data, member.size)
-    return [
-        Sample(
-            number=int(key.partition("/")[2]),
-            label=label,
-            image=members[EXTENSIONS[image_format]],
-            metadata=json.loads(members["json"]),
-        )
-        for key, members in samples.items()
-    ]
 
 
 def mean_scores(metadata: list[dict[str, Any]]) -> dict[str, float]:

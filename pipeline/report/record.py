@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 import torch
 
 from pipeline.data.given_sets import read_given
+from pipeline.data.samples import read_metadata
 from pipeline.data.shard_set import ShardSet
-from pipeline.data.shards import is_packed, read_manifest, read_metadata
+from pipeline.data.shards import is_packed, read_manifest
 from pipeline.identity import existing_evaluation
 from pipeline.pool import Pool
 from pipeline.report.diversity import Diversity, measure_diversity

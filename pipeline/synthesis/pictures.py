@@ -9,7 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.data.codec import decode_image, to_uint8
-from pipeline.data.shards import read_manifest, read_samples
+from pipeline.data.samples import read_samples
+from pipeline.data.shards import read_manifest
 from pipeline.runtime.sinks import Sinks
 from pipeline.synthesis.config import InversionConfig
 from pipeline.synthesis.contact_sheet import Row, Text, draw_sheet, num_tiles, tile_size

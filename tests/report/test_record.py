@@ -16,8 +16,9 @@ from tiny_run import (
     write_round,
 )
 
+from pipeline.data.samples import read_metadata
 from pipeline.data.shard_set import ShardSet
-from pipeline.data.shards import ShardError, read_metadata
+from pipeline.data.shards import ShardError
 from pipeline.pool import Pool
 from pipeline.report import record
 from pipeline.report.record import evenly_spaced, read_record
@@ -37,7 +38,7 @@ def test_report_of_shards_alone_then_with_a_student_then_with_its_figures(tmp_pa
     run_in_process(synthesize.main, config)
     page = run_report(config)
     assert "60 synthetic images, and no student yet" in page.source
-    assert len(page.pictures()) == 60
+    assert len(page.pictures()) == 60 + 1  # the evolution
     run_in_process(distill.main, config)
     assert "The student is not evaluated yet" in run_report(config).source
     run_in_process(evaluate.main, config)
@@ -50,7 +51,7 @@ def test_report_of_the_synthesis_under_way(tmp_path, finished):
     config.student_path(0).unlink()
     Image.new("RGB", (8, 8)).save(config.checkpoints / "preview.png")
     page = run_report(config)
-    assert len(page.pictures()) == 1
+    assert len(page.pictures()) == 2  # and the evolution
     assert "Inversion: classification" in page.texts["figcaption"]
 
 

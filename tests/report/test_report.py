@@ -82,14 +82,14 @@ def test_shards_alone_make_a_page():
     common = ["Images", "Rounds", "Curves", "Scores of the images", "Diversity", "Time and cost", "Repeat it"]
     assert headings(page) == common
     assert (
-        "40 synthetic images, and no student yet: run <code>make distill</code>, then <code>make evaluate</code>."
+        "40 synthetic images, and no student yet: run the stage <code>distill</code>, then <code>evaluate</code>."
         in page.source
     )
 
 
 def test_student_without_evaluation_makes_a_page():
     page = make_page(rounds=[make_round(has_student=True)])
-    assert "The student is not evaluated yet: run <code>make evaluate</code>." in page.source
+    assert "The student is not evaluated yet: run the stage <code>evaluate</code>." in page.source
 
 
 def test_synthesis_under_way_shows_curves_and_preview():
@@ -98,7 +98,7 @@ def test_synthesis_under_way_shows_curves_and_preview():
     page = make_page(**nothing, preview=preview)
     assert headings(page) == ["Images", "Curves", "Time and cost", "Repeat it"]
     assert page.values("img", "src") == [preview.uri]
-    assert "<code>make synthesize</code> continues" in page.source
+    assert "the stage <code>synthesize</code> continues" in page.source
 
 
 def test_several_rounds_have_a_row_each_and_the_last_evaluation_counts():
@@ -131,7 +131,7 @@ def test_evaluation_without_bins_is_shown_with_a_note():
         del evaluation[network]["calibration_bins"]
     page = make_page(rounds=[make_round(has_student=True, evaluation=evaluation)])
     assert "Calibration" not in headings(page)
-    assert "run <code>make evaluate</code> again" in page.source
+    assert "run the stage <code>evaluate</code> again" in page.source
 
 
 def test_confusion_matrix_of_20_classes_is_a_table():

@@ -96,7 +96,7 @@ def test_auto_is_decided_for_the_first_images(grown, monkeypatch):
         num_pixels[key] = count
         return config
 
-    monkeypatch.setattr("pipeline.resolve.resolve_acceleration", record)
+    monkeypatch.setattr("pipeline.synthesis.config.resolve_acceleration", record)
     resolve(load_run(grown / "tiny.yaml"), CPU)
     assert num_pixels["synthesis.inversion"] == 60 * 4 * 64
 

@@ -89,7 +89,7 @@ def test_set_of_other_images_is_an_error(tmp_path, monkeypatch, capsys, finished
 def test_clean_removes_the_scores_of_a_round(finished, tmp_path):
     config = load_run(copy_run(finished, tmp_path))
     scores_of(config)
-    run_in_process(clean.main, config, 0)
+    run_in_process(clean.remove, config, 0)
     assert not quality_path(config, 0).exists()
 
 

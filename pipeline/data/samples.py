@@ -1,0 +1,46 @@
+"""The first samples of a shard, read without its index."""
+
+import json
+import tarfile
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.codec import EXTENSIONS, ImageFormat
+from pipeline.data.shards import REMAKE, Sample, ShardError
+from pipeline.runtime.files import read_range
+
+# Image, label and metadata.
+MEMBERS_PER_SAMPLE = 3
+
+
+def read_metadata(path: Path, max_samples: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The key and the metadata of the first samples of one tar, in file order; raises ShardError when it is damaged."""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            files = ((member, tar.extractfile(member)) for member in tar if member.name.endswith(".json"))
+            for member, file in islice(files, max_samples):
+                assert file
+                yield member.name.partition(".")[0], json.load(file)
+    except (tarfile.TarError, OSError, ValueError) as error:
+        raise ShardError(f"{path} is damaged ({error}); remove it and {REMAKE}") from error
+
+
+def read_samples(path: Path, label: int, image_format: ImageFormat, at_most: int) -> list[Sample]:
+    """The first samples of the shard of a class, with their metadata; reads no more of the file."""
+    samples: dict[str, dict[str, bytes]] = defaultdict(dict)
+    with tarfile.open(path, "r:") as tar:
+        for member in islice(tar, MEMBERS_PER_SAMPLE * at_most):
+            key, _, extension = member.name.partition(".")
+            samples[key][extension] = read_range(path, member.offset_data, member.size)
+    return [
+        Sample(
+            number=int(key.partition("/")[2]),
+            label=label,
+            image=members[EXTENSIONS[image_format]],
+            metadata=json.loads(members["json"]),
+        )
+        for key, members in samples.items()
+    ]
