@@ -10,7 +10,7 @@ import pytest
 from tiny_run import REPOSITORY
 
 pytestmark = pytest.mark.slow
-SOURCES = ("pyproject.toml", "README.md", "LICENSE", "pipeline", "stages", "cifar10", "configs")
+SOURCES = ("pyproject.toml", "README.md", "LICENSE", "dreamdistill", "pipeline", "stages", "cifar10", "configs")
 
 
 @pytest.fixture(scope="module")
