@@ -10,10 +10,10 @@ import safetensors.torch
 import yaml
 from tiny_run import run_in_process
 
-from pipeline.evaluation import evaluate
 from pipeline.models.classifier import build_classifier
 from pipeline.models.config import ModelConfig
 from pipeline.run import RunConfig, load_run
+from pipeline.runtime import timing
 from pipeline.runtime.config_files import BASE, load_yaml
 from stages import chain
 
@@ -48,7 +48,7 @@ def local_weights(config: RunConfig, key: str, folder: Path) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])
 def test_every_config_runs(path, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "TIMED_PASSES", 1)
+    monkeypatch.setattr(timing, "TIMED_PASSES", 1)
     original = load_run(path)
     smaller = [f"images.{side}={min(getattr(original.images, side), 32)}" for side in ("height", "width")]
     if original.classes is None:

@@ -59,7 +59,7 @@ def train_network(context: DistributedContext, *, compile: bool = False, log_eve
         torch.manual_seed(context.rank)  # all ranks must start from the weights of rank 0
         classifier = Classifier(Network(), ((0.4, 0.5, 0.6), (0.2, 0.25, 0.3)), 4)
     start = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
-    state = TrainState.open(classifier, config, Path("never written"), {})
+    state = TrainState.open(classifier, config, Path("/nonexistent/never written"), {})
     task = Task(classifier, build_label_loss(config), config, 0, "training")
     losses = []
     reading = ReadingSteps(state)
