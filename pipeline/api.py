@@ -25,7 +25,7 @@ from pipeline.distillation.train import train
 from pipeline.evaluation.evaluate import EvalReport, EvaluationConfig
 from pipeline.evaluation.evaluate import evaluate as evaluate_classifiers
 from pipeline.evaluation.scores import Scorers
-from pipeline.identity import CONFIG_FILE, IDENTITY_FILE, module_images_identity
+from pipeline.identity import IDENTITY_FILE, module_images_identity
 from pipeline.keywords import (
     BATCH_SIZE,
     DistillKeywords,
@@ -50,11 +50,12 @@ from pipeline.models.inheritance import inherit_weights
 from pipeline.models.modules import as_classifier
 from pipeline.runtime.config import to_plain
 from pipeline.runtime.distributed import DistributedContext
-from pipeline.runtime.files import read_json, write_json, write_text
+from pipeline.runtime.files import read_json
 from pipeline.runtime.fingerprint import require_same_identity
 from pipeline.runtime.ranges import batch_ranges
 from pipeline.runtime.recorder import Progress, open_recorder
 from pipeline.runtime.seeds import derive_seed
+from pipeline.sets import write_identity
 from pipeline.synthesis.batches import Monitor, invert_batch, make_batches
 from pipeline.synthesis.config import InversionConfig
 from pipeline.synthesis.objective import Networks, Objective, open_objective
@@ -125,8 +126,7 @@ def synthesize(
     if missing := missing_batches(folder, specs):
         with _open_objective(teacher, ensemble, shared, config.inversion) as objective:
             plain = to_plain({"seed": seed, "images": images, "synthesis": config})
-            write_text(folder / CONFIG_FILE, yaml.safe_dump(plain, sort_keys=False))
-            write_json(folder / IDENTITY_FILE, to_plain(identity))
+            write_identity(folder, identity, yaml.safe_dump(plain, sort_keys=False))
             num_steps = len(missing) * config.inversion.num_steps
             progress = Progress(stage="synthesize", total=num_steps, unit="steps", round_index=0)
             store = BatchStore(folder=folder, config=config, scorers=scorers)

@@ -199,7 +199,10 @@ def load_student(config: RunConfig, round_index: int) -> Classifier:
     return load_classifier(config.student_path(round_index), config.student.source)
 
 
-def last_student(config: RunConfig) -> int:
-    """The last round with a student; the last round of all if there is none yet."""
-    rounds = [r for r in range(config.num_rounds) if config.student_path(r).exists()]
-    return rounds[-1] if rounds else config.num_rounds - 1
+def student_round(config: RunConfig, round_index: int | None) -> int:
+    """The round, by default the last one with a student; raises what `require_student` raises."""
+    if round_index is None:
+        rounds = [r for r in range(config.num_rounds) if config.student_path(r).exists()]
+        round_index = rounds[-1] if rounds else config.num_rounds - 1
+    require_student(config, round_index)
+    return round_index

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.data.growth import growth_folder, sizes_so_far
 from pipeline.data.shards import is_packed, read_manifest
 from pipeline.identity import CONFIG_FILE, IDENTITY_FILE, is_student_finished, synthesis_identity
-from pipeline.run import RunConfig, resolved_yaml
+from pipeline.run import RunConfig
 from pipeline.runtime.config import ConfigError, to_plain
 from pipeline.runtime.files import read_json, write_json, write_text
 from pipeline.runtime.fingerprint import FIX, fingerprint, require_same_identity
@@ -95,7 +95,7 @@ def _without_sizes(identity: Mapping[str, Any]) -> dict[str, Any]:
     return {**identity, "synthesis": synthesis}
 
 
-def write_identity(folder: Path, identity: Mapping[str, Any], config: RunConfig) -> None:
+def write_identity(folder: Path, identity: Mapping[str, Any], config_yaml: str) -> None:
     """Write the resolved configuration and the identity of the images that the folder will hold."""
-    write_text(folder / CONFIG_FILE, resolved_yaml(config))
+    write_text(folder / CONFIG_FILE, config_yaml)
     write_json(folder / IDENTITY_FILE, to_plain(identity))

@@ -5,13 +5,13 @@ import io
 
 from pipeline.data.image_sets import load_images
 from pipeline.evaluation.evaluate import EvalReport, evaluate
-from pipeline.identity import evaluation_identity, require_student
+from pipeline.identity import evaluation_identity
 from pipeline.runtime.config import to_plain
 from pipeline.runtime.files import read_json, write_json, write_text
 from pipeline.runtime.fingerprint import fingerprint
 from pipeline.runtime.hardware import device_name
 from pipeline.runtime.recorder import Progress, open_recorder
-from pipeline.session import Session, last_student, load_student
+from pipeline.session import Session, load_student, student_round
 
 
 def main(session: Session, round_index: int | None = None) -> None:
@@ -19,9 +19,7 @@ def main(session: Session, round_index: int | None = None) -> None:
     config = session.config
     if not session.context.is_main_process:
         return
-    if round_index is None:
-        round_index = last_student(config)
-    require_student(config, round_index)
+    round_index = student_round(config, round_index)
     identity = evaluation_identity(config, round_index)
     path = config.evaluation_path(round_index)
     if path.exists() and (existing := read_json(path)).get("fingerprint") == fingerprint(identity):

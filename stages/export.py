@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.data.codec import to_unit
 from pipeline.data.image_sets import load_images
-from pipeline.identity import existing_evaluation, require_student, student_identity
+from pipeline.identity import existing_evaluation, student_identity
 from pipeline.models import export
 from pipeline.models.checkpoint import load_classifier, save_classifier
 from pipeline.models.classifier import Classifier
@@ -19,7 +19,7 @@ from pipeline.run import RunConfig
 from pipeline.runtime.files import atomic_folder, write_json, write_text
 from pipeline.runtime.fingerprint import fingerprint, versions
 from pipeline.runtime.hardware import device_name
-from pipeline.session import Session, last_student, load_student
+from pipeline.session import Session, load_student, student_round
 from stages.command import counted
 
 # The most test images on which logits are compared.
@@ -34,9 +34,7 @@ def main(session: Session, round_index: int | None = None) -> None:
     config = session.config
     if not session.context.is_main_process:
         return
-    if round_index is None:
-        round_index = last_student(config)
-    require_student(config, round_index)
+    round_index = student_round(config, round_index)
     evaluation = existing_evaluation(config, round_index)
     if evaluation is None:
         path = config.evaluation_path(round_index)

@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.data.growth import join_growth, remove_joined
 from pipeline.data.shards import check_sizes, is_packed, pack, read_manifest, remove_parts
 from pipeline.identity import synthesis_identity
-from pipeline.run import RunConfig
+from pipeline.run import RunConfig, resolved_yaml
 from pipeline.runtime.recorder import Progress, open_recorder
 from pipeline.session import Session
 from pipeline.sets import next_set, write_identity
@@ -62,7 +62,7 @@ def _make_set(session: Session, round_index: int, synthesis: SynthesisConfig, fo
         objective = session.objective(round_index)  # before anything is written: the networks may not load
         store = BatchStore(folder=folder, config=synthesis, scorers=session.scorers)
         if context.is_main_process:
-            write_identity(folder, identity, config)
+            write_identity(folder, identity, resolved_yaml(config))
             print(f"synthesize: {picture_path(config.checkpoints, PREVIEW)} shows the newest state", flush=True)
         context.barrier()  # the identity comes before the first part
         own_specs = missing[context.rank :: context.size]
