@@ -163,7 +163,7 @@ def distill(
     learner = as_classifier(student, shared.shape, frozen.normalization, shared.device)
     _check_labels(pool.labels, frozen, learner)
     if config.init == "teacher":
-        inherit_weights(learner.network, frozen.network, frozen.classes)
+        inherit_weights(learner.network, frozen.network, shared.shape, frozen.classes)
     if num_bytes(pool) <= cache_limit_bytes(config.memory_gib, shared.device):
         pool = preload(pool, shared.device)
     task = Task(learner, build_distillation_loss(frozen, config), config, keywords.get("seed", 0), "distill")

@@ -21,6 +21,8 @@ NOT_IDENTITY = ("log_every", "save_every_s", "memory_gib", "cuda_graphs")
 # Raised when the same configuration makes other outputs than before, so that old and new ones are not mixed. Version 8
 # has `classes`; without it, images and weights are those of version 6.
 METHOD_VERSION = 8
+# As METHOD_VERSION, for students that start from their teacher. Version 2 follows the channels.
+INHERITANCE_VERSION = 2
 # Raised when evaluations hold more than before, so that they are made again. Version 2 has calibration bins.
 EVALUATION_VERSION = 2
 IDENTITY_FILE, CONFIG_FILE = "identity.json", "config.yaml"
@@ -110,7 +112,8 @@ def student_identity(config: RunConfig, round_index: int, synthesis: SynthesisCo
 def _student_recipe(config: RunConfig) -> dict[str, Any]:
     distill = to_plain(config.distill)
     del distill["shards"]  # their content counts, not their names
-    return {"student": weights_identity(config.student, "student.weights"), "distill": distill}
+    start = {"inheritance_version": INHERITANCE_VERSION} if config.distill.init == "teacher" else {}
+    return {"student": weights_identity(config.student, "student.weights"), "distill": distill, **start}
 
 
 def evaluation_identity(config: RunConfig, round_index: int) -> dict[str, Any]:

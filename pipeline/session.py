@@ -154,7 +154,7 @@ def check_networks(config: RunConfig, *, download: bool) -> None:
     built = {key: build_checked(config, key, download=download) for key in models_of(config)}
     if config.distill.init == "teacher" and config.student.weights is None:
         labels = None if config.class_labels is None else torch.tensor(config.class_labels)
-        inherit_weights(built["student"].network, built["teacher"].network, labels)
+        inherit_weights(built["student"].network, built["teacher"].network, config.images.shape, labels)
 
 
 def models_of(config: RunConfig) -> dict[str, ModelConfig]:
@@ -189,7 +189,7 @@ def build_student(config: RunConfig, teacher: Classifier) -> Classifier:
         default_normalization=teacher.normalization,
     )
     if config.distill.init == "teacher" and config.student.weights is None:
-        inherit_weights(student.network, teacher.network, teacher.classes)
+        inherit_weights(student.network, teacher.network, config.images.shape, teacher.classes)
     student.class_titles = config.class_titles
     return student
 

@@ -10,7 +10,7 @@ from pipeline.run import RunConfig
 from pipeline.runtime.files import temporary_path
 from pipeline.session import Session
 from pipeline.synthesis.pictures import PREVIEW, evolution_name, grid_name, picture_path
-from stages.command import LOCK_NAME, run_stage
+from stages.stage import LOCK_NAME, run_stage
 
 
 def main(arguments: Namespace) -> None:

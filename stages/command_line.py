@@ -5,6 +5,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
+from pipeline.runtime.fingerprint import source_version
 from stages.commands import COMMANDS, PROGRAM, Command, find_command, parse_words
 from stages.outcome import DONE, EXIT_CODES, FAILED, error_text, print_error
 
@@ -24,6 +25,8 @@ def run(words: Sequence[str]) -> int:
         elif name == COMPLETE:
             completion = importlib.import_module("stages.completion")
             print(*completion.candidates(others), sep="\n")
+        elif name == "--version":
+            print(f"{PROGRAM} {source_version()}")
         else:
             command = find_command(name)
             run_command(command, parse_words(command, others))
@@ -37,7 +40,7 @@ def run_command(command: Command, arguments: Namespace) -> None:
     """Run a command with its arguments."""
     main = importlib.import_module(f"stages.{command.module_name}").main
     if command.is_stage:
-        from stages.command import run_stage
+        from stages.stage import run_stage
 
         run_stage(main, arguments, exclusive=command.exclusive)
     else:
@@ -56,7 +59,8 @@ def overview() -> str:
             "commands:",
             *(f"  {command.name.ljust(width)}  {command.summary}" for command in COMMANDS),
             "",
-            f"`{PROGRAM} COMMAND --help` lists the options of a command and the keys of the config that it reads.",
+            f"`{PROGRAM} COMMAND --help` lists the options of a command and the keys of the config that it reads,",
+            f"`{PROGRAM} --version` tells the version.",
             "",
             EXIT_CODES,
         ]

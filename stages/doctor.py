@@ -10,8 +10,8 @@ from pipeline.doctor.examine import examine
 from pipeline.doctor.findings import Finding, problem
 from pipeline.runtime.distributed import DistributedContext, exit_process, open_distributed
 from pipeline.runtime.environment import is_color_wanted, is_rank_zero, launcher_reports_errors
-from stages.command import read_config, show_warning
 from stages.outcome import FAILED
+from stages.stage import read_config, show_warning
 
 
 def main(arguments: Namespace) -> None:

@@ -6,7 +6,7 @@ from pipeline.estimate import estimate
 from pipeline.runtime.files import write_json
 from pipeline.session import Session, check_inputs
 from stages import distill, teacher
-from stages.command import counted
+from stages.stage import counted
 
 
 def main(session: Session, round_index: int | None = None) -> None:

@@ -20,7 +20,7 @@ from pipeline.runtime.files import atomic_folder, write_json, write_text
 from pipeline.runtime.fingerprint import fingerprint, versions
 from pipeline.runtime.hardware import device_name
 from pipeline.session import Session, load_student, student_round
-from stages.command import counted
+from stages.stage import counted
 
 # The most test images on which logits are compared.
 MAX_COMPARED = 500

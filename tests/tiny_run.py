@@ -21,8 +21,8 @@ from pipeline.run import RunConfig, load_run
 from pipeline.runtime.distributed import DistributedContext
 from pipeline.runtime.seeds import make_generator
 from pipeline.session import open_session
-from stages.command import Stage, run_stage
 from stages.commands import find_command, parse_words
+from stages.stage import Stage, run_stage
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RUN_NAME = "tiny"

@@ -80,9 +80,10 @@ class DistillConfig(TrainingConfig):
     Attributes:
         temperature: Temperature T of the softmax of both networks, positive.
         label_weight: Weight of the cross-entropy with the labels, at least 0.
-        init: Where a student without `weights` starts. `random`: from random weights. `teacher`: from evenly spaced
-            weights of the teacher, for a student of the same architecture with fewer channels or layers (weight
-            selection, arXiv 2311.18823).
+        init: Where a student without `weights` starts. `random`: from random weights. `teacher`: from weights of the
+            teacher, for a student of the same architecture with fewer channels or layers. All layers that a channel
+            passes keep the same ones, those that the next layers weigh most; through shortcuts that pad with zeros they
+            cannot be followed (Torch-Pruning, arXiv 2301.12900).
         shards: Sets of images to learn from in place of images of the run: folders that hold a `manifest.json`, such
             as `shards/digits/0`, and http or https addresses of such folders, which are fetched once. The run then
             synthesizes nothing and has one round. []: the images of the run.

@@ -30,7 +30,7 @@ def check_networks(examination: Examination) -> Iterator[Finding]:
             network = build_checked(config, key, download=True)
             inherits = key == "student" and config.distill.init == "teacher" and model.weights is None
             if inherits and (teacher := examination.networks.get("teacher")):
-                inherit_weights(network.network, teacher.network, teacher.classes)
+                inherit_weights(network.network, teacher.network, config.images.shape, teacher.classes)
         except Exception as error:  # the code of a user's network may raise anything
             yield problem(key, reason(error).removeprefix(f"{key}: "))
             continue

@@ -1,32 +1,38 @@
-"""A student that starts from evenly spaced weights of its teacher."""
+"""A student that starts from weights of its teacher."""
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterable, Sequence
 
-import torch
 from torch import Tensor, nn
 
 # A student with less in common is another architecture, which these weights would not help.
 MIN_SHARE = 0.5
 
 
-def inherit_weights(student: nn.Module, teacher: nn.Module, classes: Tensor | None = None) -> float:
-    """Give the student every tensor that the teacher has under the same name, in at least the same size.
+def inherit_weights(
+    student: nn.Module, teacher: nn.Module, image_shape: Sequence[int], classes: Tensor | None = None
+) -> float:
+    """Give the student every tensor that the teacher has under the same name; of wider layers, the main channels.
 
-    Of a larger tensor it takes evenly spaced entries in each dimension (weight selection, Xu et al., 2024,
-    arXiv 2311.18823). In a plain sequence of layers they fit together, since one layer's outputs are spaced as the next
-    one's inputs; after concatenations, flattened maps and grouped convolutions they need not. `classes` (K,) are the
-    teacher's outputs that the student has, in this order. Returns the share of the student's values that were taken;
-    the others stay as they are. Raises ValueError when it is below a half.
+    `classes` (K,) are the teacher's outputs that the student has, in this order. Images are (C, H, W), `image_shape`.
+    Returns the share of the student's values that were taken; the others stay as they are. Raises ValueError when it is
+    below a half, and what `narrow` raises.
     """
-    sources, state = _with_classes(teacher.state_dict(), classes), student.state_dict()
+    state, source = student.state_dict(), copy.deepcopy(teacher)
+    if classes is not None:
+        _keep_outputs(source, classes)
+    if any(_is_wider(tensor, state[name]) for name, tensor in source.state_dict().items() if name in state):
+        from pipeline.models.narrowing import narrow  # half a second
+
+        narrow(source, {name: len(tensor) for name, tensor in state.items() if tensor.dim()}, image_shape)
     taken = {
-        name: _evenly_spaced(sources[name], tensor)
-        for name, tensor in state.items()
-        if tensor.dim() and name in sources and _fits(tensor, sources[name])
+        name: tensor.detach()
+        for name, tensor in source.state_dict().items()
+        if tensor.dim() and name in state and tensor.shape == state[name].shape
     }
-    share = _num_values(taken) / _num_values(state)
+    share = _num_values(taken.values()) / _num_values(state.values())
     if share < MIN_SHARE:
-        others = [name for name in state if name not in taken]
+        others = [name for name, tensor in state.items() if tensor.dim() and name not in taken]
         raise ValueError(
             f"distill.init: teacher, but only {share:.0%} of the student's values have a counterpart in the teacher "
             f"(none has {others[0]}); use the same architecture with fewer channels or layers, or init: random"
@@ -35,28 +41,22 @@ def inherit_weights(student: nn.Module, teacher: nn.Module, classes: Tensor | No
     return share
 
 
-def _with_classes(state: Mapping[str, Tensor], classes: Tensor | None) -> dict[str, Tensor]:
-    """The teacher's tensors; of those of its last layer, the rows of `classes`."""
-    if classes is None:
-        return dict(state)
-    layer = list(state)[-1].rpartition(".")[0]
-    rows = {name: tensor for name, tensor in state.items() if name.rpartition(".")[0] == layer}
-    if any(len(tensor) <= int(classes.max()) for tensor in rows.values()):
+def _keep_outputs(network: nn.Module, classes: Tensor) -> None:
+    """Leave in the last layer the outputs of `classes` (K,), in this order; raises ValueError if it has not all."""
+    name = list(network.state_dict())[-1].rpartition(".")[0]
+    layer = network.get_submodule(name)
+    tensors = [tensor for tensor in (*layer.parameters(), *layer.buffers()) if tensor.dim()]
+    if any(len(tensor) <= int(classes.max()) for tensor in tensors):
         raise ValueError(
-            f"distill.init: teacher needs the outputs in the teacher's last layer, which is {layer}; use init: random"
+            f"distill.init: teacher needs the outputs in the teacher's last layer, which is {name}; use init: random"
         )
-    return {**state, **{name: tensor[classes.to(tensor.device)] for name, tensor in rows.items()}}
+    for tensor in tensors:
+        tensor.data = tensor.data[classes.to(tensor.device)]
 
 
-def _num_values(state: Mapping[str, Tensor]) -> int:
-    return sum(int(tensor.numel()) for tensor in state.values())
+def _num_values(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors)
 
 
-def _fits(tensor: Tensor, source: Tensor) -> bool:
-    return tensor.dim() == source.dim() and all(a <= b for a, b in zip(tensor.shape, source.shape, strict=True))
-
-
-def _evenly_spaced(source: Tensor, like: Tensor) -> Tensor:
-    for dim, (size, source_size) in enumerate(zip(like.shape, source.shape, strict=True)):
-        source = source.index_select(dim, torch.arange(size, device=source.device) * source_size // size)
-    return source.to(like)
+def _is_wider(tensor: Tensor, other: Tensor) -> bool:
+    return any(a > b for a, b in zip(tensor.shape, other.shape, strict=False))

@@ -9,11 +9,12 @@ import sys
 import pytest
 from tiny_run import REPOSITORY, write_config
 
+from pipeline.runtime.fingerprint import source_version
 from stages import __main__
-from stages.command import read_config
 from stages.command_line import run
 from stages.commands import COMMANDS, CommandParser, find_command, parse_words
 from stages.config_keys import read_sections
+from stages.stage import read_config
 
 RUNS = [command for command in COMMANDS if command.sections]
 # Of the processor, so that other programs do not count. The figure to reach is 0.5 s; PyTorch alone takes longer.
@@ -68,6 +69,11 @@ def test_help_and_completion_need_no_pytorch(words):
     subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < MAX_HELP_S
+
+
+def test_version_is_that_of_the_package(capsys):
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"dreamdistill {source_version()}\n"
 
 
 def test_help_lists_the_keys_of_the_sections_and_the_exit_codes(capsys, monkeypatch):

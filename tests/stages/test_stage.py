@@ -6,7 +6,7 @@ from tiny_run import copy_run, run_command, write_config
 
 from pipeline.run import load_run
 from pipeline.runtime.files import exclusive_lock
-from stages import chain, command, distill, evaluate, report, synthesize, teacher, verify
+from stages import chain, distill, evaluate, report, synthesize, teacher, verify
 
 STAGES = (teacher, synthesize, distill, evaluate, report, verify, chain)
 
@@ -44,8 +44,8 @@ def test_processes_under_torchrun_raise(error_of, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("reason", [None, "PyTorch is built without CUDA; install a build with it"])
 def test_first_line_names_device_processes_and_precision(tmp_path, monkeypatch, capsys, finished, reason):
-    monkeypatch.setattr(command, "unusable_driver", lambda: reason)
-    monkeypatch.setattr(command, "named_device", lambda: None)
+    monkeypatch.setattr("stages.stage.unusable_driver", lambda: reason)
+    monkeypatch.setattr("stages.stage.named_device", lambda: None)
     assert run_command(monkeypatch, verify.main, copy_run(finished, tmp_path)) == 0
     first, *others = capsys.readouterr().out.splitlines()
     num_threads = torch.get_num_threads()
@@ -65,7 +65,7 @@ def test_first_line_names_device_processes_and_precision(tmp_path, monkeypatch, 
 def test_load_that_leaves_too_few_cores_is_shown(
     tmp_path, monkeypatch, capsys, finished, num_free, num_threads, is_shown
 ):
-    monkeypatch.setattr(command, "num_free_cores", lambda: num_free)
+    monkeypatch.setattr("stages.stage.num_free_cores", lambda: num_free)
     monkeypatch.setattr(torch, "get_num_threads", lambda: num_threads)
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
     assert run_command(monkeypatch, verify.main, copy_run(finished, tmp_path)) == 0

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import torch
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+from tqdm import tqdm
 
 from pipeline.preview import planned_outputs
 from pipeline.resolve import resolve
@@ -174,4 +175,4 @@ def counted(count: int, noun: str) -> str:
 def show_warning(message: Warning | str, category: type[Warning], *location: object, **details: object) -> None:
     """Print a warning of rank 0 in one line; takes the place of `warnings.showwarning`."""
     if is_rank_zero():
-        print(f"warning: {message}", file=sys.stderr)
+        tqdm.write(f"warning: {message}", file=sys.stderr)  # above a bar, if there is one
