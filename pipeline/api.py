@@ -6,7 +6,7 @@ normalization. Networks are copied and stay as they were, except for the student
 `device` is the first network's.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from pipeline.data.loader import cache_limit_bytes, num_bytes, preload
 from pipeline.data.shard_set import ShardSet
-from pipeline.data.shards import is_packed, pack, read_manifest, remove_parts
+from pipeline.data.shards import is_packed, pack, remove_parts
 from pipeline.distillation.state import TrainState
 from pipeline.distillation.task import Task, build_distillation_loss
 from pipeline.distillation.train import train
 from pipeline.evaluation.evaluate import EvalReport, EvaluationConfig
 from pipeline.evaluation.evaluate import evaluate as evaluate_classifiers
 from pipeline.evaluation.scores import Scorers
-from pipeline.identity import IDENTITY_FILE, module_images_identity
+from pipeline.identity import module_images_identity
 from pipeline.keywords import (
     BATCH_SIZE,
     DistillKeywords,
@@ -50,12 +50,11 @@ from pipeline.models.inheritance import inherit_weights
 from pipeline.models.modules import as_classifier
 from pipeline.runtime.config import to_plain
 from pipeline.runtime.distributed import DistributedContext
-from pipeline.runtime.files import read_json
 from pipeline.runtime.fingerprint import require_same_identity
 from pipeline.runtime.ranges import batch_ranges
 from pipeline.runtime.recorder import Progress, open_recorder
 from pipeline.runtime.seeds import derive_seed
-from pipeline.sets import write_identity
+from pipeline.sets import stored_identity, write_identity
 from pipeline.synthesis.batches import Monitor, invert_batch, make_batches
 from pipeline.synthesis.config import InversionConfig
 from pipeline.synthesis.objective import Networks, Objective, open_objective
@@ -121,7 +120,8 @@ def synthesize(
     identity = module_images_identity(config, images, seed, scorers, map(shared.frozen, ensemble))
     facts = manifest_facts(config, images) | {"round": 0, "teacher": identity["teacher"]["network"]}
     facts |= _classes(scorers.teacher, keywords.get("class_titles"))
-    _require_same(folder, identity)
+    if (existing := stored_identity(folder)) is not None:
+        require_same_identity(str(folder), existing, identity)
     specs = plan_batches(config, images.num_classes, seed, 0)
     if missing := missing_batches(folder, specs):
         with _open_objective(teacher, ensemble, shared, config.inversion) as objective:
@@ -218,15 +218,6 @@ def _open_objective(
     networks = Networks(teacher=teacher, ensemble=others, classes=classes)
     with open_objective(networks, config, (shared.shape[1], shared.shape[2])) as objective:
         yield objective
-
-
-def _require_same(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Raise ConfigError when the folder holds images, or parts of them, of another identity."""
-    path = folder / IDENTITY_FILE
-    if is_packed(folder):
-        require_same_identity(str(folder), read_manifest(folder)["identity"], identity)
-    elif path.exists():
-        require_same_identity(str(folder), read_json(path), identity)
 
 
 def _classes(teacher: Classifier, class_titles: Sequence[str] | None) -> dict[str, Any]:

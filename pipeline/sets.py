@@ -28,8 +28,25 @@ def next_set(config: RunConfig, round_index: int) -> tuple[SynthesisConfig, Path
         steps, folder = steps[steps.index(existing) + 1 :], growth_folder(folder)
     if not steps:
         return None
-    _require_same_images(config, folder, synthesis_identity(config, round_index, steps[0]))
+    if (existing_identity := stored_identity(folder)) is not None:
+        _require_same(config, folder, existing_identity, synthesis_identity(config, round_index, steps[0]))
     return steps[0], folder
+
+
+def stored_identity(folder: Path) -> dict[str, Any] | None:
+    """The identity of the images, or parts of them, in a folder; None if it holds none.
+
+    Raises ConfigError when parts have none.
+    """
+    if is_packed(folder):
+        identity: dict[str, Any] = read_manifest(folder)["identity"]
+        return identity
+    if not any((folder / "parts").glob("*.tar")):
+        return None
+    path = folder / IDENTITY_FILE
+    if not path.exists():
+        raise ConfigError(f"{folder} holds parts without {IDENTITY_FILE}, so their identity is unknown; remove it")
+    return read_json(path)
 
 
 def require_same_outputs(config: RunConfig, last_round: int) -> None:
@@ -59,17 +76,6 @@ def _existing_set(config: RunConfig, round_index: int, identity: Mapping[str, An
     current = synthesis_identity(config, round_index, step)
     _require_same(config, config.round_folder(round_index), identity, current)
     return step
-
-
-def _require_same_images(config: RunConfig, folder: Path, identity: Mapping[str, Any]) -> None:
-    """Raise ConfigError, with the keys that differ, when images in the folder have another identity."""
-    if is_packed(folder):
-        _require_same(config, folder, read_manifest(folder)["identity"], identity)
-    elif any((folder / "parts").glob("*.tar")):
-        path = folder / IDENTITY_FILE
-        if not path.exists():
-            raise ConfigError(f"{folder} holds parts without {IDENTITY_FILE}, so their identity is unknown; remove it")
-        _require_same(config, folder, read_json(path), identity)
 
 
 def _require_same(config: RunConfig, folder: Path, existing: Mapping[str, Any], current: Mapping[str, Any]) -> None:
