@@ -214,10 +214,12 @@ def _fused_bytes(graph: torch.fx.GraphModule, examples: Sequence[Any], *, is_bac
 def open_inversion(config: RunConfig, scale: float) -> Iterator[Step]:
     """The step of inversion in a phase of `scale`."""
     inversion = replace(config.synthesis.inversion, precision="bfloat16", compile=False)
-    height, width = scaled_size(scale, config.images.size)
+    height, width = scaled_size(inversion.view_scale, scaled_size(scale, config.images.size))
     labels = torch.zeros(config.synthesis.batch_size, dtype=torch.long)
     view = torch.zeros(len(labels), config.images.channels, height, width, requires_grad=True)
-    with open_objective(Networks(teacher=_teacher(config)), inversion, config.images.size) as objective:
+    classes = None if config.class_labels is None else torch.tensor(config.class_labels)
+    networks = Networks(teacher=_teacher(config), classes=classes)
+    with open_objective(networks, inversion, config.images.size) as objective:
         yield lambda view, labels: objective.loss(view, labels)[0], [view, labels]
 
 
@@ -225,14 +227,24 @@ def open_inversion(config: RunConfig, scale: float) -> Iterator[Step]:
 def open_distillation(config: RunConfig) -> Iterator[Step]:
     """The step of distillation of a batch on one device."""
     distill = replace(config.distill, precision="bfloat16", compile=False)
-    student = build_classifier(replace(config.student, weights=None), config.images).train()
-    task = Task(student, build_distillation_loss(_teacher(config), distill), distill, config.seed, "distill")
-    view = torch.zeros(distill.batch_size, *config.images.shape)
-    yield task.forward, [view, torch.zeros(distill.batch_size, config.images.num_classes)]
+    student = build_classifier(replace(config.student, weights=None), config.student_images).train()
+    task = Task(
+        student,
+        build_distillation_loss(_teacher(config, config.class_labels), distill),
+        distill,
+        config.seed,
+        "distill",
+    )
+    height, width = scaled_size(distill.augment.view_scale, config.images.size)
+    view = torch.zeros(distill.batch_size, config.images.channels, height, width)
+    yield task.forward, [view, torch.zeros(distill.batch_size, student.num_classes)]
 
 
-def _teacher(config: RunConfig) -> Classifier:
-    return build_classifier(replace(config.teacher, weights=None), config.images).freeze()
+def _teacher(config: RunConfig, classes: Sequence[int] | None = None) -> Classifier:
+    teacher = build_classifier(replace(config.teacher, weights=None), config.images).freeze()
+    if classes is not None:
+        teacher.classes = torch.tensor(classes)
+    return teacher
 
 
 def forecast(config: RunConfig, sizes: Mapping[str, StepSize], gpu: Gpu, num_gpus: int) -> dict[str, Any]:

@@ -66,7 +66,7 @@ class Estimate:
             *([synthesis] if self.num_files else []),
             f"distillation  {distillation}, {self.trained_images_per_s:,.0f} images per second",
             f"compilation   {duration(self.compile_s)} of it, once for each process",
-            f"memory        {size(self.peak_memory_bytes)} at most, as far as these steps show",
+            f"memory        {size(self.peak_memory_bytes)} for each process at most, as far as these steps show",
             *([disk] if self.num_files else []),
         ]
 

@@ -8,7 +8,17 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.full_size import CONFIG, ByteCounter, Gpu, StepSize, count_compiled, forecast, measure_step
+from benchmarks.full_size import (
+    CONFIG,
+    ByteCounter,
+    Gpu,
+    StepSize,
+    count_compiled,
+    forecast,
+    measure_step,
+    open_distillation,
+    open_inversion,
+)
 from pipeline.run import load_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
@@ -103,3 +113,16 @@ def test_forecast_takes_the_slower_of_arithmetic_and_memory_for_each_step():
 
 def test_largest_batch_fits_in_the_memory():
     assert step_size(flops=0, moved=0).largest_batch(GPU) == 30
+
+
+def test_steps_have_the_views_and_outputs_of_the_run():
+    settings = ["classes=[5,3,1]", "synthesis.num_images=8", "synthesis.batch_size=4", "distill.batch_size=8"]
+    scales = ["synthesis.inversion.view_scale=0.25", "distill.augment.view_scale=0.25"]
+    config = load_run(CONFIG, [*settings, *scales])
+    with FakeTensorMode():
+        with open_inversion(config, 0.5) as (function, (view, labels)):
+            assert view.shape == (4, 3, 28, 28)
+            assert function(view, labels).shape == ()
+        with open_distillation(config) as (function, (view, logits)):
+            assert view.shape == (8, 3, 56, 56) and logits.shape == (8, 3)
+            assert function(view, logits).shape == ()
