@@ -72,6 +72,12 @@ def compare_arguments(parser: ArgumentParser) -> None:
         "--checkpoints-dir", type=Path, default=Path("checkpoints"), metavar="FOLDER", help="the folder of the runs"
     )
     parser.add_argument(
+        "--shards-dir",
+        type=Path,
+        metavar="FOLDER",
+        help="the folder of the images of runs that are not evaluated",
+    )
+    parser.add_argument(
         "--output", type=Path, metavar="FOLDER", help="the folder to write to, by default that of the runs"
     )
 

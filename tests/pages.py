@@ -16,6 +16,8 @@ from pipeline.report.record import RoundRecord, RunRecord, StoredImage
 from pipeline.report.report import render_report
 
 NO_END_TAG = ("meta", "img", "link")
+# The caption of the first table of a comparison.
+DIFFERENT_KEYS = "Keys whose values differ; a dash is a key that a run does not have"
 
 
 class Page(HTMLParser):
