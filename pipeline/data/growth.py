@@ -1,8 +1,7 @@
 """Growth of a complete set: the added images are made as a set of their own, which then joins the one that exists.
 
-The shards that exist stay as they are. For whoever reads the manifest, the set is complete at its former size until the
-manifest is replaced. Programs that list the tars, or read `_info.json`, can see some of the added ones while it joins,
-which takes a moment.
+The shards that exist stay as they are. Readers of the manifest see the set at its former size until the manifest is
+replaced. Programs that list the tars, or read `_info.json`, can see added shards in the moment in which they join.
 """
 
 import os

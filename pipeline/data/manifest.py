@@ -1,4 +1,4 @@
-"""The manifest of a set of images: the form that it must have, whoever wrote it, and the names of files and images."""
+"""The manifest of a set of images, which can come from anywhere: its form, and the names of files and images in it."""
 
 import json
 import re
@@ -13,7 +13,7 @@ SPLIT = "train"
 CLASS_DIGITS = 4
 # With more classes, names would not sort by label.
 MAX_CLASSES = 10**CLASS_DIGITS
-# The types of the keys of a manifest, and of a shard in it. `classes` and `class_titles` may be missing (see `parse`).
+# The types of the keys of a manifest, and of a shard in it. `classes` and `class_titles` may be missing.
 KEYS: dict[str, type] = {
     "fingerprint": str,
     "identity": dict,
@@ -62,7 +62,7 @@ def parse_manifest(content: bytes) -> dict[str, Any]:
         raise ValueError("it is no object")
     if manifest.get("format") != FORMAT:
         raise ValueError(f"it has format {manifest.get('format')!r}, this version reads {FORMAT}")
-    for fault in _faults(manifest):
+    if fault := next(_faults(manifest), None):
         raise ValueError(fault)
     manifest.setdefault("classes", list(range(manifest["num_classes"])))
     manifest.setdefault("class_titles", list(map(str, manifest["classes"])))
@@ -70,7 +70,7 @@ def parse_manifest(content: bytes) -> dict[str, Any]:
 
 
 def _faults(manifest: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong; each check relies on those before it, so only the first fault may be asked for."""
+    """What is wrong; only the first fault may be asked for, since each check relies on those before it."""
     yield from _type_faults(manifest, KEYS, "")
     yield from _fact_faults(manifest)
     shards = manifest["shards"]
@@ -107,19 +107,21 @@ def _shard_faults(entry: Any, num_classes: int, name: str) -> Iterator[str]:
     if not _is(entry, dict):
         yield f"{name}: no object"
     yield from _type_faults(entry, SHARD_KEYS, f"{name}.")
-    label, keys, sizes = entry["class"], entry["keys"], entry["sizes"]
+    label, keys, offsets, sizes = (entry[key] for key in ("class", "keys", "offsets", "sizes"))
     if not 0 <= label < num_classes:
         yield f"{name}.class: {label} is not in 0..{num_classes - 1}"
     folder = class_folder(label)
     if not re.fullmatch(rf"{SPLIT}/{folder}-[0-9]{{5,}}\.tar", entry["file"]):
         yield f"{name}.file: {entry['file']!r} is not the name of a shard of class {label}, {shard_name(label, 0)}"
-    if not (len(keys) == len(entry["offsets"]) == len(sizes) == entry["count"] > 0):
+    if not (len(keys) == len(offsets) == len(sizes) == entry["count"] > 0):
         yield f"{name}: keys, offsets and sizes are not `count` values each"
     form = re.compile(rf"{folder}/[0-9]{{6,}}")
     if not all(_is(key, str) and form.fullmatch(key) for key in keys):
         yield f"{name}.keys: not all have the form {image_key(label, 0)}"
-    if not all(_is(value, int) and value >= 0 for value in (*entry["offsets"], *sizes)):
+    if not all(_is(value, int) and value >= 0 for value in (*offsets, *sizes)):
         yield f"{name}: an offset or a size is no number of bytes"
+    if any(offset + size > entry["bytes"] for offset, size in zip(offsets, sizes, strict=True)):
+        yield f"{name}: an image ends behind the {entry['bytes']} bytes of the file"
 
 
 def _type_faults(mapping: Mapping[str, Any], types: Mapping[str, type], prefix: str) -> Iterator[str]:

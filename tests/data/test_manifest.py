@@ -82,6 +82,7 @@ def test_every_value_that_is_read_fits(manifest, key, value, message):
         ("offsets", [-1, 0]),
         ("sizes", [1, 2, 3]),
         ("sizes", [1, 2.5]),
+        ("sizes", [1, 10**18]),
     ],
 )
 def test_every_shard_fits_its_class_and_no_name_leads_elsewhere(manifest, key, value):
