@@ -59,7 +59,7 @@ def _teacher_recipe(config: RunConfig) -> dict[str, Any]:
 def synthesis_identity(config: RunConfig, round_index: int, synthesis: SynthesisConfig | None = None) -> dict[str, Any]:
     """What the images of a round depend on, including the recipe of the student that takes part in it, if one does.
 
-    Of a set that grows, `synthesis` is one of `config.synthesis.growth`, by default the last.
+    `synthesis` is a step of the set's growth, one of `config.synthesis.growth`, by default the last.
     """
     plain = to_plain(synthesis or config.synthesis)
     if not plain["grown_from"]:

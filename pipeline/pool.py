@@ -75,15 +75,11 @@ class Pool:
     @cached_property
     def _given_labels(self) -> Mapping[Path, list[int]]:
         """For each folder of `distill.shards`, the label in the run of each of its labels."""
-        config, labels = self._config, self._config.class_labels
+        config = self._config
         if not config.distill.shards:
             return {}
-        classes = RunClasses(
-            images=config.images,
-            labels=range(config.images.num_classes) if labels is None else labels,
-            titles=config.class_titles,
-        )
-        in_run = labels_in_run({name: config.given_folder(name) for name in config.distill.shards}, classes)
+        folders = {name: config.given_folder(name) for name in config.distill.shards}
+        in_run = labels_in_run(folders, run_classes(config))
         return dict(zip(config.image_folders(0), in_run, strict=True))
 
     def _require_batch(self, num_images: int) -> None:
@@ -92,6 +88,16 @@ class Pool:
                 f"distill.batch_size: {self._config.distill.batch_size} is larger than the {num_images} images of "
                 "distill.shards; lower it or name more sets"
             )
+
+
+def run_classes(config: RunConfig) -> RunClasses:
+    """The classes that sets of `distill.shards` must have."""
+    labels = config.class_labels
+    return RunClasses(
+        images=config.images,
+        labels=range(config.images.num_classes) if labels is None else labels,
+        titles=config.class_titles,
+    )
 
 
 def _concatenated(first: ArrayImages, second: ArrayImages) -> ArrayImages:

@@ -1,23 +1,32 @@
 """The quality of a round's synthetic images, or of any folder of shards; with real images, also beside them."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from pipeline.data.image_sets import ImageSet, load_images
+from pipeline.data.loader import evenly_spaced
 from pipeline.data.shards import read_manifest
 from pipeline.evaluation.features import Features, extract_features, last_linear
-from pipeline.evaluation.set_quality import MAX_IMAGES, compare_sets, own_scores, smallest_class
+from pipeline.evaluation.set_quality import (
+    MAX_IMAGES,
+    compare_sets,
+    own_scores,
+    require_comparable,
+    smallest_class,
+)
 from pipeline.models.classifier import Classifier, load_frozen
 from pipeline.run import RunConfig
-from pipeline.runtime.ranges import batch_ranges
 from pipeline.runtime.seeds import make_generator
 from pipeline.session import Session
 from pipeline.synthesis.statistics import has_batch_norm, pool_statistics
 from pipeline.synthesis.terms import layer_divergence
+
+Result = TypeVar("Result")
 
 # The scores in the order of the table, with their titles and what is good.
 TITLES = {
@@ -77,21 +86,21 @@ def quality_path(config: RunConfig, round_index: int) -> Path:
 def measure_quality(session: Session, folder: Path) -> Quality:
     """Score the images of a folder of shards, in the features of the network that the config names.
 
-    Warns if the test images cannot be read, and then leaves out what needs real images. Raises ShardError for a folder
-    without a complete set, ValueError when torchmetrics is missing or a set is too small.
+    Warns if the test images cannot be read, or if the sets cannot be compared, and then leaves out what needs that.
+    Raises ShardError for a folder without a complete set.
     """
     config, num_neighbors = session.config, session.config.evaluation.quality.num_neighbors
     name, network = _choose_network(session)
     layer, manifest = last_linear(network, config.images.shape), read_manifest(folder)
     shards = replace(config.data, test=f"shards:{folder}")
-    synthetic = _pass(config, network, layer, load_images(shards, "test", config.images, config.class_labels))
-    real, distances, real_distances = None, {}, {}
-    try:
-        images = load_images(config.data, "test", config.images, config.class_labels)
-    except ValueError as error:
-        warnings.warn(f"the set is scored without real images: {error}", stacklevel=2)
-    else:
-        real = _pass(config, network, layer, images)
+    images = load_images(shards, "test", config.images, config.class_labels)
+    real_images = _or_warn(lambda: load_images(config.data, "test", config.images, config.class_labels))
+    # Both before the passes, which can take long.
+    are_comparable = real_images is not None and _are_comparable(images, real_images, num_neighbors)
+    synthetic = _pass(config, network, layer, images)
+    real = None if real_images is None else _or_warn(lambda: _pass(config, network, layer, real_images))
+    distances, real_distances = {}, {}
+    if real is not None and are_comparable:
         distances = compare_sets(synthetic.features.values, real.features.values, num_neighbors)
         order = torch.randperm(len(real), generator=make_generator(config.seed, "quality"))
         halves = [real.features.values[order[i::2]] for i in range(2)]
@@ -111,6 +120,26 @@ def measure_quality(session: Session, folder: Path) -> Quality:
         synthetic=synthetic.scores(num_per_class) | distances,
         real={} if real is None else real.scores(num_per_class) | real_distances,
     )
+
+
+def _or_warn(read: Callable[[], Result]) -> Result | None:
+    """What `read` returns of real images; None, with a warning, if they cannot be read."""
+    try:
+        return read()
+    except ValueError as error:
+        warnings.warn(f"the set is scored without real images: {error}", stacklevel=3)
+        return None
+
+
+def _are_comparable(images: ImageSet, real_images: ImageSet, num_neighbors: int) -> bool:
+    """Whether the distances of the sets can be measured; warns if not."""
+    num_synthetic, num_real = (min(MAX_IMAGES, len(one.labels)) for one in (images, real_images))
+    try:
+        require_comparable(num_synthetic, num_real, num_neighbors)
+    except ValueError as error:
+        warnings.warn(f"the set is not compared with the real images: {error}", stacklevel=3)
+        return False
+    return True
 
 
 def _choose_network(session: Session) -> tuple[str, Classifier]:
@@ -141,9 +170,8 @@ class _Pass:
 
 def _pass(config: RunConfig, network: Classifier, layer: str, images: ImageSet) -> _Pass:
     """Send evenly spaced images of a set through a network."""
-    count = min(len(images.labels), MAX_IMAGES)
-    indices = torch.linspace(0, len(images.labels) - 1, count, dtype=torch.float64).round().long().tolist()
-    batches = [indices[r.start : r.stop] for r in batch_ranges(count, config.evaluation.batch_size)]
+    indices = evenly_spaced(len(images.labels), MAX_IMAGES)
+    batches = [batch.tolist() for batch in torch.split(indices, config.evaluation.batch_size)]
     if not has_batch_norm(network):
         return _Pass(features=extract_features(network, layer, images, batches), bn_divergence=None)
     with pool_statistics(network.network) as pooled:

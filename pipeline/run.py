@@ -10,9 +10,9 @@ import yaml
 from pipeline.data.class_names import ClassNames, choose_classes
 from pipeline.data.codec import PILLOW_MODES
 from pipeline.data.image_sets import DataConfig
+from pipeline.data.manifest import MAX_CLASSES
 from pipeline.data.mirrors import warn_of_mirrors
 from pipeline.data.remote import is_remote, local_folder
-from pipeline.data.shards import MAX_CLASSES
 from pipeline.distillation.config import DistillConfig, TrainingConfig
 from pipeline.evaluation.evaluate import EvaluationConfig
 from pipeline.models.config import ImageConfig, ModelConfig

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.growth import growth_folder, sizes_so_far
-from pipeline.data.shards import is_packed, read_manifest
+from pipeline.data.shards import GROWTH, is_packed, read_manifest
 from pipeline.identity import CONFIG_FILE, IDENTITY_FILE, is_student_finished, synthesis_identity
 from pipeline.run import RunConfig
 from pipeline.runtime.config import ConfigError, to_plain
@@ -69,6 +69,12 @@ def require_complete_set(config: RunConfig, round_index: int, identity: Mapping[
         )
 
 
+def write_identity(folder: Path, identity: Mapping[str, Any], config_yaml: str) -> None:
+    """Write the resolved configuration and the identity of the images that the folder will hold."""
+    write_text(folder / CONFIG_FILE, config_yaml)
+    write_json(folder / IDENTITY_FILE, to_plain(identity))
+
+
 def _existing_set(config: RunConfig, round_index: int, identity: Mapping[str, Any]) -> SynthesisConfig:
     """The step of `config.synthesis.growth` at which the set of a round is; ConfigError if it has another identity."""
     sizes, steps = sizes_so_far(identity), config.synthesis.growth
@@ -87,7 +93,7 @@ def _fix(config: RunConfig, folder: Path, existing: Mapping[str, Any], current: 
     *_, num_images = sizes_so_far(existing)
     if fingerprint(_without_sizes(existing)) != fingerprint(_without_sizes(current)):
         return FIX
-    if not is_packed(folder):
+    if folder.name == GROWTH or not is_packed(folder):
         return f"Finish these images with synthesis.num_images={num_images} and raise it then, or remove {folder}"
     if config.synthesis.num_images < num_images:
         return f"A set grows, but does not shrink: set synthesis.num_images={num_images} or more, or another `name`"
@@ -99,9 +105,3 @@ def _fix(config: RunConfig, folder: Path, existing: Mapping[str, Any], current: 
 def _without_sizes(identity: Mapping[str, Any]) -> dict[str, Any]:
     synthesis = {k: v for k, v in identity.get("synthesis", {}).items() if k not in ("num_images", "grown_from")}
     return {**identity, "synthesis": synthesis}
-
-
-def write_identity(folder: Path, identity: Mapping[str, Any], config_yaml: str) -> None:
-    """Write the resolved configuration and the identity of the images that the folder will hold."""
-    write_text(folder / CONFIG_FILE, config_yaml)
-    write_json(folder / IDENTITY_FILE, to_plain(identity))

@@ -1,28 +1,39 @@
 """Remove the shards and checkpoints of one run."""
 
 import shutil
+import warnings
 from argparse import Namespace
+from contextlib import ExitStack
 from pathlib import Path
 
 from pipeline.distillation.state import state_path
 from pipeline.quality import quality_path
 from pipeline.run import RunConfig
-from pipeline.runtime.files import temporary_path
-from pipeline.session import Session
+from pipeline.runtime.environment import is_rank_zero
+from pipeline.runtime.files import exclusive_lock, temporary_path
 from pipeline.synthesis.pictures import PREVIEW, evolution_name, grid_name, picture_path
-from stages.stage import LOCK_NAME, run_stage
+from stages.stage import LOCK_NAME, read_config, show_warning
 
 
 def main(arguments: Namespace) -> None:
-    """Remove the outputs of a run, or print what would be removed."""
-    run_stage(remove, arguments, preview=planned_removals)
-
-
-def remove(session: Session, round_index: int | None = None) -> None:
-    """Remove both output folders of the run; with `round_index`, only the outputs of that round."""
-    if not session.context.is_main_process:
+    """Remove the outputs of a run, or print what would be removed; needs no device and reads no output."""
+    warnings.showwarning = show_warning
+    config = read_config(arguments)
+    if not is_rank_zero():
         return
-    outputs = _existing_outputs(session.config, round_index)
+    if arguments.dry_run:
+        outputs = _existing_outputs(config, arguments.round)
+        print(*([f"clean: would remove {path}" for path in outputs] or ["clean: nothing to remove"]), sep="\n")
+        return
+    with ExitStack() as resources:
+        for folder in {f.resolve(): f for f in (config.checkpoints, config.shards)}.values():  # may be equal
+            resources.enter_context(exclusive_lock(folder / LOCK_NAME))
+        remove(config, arguments.round)
+
+
+def remove(config: RunConfig, round_index: int | None = None) -> None:
+    """Remove both output folders of the run; with `round_index`, only the outputs of that round."""
+    outputs = _existing_outputs(config, round_index)
     for path in outputs:
         if path.is_dir():
             shutil.rmtree(path)
@@ -31,12 +42,6 @@ def remove(session: Session, round_index: int | None = None) -> None:
         print(f"clean: removed {path}")
     if not outputs:
         print("clean: nothing to remove")
-
-
-def planned_removals(config: RunConfig, arguments: Namespace) -> list[str]:
-    """What `remove` would remove, for `--dry-run`."""
-    outputs = _existing_outputs(config, arguments.round)
-    return [f"clean: would remove {path}" for path in outputs] or ["clean: nothing to remove"]
 
 
 def _existing_outputs(config: RunConfig, round_index: int | None) -> list[Path]:

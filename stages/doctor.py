@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pipeline.doctor.examine import examine
 from pipeline.doctor.findings import Finding, problem
 from pipeline.runtime.distributed import DistributedContext, exit_process, open_distributed
-from pipeline.runtime.environment import is_color_wanted, is_rank_zero, launcher_reports_errors
+from pipeline.runtime.environment import is_color_wanted, is_rank_zero, launcher_reports_errors, ranks_of_torchrun
 from stages.outcome import FAILED
 from stages.stage import read_config, show_warning
 
@@ -33,7 +33,10 @@ def main(arguments: Namespace) -> None:
             context = resources.enter_context(open_distributed())
         except ValueError as error:
             if not is_rank_zero():
-                exit_process(FAILED)
+                _, size, _, local_size = ranks_of_torchrun()
+                if size > local_size:  # rank 0 may be on a machine without this error, and would wait
+                    exit_process(FAILED)
+                return  # rank 0 has met the same error; a failure here would end it before it has reported
             report(problem("device", f"{error}; the other checks use the CPU"))
             context = DistributedContext()
         if context.is_main_process:

@@ -39,7 +39,7 @@ def main(session: Session, round_index: int | None = None) -> None:
         round_index = context.broadcast(_next_round(config))
     folder, was_complete = config.round_folder(round_index), True
     # All ranks use what rank 0 sees: on a network file system, they may see other files for a while.
-    while missing := context.broadcast(next_set(config, round_index)):
+    while missing := context.broadcast(next_set(config, round_index) if context.is_main_process else None):
         was_complete = False
         _make_set(session, round_index, *missing)
     if context.is_main_process:

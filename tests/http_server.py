@@ -12,7 +12,10 @@ from unittest import mock
 
 
 class FolderServer(ThreadingHTTPServer):
-    """Serves a folder; `requests` lists the paths, `status` gives the next answers of a path, `delay_s` waits."""
+    """Serves a folder; `requests` lists the paths, `status` gives the next answers of a path, `delay_s` waits.
+
+    The next `num_cut` answers of a path break off in the middle.
+    """
 
     daemon_threads = True
     request_queue_size = 64
@@ -21,6 +24,7 @@ class FolderServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), functools.partial(_Handler, directory=str(folder)))
         self.requests: list[str] = []
         self.status: dict[str, list[int]] = {}
+        self.num_cut: dict[str, int] = {}
         self.delay_s = 0.0
 
     @property
@@ -36,6 +40,13 @@ class _Handler(SimpleHTTPRequestHandler):
         time.sleep(self.server.delay_s)
         if answers := self.server.status.get(self.path):
             self.send_error(answers.pop(0))
+        elif self.server.num_cut.get(self.path):
+            self.server.num_cut[self.path] -= 1
+            content = Path(self.translate_path(self.path)).read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content[: len(content) // 2])
         else:
             super().do_GET()
 

@@ -38,11 +38,13 @@ def given_identity(folders: Mapping[str, Path]) -> dict[str, Any]:
     return {str(i): content_identity(read_given(*item)) for i, item in enumerate(folders.items())}
 
 
-def labels_in_run(folders: Mapping[str, Path], classes: RunClasses) -> list[list[int]]:
+def labels_in_run(
+    folders: Mapping[str, Path], classes: RunClasses, *, needs_all_classes: bool = True
+) -> list[list[int]]:
     """For each set, the label in the run of each of its labels.
 
     Raises ShardError when images have another shape or are of classes that the run has not, when no set has images of
-    a class, and when a shard is missing or has another size than its manifest states.
+    a class (unless other sets may have them), and when a shard is missing or has another size than its manifest states.
     """
     labels, existing = [], set()
     for name, folder in folders.items():
@@ -53,7 +55,7 @@ def labels_in_run(folders: Mapping[str, Path], classes: RunClasses) -> list[list
         existing |= {in_run[entry["class"]] for entry in manifest["shards"]}
         labels.append(in_run)
     missing = [_named(i, classes) for i in range(len(classes.labels)) if i not in existing]
-    if missing:
+    if missing and needs_all_classes:
         raise ShardError(
             f"{KEY}: no set has images of {listed(missing)}; add one that has, or name the other classes alone under "
             "`classes`"
@@ -78,9 +80,7 @@ def _check_fit(name: str, manifest: Mapping[str, Any], images: ImageConfig) -> N
 
 def _labels_of(name: str, manifest: Mapping[str, Any], classes: RunClasses) -> list[int]:
     """The label in the run of each label of a set; -1 for a class of which the set has no images."""
-    # Before version 8 of the method, labels were always those of the teacher.
-    teacher_labels = manifest.get("classes") or list(range(manifest["num_classes"]))
-    titles = manifest.get("class_titles") or list(map(str, teacher_labels))
+    teacher_labels, titles = manifest["classes"], manifest["class_titles"]
     position = {label: i for i, label in enumerate(classes.labels)}
     used = {entry["class"] for entry in manifest["shards"]}
     unknown = [f"{teacher_labels[i]} ({titles[i]})" for i in sorted(used) if teacher_labels[i] not in position]

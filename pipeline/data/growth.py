@@ -1,6 +1,7 @@
 """Growth of a complete set: the added images are made as a set of their own, which then joins the one that exists.
 
-The shards that exist stay as they are. The set is complete at its former size until the manifest is replaced.
+The shards that exist stay as they are. Readers of the manifest see the set at its former size until the manifest is
+replaced. Programs that list the tars, or read `_info.json`, can see added shards in the moment in which they join.
 """
 
 import os
@@ -11,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.card import CARD_FILES, write_card
-from pipeline.data.shards import GROWTH, MANIFEST, SPLIT, check_sizes, is_packed, read_manifest, shard_name
-from pipeline.runtime.files import sync, write_json
+from pipeline.data.manifest import SPLIT, shard_name
+from pipeline.data.shards import GROWTH, MANIFEST, check_sizes, is_packed, read_manifest
+from pipeline.runtime.files import sync, temporary_path, write_json
 
 
 def growth_folder(folder: Path) -> Path:
@@ -44,10 +46,14 @@ def join_growth(folder: Path) -> None:
 
 
 def remove_joined(folder: Path) -> None:
-    """Remove the folder of added images that are in the set; a process may have been killed before it did."""
+    """Remove the folder of added images that are in the set; a process may have been killed before or while it did."""
     growth = growth_folder(folder)
+    removed = temporary_path(growth)  # a folder that is half removed must not be taken for a growth that was begun
+    if removed.exists():
+        shutil.rmtree(removed)
     if is_packed(growth) and read_manifest(growth)["fingerprint"] == read_manifest(folder)["fingerprint"]:
-        shutil.rmtree(growth)
+        os.replace(growth, removed)
+        shutil.rmtree(removed)
 
 
 def _move_shards(folder: Path, manifest: dict[str, Any], added: dict[str, Any]) -> None:

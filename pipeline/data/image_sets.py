@@ -143,9 +143,7 @@ def _open(data: DataConfig, split: Split, images: ImageConfig, *, is_subset: boo
         image_set = open_tar(Path(name), images, _folder_options(data, images, is_subset))
     else:
         image_set = ShardSet([Path(name)])
-        # Before version 8 of the method, labels were always those of the teacher.
-        if classes := read_manifest(Path(name)).get("classes"):
-            image_set.labels = torch.tensor(classes)[image_set.labels]
+        image_set.labels = torch.tensor(read_manifest(Path(name))["classes"])[image_set.labels]
     _check_fit(image_set, source, images)
     return image_set
 

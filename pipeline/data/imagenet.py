@@ -4,7 +4,6 @@ import gzip
 import io
 import os
 import re
-import shutil
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from pipeline.runtime.files import temporary_path
+from pipeline.runtime.files import atomic_folder
 
 # Files of the devkit: the class number of every image, and the names of the classes.
 GROUND_TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
@@ -106,7 +105,7 @@ def sort_validation_images(archive: Path, wnids: Sequence[str], folder: Path) ->
     if folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"FOLDER: {folder} holds files already; remove it, or name another folder")
     missing = set(range(1, len(wnids) + 1))
-    with _atomic_folder(folder) as temporary:
+    with _open_target(folder) as temporary:
         for wnid in sorted(set(wnids)):
             (temporary / wnid).mkdir()
         for name, content in _read_images(archive):
@@ -147,16 +146,11 @@ def _read_images(archive: Path) -> Iterator[tuple[str, bytes]]:
 
 
 @contextmanager
-def _atomic_folder(folder: Path) -> Iterator[Path]:
-    """A new folder to write into; its name is `folder` as soon as the block ends without an exception."""
-    temporary = temporary_path(folder)
-    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process
+def _open_target(folder: Path) -> Iterator[Path]:
+    """The new `folder`, see `atomic_folder`, with an error that names the option."""
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        os.sync()  # all files at once, before their folder gets its name
-        os.replace(temporary, folder)
+        with atomic_folder(folder) as temporary:
+            yield temporary
+            os.sync()  # all files at once, before their folder gets its name
     except OSError as error:
         raise ValueError(f"FOLDER: {folder} was not written ({error})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

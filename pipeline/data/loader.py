@@ -25,6 +25,12 @@ READ_AHEAD_BYTES = 256 * 2**20
 CACHE_SHARE = 0.4
 
 
+def evenly_spaced(num_images: int, at_most: int) -> Tensor:
+    """The indices (N,) of evenly spaced images of a set, which may be sorted by class; N is at most `at_most`."""
+    count = min(num_images, at_most)
+    return torch.linspace(0, num_images - 1, count, dtype=torch.float64).round().long()
+
+
 def num_bytes(images: ImageSet) -> int:
     """The bytes of all images, decoded to uint8."""
     return len(images.labels) * images.batch([0]).numel()

@@ -4,6 +4,7 @@ import json
 import tarfile
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,29 +19,34 @@ MEMBERS_PER_SAMPLE = 3
 
 def read_metadata(path: Path, max_samples: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """The key and the metadata of the first samples of one tar, in file order; raises ShardError when it is damaged."""
-    try:
-        with tarfile.open(path, "r:") as tar:
-            files = ((member, tar.extractfile(member)) for member in tar if member.name.endswith(".json"))
-            for member, file in islice(files, max_samples):
-                assert file
-                yield member.name.partition(".")[0], json.load(file)
-    except (tarfile.TarError, OSError, ValueError) as error:
-        raise ShardError(f"{path} is damaged ({error}); remove it and {REMAKE}") from error
+    with _explain_damage(path), tarfile.open(path, "r:") as tar:
+        files = ((member, tar.extractfile(member)) for member in tar if member.name.endswith(".json"))
+        for member, file in islice(files, max_samples):
+            assert file
+            yield member.name.partition(".")[0], json.load(file)
 
 
 def read_samples(path: Path, label: int, image_format: ImageFormat, at_most: int) -> list[Sample]:
-    """The first samples of the shard of a class, with their metadata; reads no more of the file."""
+    """The first samples of the shard of a class, with their metadata; raises ShardError when it is damaged."""
     samples: dict[str, dict[str, bytes]] = defaultdict(dict)
-    with tarfile.open(path, "r:") as tar:
+    with _explain_damage(path), tarfile.open(path, "r:") as tar:
         for member in islice(tar, MEMBERS_PER_SAMPLE * at_most):
             key, _, extension = member.name.partition(".")
             samples[key][extension] = read_range(path, member.offset_data, member.size)
-    return [
-        Sample(
-            number=int(key.partition("/")[2]),
-            label=label,
-            image=members[EXTENSIONS[image_format]],
-            metadata=json.loads(members["json"]),
-        )
-        for key, members in samples.items()
-    ]
+        return [
+            Sample(
+                number=int(key.partition("/")[2]),
+                label=label,
+                image=members[EXTENSIONS[image_format]],
+                metadata=json.loads(members["json"]),
+            )
+            for key, members in samples.items()
+        ]
+
+
+@contextmanager
+def _explain_damage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (tarfile.TarError, OSError, ValueError, KeyError) as error:  # KeyError: a sample without one of its members
+        raise ShardError(f"{path} is damaged ({error}); remove it and {REMAKE}") from error

@@ -18,17 +18,12 @@ from webdataset import TarWriter
 
 from pipeline.data.card import write_card
 from pipeline.data.codec import EXTENSIONS, ImageFormat
+from pipeline.data.manifest import FORMAT, SPLIT, image_key, parse_manifest, shard_name
 from pipeline.runtime.config import to_plain
-from pipeline.runtime.files import atomic_file, read_json, read_range, sha256_of, write_json
+from pipeline.runtime.files import atomic_file, read_range, sha256_of, write_json
 from pipeline.runtime.fingerprint import fingerprint
 
-FORMAT = 1
-SPLIT = "train"
 MANIFEST = "manifest.json"
-# One shard holds one class. The name of the tar and the folder of its members are the class, padded to sort by label.
-CLASS_DIGITS = 4
-# With more classes, names would not sort by label.
-MAX_CLASSES = 10**CLASS_DIGITS
 GROWTH = "growth"
 # What to do after the folder of a damaged set is removed.
 REMAKE = "run the stage `synthesize` again"
@@ -49,8 +44,8 @@ class Sample:
 
     @property
     def key(self) -> str:
-        """`0003/000042`: class folder and image number; without dots, at which WebDataset splits names."""
-        return f"{self.label:0{CLASS_DIGITS}d}/{self.number:06d}"
+        """The name of the image in a set, see `manifest.image_key`."""
+        return image_key(self.label, self.number)
 
 
 @dataclass(frozen=True)
@@ -137,11 +132,6 @@ def pack(folder: Path, batch_indices: Iterable[int], identity: Mapping[str, Any]
     write_json(folder / MANIFEST, manifest, indent=None)
 
 
-def shard_name(label: int, number: int) -> str:
-    """The file of shard 0, 1, ... of a class, relative to the folder of its set."""
-    return f"{SPLIT}/{label:0{CLASS_DIGITS}d}-{number:05d}.tar"
-
-
 def _write_shard(path: Path, label: int, samples: list[tuple[str, _TarSample]], extension: str) -> dict[str, Any]:
     with atomic_file(path) as file, TarWriter(file, encoder=False, mtime=0) as tar:
         for key, sample in samples:
@@ -185,14 +175,16 @@ def remove_parts(folder: Path) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a complete round; ShardError when it is missing, damaged or of another format."""
-    path = folder / MANIFEST
+    """The manifest of a complete set, see `parse_manifest`; ShardError when it is missing, damaged or foreign."""
     if not is_packed(folder):
         raise ShardError(f"{folder} holds no complete synthetic dataset; run the stage `synthesize` first")
-    manifest = read_json(path)
-    if manifest.get("format") != FORMAT:
-        raise ShardError(f"{path} has format {manifest.get('format')!r}, this version reads {FORMAT}; synthesize again")
-    return manifest
+    path = folder / MANIFEST
+    try:
+        return parse_manifest(path.read_bytes())
+    except ValueError as error:
+        raise ShardError(
+            f"{path} is damaged, or no manifest of a set ({error}); remove {folder} and make or fetch the set again"
+        ) from error
 
 
 def content_identity(manifest: Mapping[str, Any]) -> dict[str, str]:

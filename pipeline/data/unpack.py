@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.codec import EXTENSIONS
-from pipeline.data.shards import CLASS_DIGITS, REMAKE, SPLIT, ShardError, content_identity, find_damage, read_manifest
+from pipeline.data.manifest import SPLIT, class_folder
+from pipeline.data.shards import REMAKE, ShardError, content_identity, find_damage, read_manifest
 from pipeline.runtime.files import (
     explain_os_errors,
     make_folder,
@@ -31,6 +32,8 @@ def unpack(folders: Sequence[Path], target: Path) -> bool:
     """
     manifests = [read_manifest(folder) for folder in folders]
     identity = {"sets": [content_identity(manifest) for manifest in manifests]}
+    if not target.name:
+        raise ValueError(f"FOLDER: {target} cannot be replaced by a complete folder at once; name a new one in it")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         if (target / RECORD).is_file() and read_json(target / RECORD) == identity:
             return False
@@ -45,8 +48,8 @@ def unpack(folders: Sequence[Path], target: Path) -> bool:
     for folder, manifest in zip(folders, manifests, strict=True):
         for entry in manifest["shards"]:
             _unpack_shard(folder / entry["file"], entry, temporary / SPLIT, EXTENSIONS[manifest["image_format"]])
-    titles = manifests[0].get("class_titles") or range(manifests[0]["num_classes"])
-    names = "".join(f"{label:0{CLASS_DIGITS}d} {title}\n" for label, title in enumerate(titles))
+    titles = manifests[0]["class_titles"]
+    names = "".join(f"{class_folder(label)} {title}\n" for label, title in enumerate(titles))
     write_text(temporary / CLASS_NAMES, names)
     os.sync()  # all files at once, before their folder gets its name
     with explain_os_errors(target):
@@ -66,7 +69,7 @@ def _open_temporary(target: Path, identity: dict[str, Any]) -> Path:
 
 
 def _unpack_shard(shard: Path, entry: dict[str, Any], folder: Path, extension: str) -> None:
-    make_folder(folder / f"{entry['class']:0{CLASS_DIGITS}d}")
+    make_folder(folder / class_folder(entry["class"]))
     for key, offset, size in zip(entry["keys"], entry["offsets"], entry["sizes"], strict=True):
         content, path = read_range(shard, offset, size), folder / f"{key}.{extension}"
         if path.is_file() and path.read_bytes() == content:

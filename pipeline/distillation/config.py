@@ -1,8 +1,10 @@
 """The `distill` and `teacher_training` sections of a configuration."""
 
+import os
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from pipeline.data.remote import check_address, is_remote
 from pipeline.data.views import AugmentConfig
 from pipeline.runtime.acceleration import Compile, Precision
 from pipeline.runtime.config import ConfigError
@@ -102,10 +104,14 @@ class DistillConfig(TrainingConfig):
             raise ConfigError(f"temperature: {self.temperature} must be positive")
         if self.label_weight < 0:
             raise ConfigError(f"label_weight: {self.label_weight} must be at least 0")
-        names = [name.rstrip("/") for name in self.shards]
-        for i, name in enumerate(names):
-            if not name or name in names[:i]:
-                raise ConfigError(f"shards: {self.shards[i]!r} is empty or named twice; remove it")
+        sets: set[str] = set()
+        for name in self.shards:
+            if is_remote(name):
+                check_address(name)
+            one = name.rstrip("/") if is_remote(name) else os.path.realpath(name)
+            if not name or one in sets:
+                raise ConfigError(f"shards: {name!r} is empty or named twice; remove it")
+            sets.add(one)
 
     def require_even_shares(self, num_processes: int) -> None:
         """Raise ConfigError unless so many processes can share a batch evenly, with at least two images for each."""

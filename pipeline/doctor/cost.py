@@ -37,21 +37,24 @@ def check_estimate(examination: Examination) -> Iterator[Finding]:
         yield warning("estimate", "not made, since teacher or student cannot be loaded; load them first")
         return
     synthesis, distill = config.synthesis, config.distill
-    inverting = _measure_inversion(examination)
     training = _measure_training(examination)
-    # A phase of half the side has a quarter of the pixels.
-    num_steps = sum(phase.steps * phase.scale**2 for phase in synthesis.inversion.phases)
-    synthesis_s = inverting.seconds * synthesis.num_images * num_steps / context.size
     distill_s = training.seconds * distill.batch_size * distill.steps / context.size
-    step_bytes = max(inverting.num_bytes * synthesis.batch_size, training.num_bytes * distill.batch_size / context.size)
+    step_bytes = training.num_bytes * distill.batch_size / context.size
+    times = f"{duration(distill_s)} of distillation"
+    if not distill.shards:
+        inverting = _measure_inversion(examination)
+        # A phase of half the side has a quarter of the pixels.
+        num_steps = sum(phase.steps * phase.scale**2 for phase in synthesis.inversion.phases)
+        synthesis_s = inverting.seconds * synthesis.num_images * num_steps / context.size
+        step_bytes = max(step_bytes, inverting.num_bytes * synthesis.batch_size)
+        times = f"{duration(synthesis_s)} of synthesis and {times}"
     needed, free = PEAK_FACTOR * step_bytes * context.local_size, free_memory_bytes(context.device)
     memory = f"a step takes about {size(round(needed))} of {size(free)} free memory"
-    times = f"about {duration(synthesis_s)} of synthesis and {duration(distill_s)} of distillation"
     if needed > free:
         fix = "lower synthesis.batch_size and distill.batch_size, or the number of processes"
-        yield problem("estimate", f"{memory}; {fix} ({times})")
+        yield problem("estimate", f"{memory}; {fix} (about {times})")
     else:
-        yield ok("estimate", f"{times}, uncompiled; {memory}; `make estimate` measures what compiling saves")
+        yield ok("estimate", f"about {times}, uncompiled; {memory}; `make estimate` measures what compiling saves")
 
 
 def _measure_inversion(examination: Examination) -> _Cost:

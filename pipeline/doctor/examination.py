@@ -1,6 +1,6 @@
 """`Examination`: what the checks of one run share."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -8,11 +8,10 @@ from torch import Tensor
 
 from pipeline.data.codec import to_unit
 from pipeline.data.image_sets import ImageSet
-from pipeline.data.loader import read_batches
+from pipeline.data.loader import evenly_spaced, read_batches
 from pipeline.models.classifier import Classifier
 from pipeline.run import RunConfig
 from pipeline.runtime.distributed import DistributedContext
-from pipeline.runtime.ranges import batch_ranges
 
 # Test images that the networks classify. So many tell accuracies of 88 and 91 % apart; large images are fewer.
 MAX_IMAGES, MIN_IMAGES, MAX_PIXELS = 1000, 200, 10_000_000
@@ -34,12 +33,11 @@ class Sample:
 
 
 def draw_sample(images: ImageSet) -> Sample:
-    """Evenly spaced images of a set, which may be sorted by class."""
+    """Evenly spaced images of a set."""
     num_pixels = images.batch([0])[0, 0].numel()
-    count = min(len(images.labels), MAX_IMAGES, max(MIN_IMAGES, MAX_PIXELS // num_pixels))
-    indices = torch.linspace(0, len(images.labels) - 1, count, dtype=torch.float64).round().long()
-    ranges: Sequence[range] = batch_ranges(count, PASS_IMAGES)
-    batches = [indices[r.start : r.stop].tolist() for r in ranges]
+    at_most = min(MAX_IMAGES, max(MIN_IMAGES, MAX_PIXELS // num_pixels))
+    indices = evenly_spaced(len(images.labels), at_most)
+    batches = [batch.tolist() for batch in torch.split(indices, PASS_IMAGES)]
     return Sample(pixels=torch.cat(list(read_batches(images, batches))), labels=images.labels[indices])
 
 
@@ -47,6 +45,8 @@ def draw_sample(images: ImageSet) -> Sample:
 class Examination:
     """A run on this machine, and what the checks so far have loaded.
 
+    `config` becomes the one that runs here: with the former sizes of its set, and without `auto`. `is_ready` is false
+    when a check has found that the stages would refuse it, so that their outputs have no identity to compare.
     `networks` are frozen, on the device, by their key; those that cannot be loaded are left out. `logits` (N, K) are
     theirs of the `sample`, with the preparation of the pixels that suits each best.
     """
@@ -56,6 +56,7 @@ class Examination:
     networks: dict[str, Classifier] = field(default_factory=dict)
     sample: Sample | None = None
     logits: dict[str, Tensor] = field(default_factory=dict)
+    is_ready: bool = True
 
     @property
     def device(self) -> torch.device:

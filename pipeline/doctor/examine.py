@@ -9,9 +9,8 @@ from pipeline.doctor.images import check_class_names, check_labels, check_test_i
 from pipeline.doctor.machine import check_acceleration, check_device, check_disk
 from pipeline.doctor.networks import check_batch_norm, check_networks
 from pipeline.doctor.normalization import check_normalization
-from pipeline.preview import planned_outputs
+from pipeline.doctor.outputs import check_images, check_outputs
 from pipeline.run import RunConfig
-from pipeline.runtime.config import ConfigError
 from pipeline.runtime.distributed import DistributedContext
 
 Check = Callable[[Examination], Iterable[Finding]]
@@ -27,7 +26,7 @@ def examine(config: RunConfig, context: DistributedContext) -> Iterator[Finding]
         try:
             yield from check(examination)
         except Exception as error:  # whatever stops one check, the others are of use
-            yield problem(subject, reason(error))
+            yield problem(subject, reason(error, "correct the code of your network, or else report it as a fault"))
 
 
 def _check_processes(examination: Examination) -> Iterator[Finding]:
@@ -37,27 +36,15 @@ def _check_processes(examination: Examination) -> Iterator[Finding]:
     yield ok("processes", f"{num_processes}, with {config.distill.batch_size // num_processes} images of a batch each")
 
 
-def _check_outputs(examination: Examination) -> Iterator[Finding]:
-    """Whether outputs of another configuration are in the way."""
-    config = examination.config
-    try:
-        num_existing = sum("exist" in line for line in planned_outputs(config))
-    except ConfigError as error:
-        yield problem("outputs", str(error))
-    except ValueError:  # a missing file, which the check of the networks has reported
-        return
-    else:
-        yield ok("outputs", f"in {config.shards} and {config.checkpoints}; {num_existing} exist")
-
-
 # The checks by their subject, in an order in which each finds what it needs of those before.
 CHECKS: dict[str, Check] = {
     "device": check_device,
     "processes": _check_processes,
+    "images": check_images,
     "precision": check_acceleration,
     "networks": check_networks,
     "disk": check_disk,
-    "outputs": _check_outputs,
+    "outputs": check_outputs,
     "batch norm": check_batch_norm,
     "class names": check_class_names,
     "test images": check_test_images,

@@ -30,10 +30,10 @@ class Finding:
         return f"{word}{self.subject:<{SUBJECT_WIDTH}}{' '.join(self.text.split())}"
 
 
-def reason(error: Exception) -> str:
-    """The text of an error; with its type if it is none of ours, which name the fix."""
+def reason(error: Exception, fix: str) -> str:
+    """The text of an error; with its type and `fix` if it is none of ours, which name the fix."""
     text = str(error)
-    return text if text and isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {text}"
+    return text if text and isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {text}; {fix}"
 
 
 def ok(subject: str, text: str) -> Finding:

@@ -3,18 +3,18 @@
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from pipeline.data.codec import encode_image, to_uint8
-from pipeline.data.shards import is_packed
+from pipeline.data.shards import is_packed, read_manifest
 from pipeline.distillation.config import TrainingConfig
 from pipeline.doctor.examination import Examination
 from pipeline.doctor.findings import Finding, ok, problem, warning
 from pipeline.estimate import num_files_of
-from pipeline.resolve import resolve
+from pipeline.resolve import with_acceleration
 from pipeline.run import RunConfig
 from pipeline.runtime.config import ConfigError
 from pipeline.runtime.environment import named_device
@@ -50,15 +50,16 @@ def check_device(examination: Examination) -> Iterator[Finding]:
 
 
 def check_acceleration(examination: Examination) -> Iterator[Finding]:
-    """What `precision` and `compile` are on this machine."""
-    config = examination.config
+    """What `precision` and `compile` are on this machine; the other checks get the configuration with them."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            resolved = resolve(config, examination.device)
+            resolved = with_acceleration(examination.config, examination.device)
         except ConfigError as error:
+            examination.is_ready = False
             yield problem("compiler", str(error))
             return
+    examination.config = resolved
     texts = dict.fromkeys(str(w.message) for w in caught)
     slow = [text for text in texts if ".precision:" in text]
     missing = [text for text in texts if text.startswith("compile:")]
@@ -66,6 +67,8 @@ def check_acceleration(examination: Examination) -> Iterator[Finding]:
         "synthesis": resolved.synthesis.inversion,
         "distillation": resolved.distill,
     }
+    if resolved.distill.shards:
+        del sections["synthesis"]
     if resolved.teacher_training:
         sections["teacher"] = resolved.teacher_training
     yield from [warning("precision", text) for text in slow] or [
@@ -81,17 +84,14 @@ def check_disk(examination: Examination) -> Iterator[Finding]:
     """Whether the output folders can be written, and have the bytes and files that the run needs."""
     config = examination.config
     folders = {"shards_dir": config.shards, "checkpoints_dir": config.checkpoints}
-    student = examination.networks.get("student")
-    bytes_per_parameter = CHECKPOINT_BYTES * config.synthesis.rounds + STATE_BYTES
-    needed = {
-        "shards_dir": _shard_bytes(config),
-        "checkpoints_dir": bytes_per_parameter * student.num_parameters if student else 0,
-    }
+    sizes = _missing_sets(examination)
+    num_files = num_files_of(config) + _num_parts(config) if sizes else 0
+    needed = {"shards_dir": _shard_bytes(config, sizes), "checkpoints_dir": _checkpoint_bytes(examination)}
     parents = {key: _existing_parent(folder) for key, folder in folders.items()}
     if os.stat(parents["shards_dir"]).st_dev == os.stat(parents["checkpoints_dir"]).st_dev:
         needed = dict.fromkeys(needed, sum(needed.values()))
     for key, parent in parents.items():
-        yield _disk_finding(key, parent, needed[key], _num_files(config) if key == "shards_dir" else 0)
+        yield _disk_finding(key, parent, needed[key], num_files if key == "shards_dir" else 0)
 
 
 def _disk_finding(key: str, parent: Path, needed_bytes: int, needed_files: int) -> Finding:
@@ -119,18 +119,42 @@ def _existing_parent(folder: Path) -> Path:
     return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
-def _shard_bytes(config: RunConfig) -> int:
-    """An upper bound of the bytes of the rounds to come: noise compresses badly; a round has its parts twice."""
+def _missing_sets(examination: Examination) -> list[int]:
+    """The images of each set that is to be made: of the rounds to come, or of each growth of the set that exists."""
+    config = examination.config
+    synthesis, folder = config.synthesis, config.round_folder(0)
+    if config.distill.shards:
+        return []
+    if synthesis.rounds > 1:
+        num_missing = sum(not is_packed(config.round_folder(r)) for r in range(synthesis.rounds))
+        return [synthesis.num_images // synthesis.rounds] * num_missing
+    # Without a readable manifest, the check of the images has named the problem.
+    num_existing = read_manifest(folder)["num_images"] if is_packed(folder) and examination.is_ready else 0
+    return [step.num_added for step in synthesis.growth if step.num_images > num_existing]
+
+
+def _checkpoint_bytes(examination: Examination) -> int:
+    """The bytes of the networks that are to be trained, and of the state of each training."""
+    config, networks = examination.config, examination.networks
+    num_saved = {"student": config.num_rounds, "teacher": 0 if examination.has_trained_teacher else 1}
+    return sum(
+        networks[key].num_parameters * (CHECKPOINT_BYTES * count + STATE_BYTES)
+        for key, count in num_saved.items()
+        if count and key in networks
+    )
+
+
+def _shard_bytes(config: RunConfig, sizes: Sequence[int]) -> int:
+    """An upper bound of the bytes of sets: noise compresses badly; the set in work has its parts beside its shards."""
     synthesis = config.synthesis
     shape = (NUM_ENCODED, *config.images.shape)
     noise = to_uint8(to_pixels(init_noise(shape, synthesis.inversion.init_noise, make_generator(0, "doctor"))))
     files = [encode_image(image, synthesis.image_format, synthesis.jpeg_quality) for image in noise]
     image_bytes = sum(map(len, files)) / len(files) + TAR_BYTES_PER_IMAGE
-    num_missing = sum(not is_packed(config.round_folder(r)) for r in range(synthesis.rounds))
-    num_rounds_at_once = num_missing + 1 if num_missing else 0
-    return round(image_bytes * synthesis.num_images / synthesis.rounds * num_rounds_at_once)
+    return round(image_bytes * (sum(sizes) + max(sizes, default=0)))
 
 
-def _num_files(config: RunConfig) -> int:
-    """The files of all rounds and the parts of one."""
-    return num_files_of(config) + len(plan_batches(config.synthesis, config.student_images.num_classes, 0, 0))
+def _num_parts(config: RunConfig) -> int:
+    """The largest number of part files that exist at the same time."""
+    num_classes = config.student_images.num_classes
+    return max(len(plan_batches(step, num_classes, 0, 0)) for step in config.synthesis.growth)

@@ -32,7 +32,8 @@ def check_networks(examination: Examination) -> Iterator[Finding]:
             if inherits and (teacher := examination.networks.get("teacher")):
                 inherit_weights(network.network, teacher.network, config.images.shape, teacher.classes)
         except Exception as error:  # the code of a user's network may raise anything
-            yield problem(key, reason(error).removeprefix(f"{key}: "))
+            text = reason(error, f"correct the code of {model.source}, or {key}.options")
+            yield problem(key, text.removeprefix(f"{key}: "))
             continue
         if key != "student":
             network = Classifier(network.network, network.normalization, network.num_classes, config.class_labels)

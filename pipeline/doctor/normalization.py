@@ -19,7 +19,7 @@ from pipeline.synthesis.statistics import has_batch_norm
 STATISTICS_IMAGES = 128
 # Noise in place of test images: amplitudes and correlations of colors as in photographs, brightness 0.45 +- 0.27.
 NOISE = InitNoiseConfig(spectrum=1.5, correlation=0.87, std=1.2)
-# Divergences in nats. With the right normalization, six published networks have 0.003 to 0.05 on test images and 0.03
+# Divergences in nats. With the right normalization, five published networks have 0.003 to 0.05 on test images and 0.03
 # to 0.07 on noise (docs/doctor.md). An alternative must be lower by a factor.
 UNUSUAL, GROSS, BETTER_FACTOR = 0.1, 1.0, 4.0
 # An alternative whose accuracy is tried has at most this share of the given divergence. Its gain in accuracy must have
@@ -38,7 +38,7 @@ def check_normalization(examination: Examination) -> Iterator[Finding]:
             try:
                 yield _network_finding(examination, key, network)
             except Exception as error:  # the code of a user's network may raise anything
-                yield problem("normalization", f"{key}: {reason(error)}")
+                yield problem("normalization", f"{key}: {reason(error, 'correct the code of its forward')}")
 
 
 def _input_finding(examination: Examination, network: Classifier) -> Finding:
@@ -62,6 +62,9 @@ def _network_finding(examination: Examination, key: str, network: Classifier) ->
         return ok("normalization", f"{key}: has no BatchNorm layer that would tell; see its accuracy")
     pixels = _statistics_pixels(examination).to(network.device)
     own, others = divergences(network.network, pixels, given)
+    if not others:
+        fix = f"use other weights, {key}.weights holds statistics that are not finite or negative"
+        return problem("normalization", f"{key}: no images match its first BatchNorm layer; {fix}")
     nearer = {p: value for p, value in others.items() if value < TRIED_SHARE * own}
     text = f"{key}: the first BatchNorm layer differs by {own:.2g} nats from training"
     if examination.sample is None:

@@ -84,14 +84,15 @@ def first_statistics(network: nn.Module, inputs: Tensor) -> LayerStatistics:
 def divergences(network: nn.Module, pixels: Tensor, given: Preparation) -> tuple[float, dict[Preparation, float]]:
     """The divergence of the first BatchNorm layer, in nats, with the given preparation, and with each alternative.
 
-    See `terms.feature_divergence`. Alternatives without a finite one are left out.
+    See `terms.feature_divergence`. The given one is infinite if it is not finite; such alternatives are left out.
     """
 
     def divergence(preparation: Preparation) -> float:
-        return layer_divergence(first_statistics(network, preparation.apply(pixels))).item()
+        value = layer_divergence(first_statistics(network, preparation.apply(pixels))).item()
+        return value if math.isfinite(value) else math.inf
 
     others = {p: divergence(p) for p in _alternatives(network, pixels, given.normalization)}
-    return divergence(given), {p: value for p, value in others.items() if math.isfinite(value)}
+    return divergence(given), {p: value for p, value in others.items() if value < math.inf}
 
 
 def nearest(divergences: Mapping[Preparation, float]) -> Preparation:

@@ -1,5 +1,6 @@
 """How good a set of synthetic images is, in the features of a network: alone, and beside real images."""
 
+import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -54,19 +55,21 @@ def own_scores(features: Features, num_per_class: int) -> dict[str, float]:
 
     `top1` and `probability` are of the labels. `class_distance` is the mean distance of two images of a class divided
     by that of two images of different classes. `vendi` is the mean `vendi_score` of `num_per_class` images of a class.
+    What compares two images is left out if there are no two of a class, or of different classes.
     """
-    within, between = _mean_distances(features)
-    classes = [
-        features.values[features.labels == label][:num_per_class] for label in sorted(set(features.labels.tolist()))
-    ]
     probabilities = features.logits.softmax(1).gather(1, features.labels[:, None])
-    return {
+    scores = {
         "top1": (features.logits.argmax(1) == features.labels).double().mean().item(),
         "probability": probabilities.double().mean().item(),
-        "class_distance": within / between if between else 0.0,
-        "vendi": sum(map(vendi_score, classes)) / len(classes),
-        "vendi_images": num_per_class,
     }
+    within, between = _mean_distances(features)
+    if not math.isnan(within) and between > 0:
+        scores["class_distance"] = within / between
+    if num_per_class > 1:
+        labels = sorted(set(features.labels.tolist()))
+        classes = [features.values[features.labels == label][:num_per_class] for label in labels]
+        scores |= {"vendi": sum(map(vendi_score, classes)) / len(classes), "vendi_images": num_per_class}
+    return scores
 
 
 def vendi_score(values: Tensor) -> float:
@@ -84,7 +87,7 @@ def vendi_score(values: Tensor) -> float:
 
 
 def _mean_distances(features: Features) -> tuple[float, float]:
-    """The mean distance of two images of one class, and of two images of different classes."""
+    """The mean distance of two images of one class, and of two images of different classes; NaN if there are none."""
     order = torch.randperm(len(features.labels), generator=torch.Generator().manual_seed(0))[:MAX_NEIGHBORHOODS]
     values, labels = features.values[order], features.labels[order]
     distances = _distances(values, values)
@@ -92,19 +95,25 @@ def _mean_distances(features: Features) -> tuple[float, float]:
     num_same = same.sum().item() - len(labels)  # without the distance of an image from itself
     total, total_same = distances.sum().item(), distances[same].sum().item()
     num_other = same.numel() - num_same - len(labels)
-    return total_same / max(1, num_same), (total - total_same) / max(1, num_other)
+    return total_same / num_same if num_same else math.nan, (total - total_same) / num_other if num_other else math.nan
+
+
+def require_comparable(num_synthetic: int, num_real: int, num_neighbors: int) -> None:
+    """Raise ValueError when torchmetrics is missing, or when a set has too few images for `compare_sets`."""
+    if min(num_synthetic, num_real) <= num_neighbors:
+        raise ValueError(
+            f"evaluation.quality.num_neighbors: {num_neighbors} neighbors need more images than the {num_synthetic} "
+            f"synthetic and {num_real} real ones; lower it"
+        )
+    _import_torchmetrics()
 
 
 def compare_sets(synthetic: Tensor, real: Tensor, num_neighbors: int) -> dict[str, float]:
     """Distances of two sets of features, (N, D) and (M, D), and how each covers the other.
 
-    Raises ValueError when torchmetrics is missing or a set has too few images.
+    Raises what `require_comparable` raises.
     """
-    if min(len(synthetic), len(real)) <= num_neighbors:
-        raise ValueError(
-            f"evaluation.quality.num_neighbors: {num_neighbors} neighbors need more images than the {len(synthetic)} "
-            f"synthetic and {len(real)} real ones; lower it"
-        )
+    require_comparable(len(synthetic), len(real), num_neighbors)
     count = min(len(synthetic), len(real), MAX_NEIGHBORHOODS)
     generator = torch.Generator().manual_seed(0)
     few_synthetic, few_real = (

@@ -26,8 +26,8 @@ def plan_batches(config: SynthesisConfig, num_classes: int, seed: int, round_ind
     """Balanced labels of one round, shuffled with the seed of the run and cut into batches, each with a derived seed.
 
     If there are fewer images than classes, the classes are drawn, too. Every batch mixes classes, because its
-    statistics are matched to those of the whole training set. Of a set that has grown, these are the batches of the
-    images that it has beyond the size before; numbers, classes and seeds continue those of that size.
+    statistics are matched to those of the whole training set. If the set has grown, the plan has only the images beyond
+    its size before; their numbers, classes and seeds continue those of that size.
     """
     first_size, *_ = (*config.grown_from, config.num_images)
     start, rounds = config.num_images - config.num_added, even_ranges(config.num_added, config.rounds)

@@ -248,15 +248,6 @@ def test_find_damage_names_the_shard(packed, damage, name, complaint):
     assert complaint in problem
 
 
-@pytest.mark.parametrize(
-    ("text", "complaint"), [("{", "is damaged"), ('{"format": 99}', "has format 99, this version reads 1")]
-)
-def test_invalid_manifest_raises(packed, text, complaint):
-    (packed / MANIFEST).write_text(text)
-    with pytest.raises(ValueError, match=f"{packed / MANIFEST} {complaint}"):
-        read_manifest(packed)
-
-
 def test_members_have_the_extension_of_the_format(tmp_path):
     for image_format, extension in EXTENSIONS.items():
         samples, _ = make_samples([4], image_format=image_format, first_image=17)

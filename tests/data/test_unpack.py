@@ -12,6 +12,7 @@ from pipeline.data.image_sets import DataConfig, load_images
 from pipeline.data.shards import ShardError, pack, write_part
 from pipeline.data.unpack import unpack
 from pipeline.models.config import ImageConfig
+from pipeline.runtime.config import ConfigError
 
 
 def test_the_folder_holds_the_images_the_names_and_the_record(packed_round, tmp_path):
@@ -107,6 +108,42 @@ def test_a_folder_with_other_files_stays_as_it_is(packed_round, tmp_path):
         with pytest.raises(ValueError, match=f"^FOLDER: {other} holds other files, or another set; remove it"):
             unpack([folder], other)
     assert digests(tmp_path) == before
+
+
+@pytest.mark.parametrize("key", ["../../out of the folder", "/tmp/absolute", "0004/000003"])
+def test_an_image_whose_name_leads_out_of_its_class_folder_is_not_written(tmp_path, key):
+    folder = tmp_path / "0"
+    write_round(folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (entry,) = [entry for entry in manifest["shards"] if entry["file"] == "train/0003-00000.tar"]
+    entry["keys"][0] = key
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    before = digests(tmp_path)
+    with pytest.raises(ShardError, match=r"keys: not all have the form 0003/000000"):
+        unpack([folder], tmp_path / "out")
+    assert digests(tmp_path) == before
+
+
+def test_the_current_folder_is_refused(packed_round):
+    with pytest.raises(ValueError, match=r"^FOLDER: \. cannot be replaced"):
+        unpack([packed_round[0]], Path())
+
+
+def test_the_names_are_those_of_the_classes_of_the_set(tmp_path):
+    """A set of some classes has their positions as labels, as docs/data_format.md says."""
+    samples, pixels = make_samples([0, 1, 1], channels=3)
+    write_part(tmp_path / "0", 0, samples, "png")
+    facts = make_facts(num_classes=2, channels=3) | {"classes": [7, 4], "class_titles": ["seven", "four"]}
+    pack(tmp_path / "0", [0], {"seed": 0}, facts)
+    unpack([tmp_path / "0"], tmp_path / "out")
+    names = tmp_path / "out/classes.txt"
+    assert names.read_text() == "0000 seven\n0001 four\n"
+    data = DataConfig(test=f"imagefolder:{tmp_path / 'out/train'}", class_names=str(names))
+    images = load_images(data, "test", ImageConfig(channels=3, height=8, width=8, num_classes=2))
+    assert images.labels.tolist() == [0, 1, 1]
+    assert torch.equal(images.batch(range(3)), pixels)
+    with pytest.raises(ConfigError, match=r"2 different names on 2 lines, images\.num_classes=10 needs"):
+        load_images(data, "test", ImageConfig(channels=3, height=8, width=8, num_classes=10))
 
 
 def test_sets_with_images_of_the_same_name_are_refused(packed_round, tmp_path):

@@ -8,16 +8,19 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from tiny_run import copy_run, digests, tiny_config, with_weights
+from tiny_run import TWO_ROUNDS, copy_run, digests, run_in_process, tiny_config, with_weights
 
 from pipeline.data.image_sets import DataConfig, load_images
 from pipeline.doctor import cost, machine
+from pipeline.doctor.examination import Examination
 from pipeline.doctor.examine import examine
 from pipeline.doctor.findings import Finding
 from pipeline.models.config import ImageConfig, ModelConfig
 from pipeline.models.sources import build_network
+from pipeline.resolve import with_growth
 from pipeline.run import RunConfig, load_run
 from pipeline.runtime.distributed import DistributedContext
+from stages import synthesize
 
 # A network without BatchNorm, one without its statistics, and one that cannot be built.
 NETWORKS = """
@@ -78,6 +81,94 @@ def test_finished_run_has_no_finding_but_ok(finished, tmp_path):
     assert any("accuracy       teacher: top-1" in line for line in lines)
 
 
+AUTO = {
+    f"{section}__{key}": "auto"
+    for section in ("teacher_training", "synthesis__inversion", "distill")
+    for key in ("precision", "compile")
+}
+
+
+def test_finished_run_with_auto_has_no_finding_but_ok(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.runtime.acceleration.multiplies_bfloat16", lambda device: False)
+    findings = findings_of(load_run(copy_run(finished, tmp_path, **AUTO)))
+    assert [finding.line() for finding in findings if finding.status != "ok"] == []
+
+
+def test_set_that_grows_has_no_finding_but_ok_and_needs_disk(finished, tmp_path):
+    config = load_run(copy_run(finished, tmp_path, synthesis__num_images=97))
+    config.student_path(0).unlink()
+    findings = findings_of(config)
+    assert [finding.line() for finding in findings if finding.status != "ok"] == []
+    assert any(finding.text == "97 are synthesized, 60 before the set grew" for finding in findings)
+    run_in_process(synthesize.main, config)
+    assert machine._missing_sets(Examination(config=with_growth(config))) == []
+    assert [finding.line() for finding in findings_of(config) if finding.status != "ok"] == []
+
+
+def test_set_that_cannot_grow_is_told(finished, tmp_path):
+    (line,) = problems_of(load_run(copy_run(finished, tmp_path, synthesis__num_images=69)))
+    assert line.startswith("problem  images         synthesis.num_images: 69 adds 9 images to a set of 60; their")
+
+
+def test_damaged_manifest_is_told_once(finished, tmp_path):
+    config = load_run(copy_run(finished, tmp_path))
+    (config.round_folder(0) / "manifest.json").write_text("{}")
+    (line,) = problems_of(config)
+    assert line.startswith(f"problem  images         {config.round_folder(0)}/manifest.json is damaged")
+
+
+def test_damaged_student_is_told(finished, tmp_path):
+    config = load_run(copy_run(finished, tmp_path))
+    config.student_path(0).write_bytes(b"0")
+    (line,) = problems_of(config)
+    assert line.startswith(f"problem  outputs        {config.student_path(0)} is truncated")
+
+
+def given(folder: Path, weights: Path, *sets: Path | str, **overrides) -> RunConfig:
+    return tiny_config(folder, **with_weights(weights, distill__shards=list(map(str, sets)), **overrides))
+
+
+def test_sets_of_distill_shards_are_checked(finished, tmp_path, teacher_weights):
+    existing = finished / "shards/tiny/0"
+    findings = findings_of(given(tmp_path, teacher_weights, existing))
+    assert [finding.line() for finding in findings if finding.status != "ok"] == []
+    assert any(finding.line() == f"ok       images         of {existing}, which fit the run" for finding in findings)
+    assert not any("synthesis" in finding.text for finding in findings)
+    (line,) = problems_of(given(tmp_path, teacher_weights, tmp_path / "none"))
+    assert line.startswith(f"problem  images         distill.shards: {tmp_path}/none holds no manifest.json; name")
+    (line,) = problems_of(given(tmp_path, teacher_weights, existing, classes=[0, 1]))
+    assert "has images of classes that the run has not: 2 (2)" in line
+    (line,) = problems_of(given(tmp_path, teacher_weights, existing, distill__batch_size=61))
+    assert "distill.batch_size: 61 is larger than the 60 images of distill.shards" in line
+
+
+def test_set_that_is_not_fetched_yet_is_a_warning_and_the_others_are_checked(finished, tmp_path, teacher_weights):
+    url = "http://127.0.0.1:9/set"
+    findings = findings_of(given(tmp_path, teacher_weights, url))
+    (line,) = [finding.line() for finding in findings if finding.status != "ok"]
+    assert line.startswith(f"warning  images         {url}: not fetched yet; the stage `distill` fetches it")
+    (line,) = problems_of(given(tmp_path, teacher_weights, url, tmp_path / "none"))
+    assert f"{tmp_path}/none holds no manifest.json" in line
+
+
+def test_disk_is_for_what_is_to_be_made(finished, tmp_path, teacher_weights):
+    def sizes_of(config: RunConfig) -> list[int]:
+        return machine._missing_sets(Examination(config=with_growth(config)))
+
+    assert sizes_of(tiny_config(tmp_path)) == [60]
+    assert sizes_of(tiny_config(tmp_path, **TWO_ROUNDS)) == [30, 30]
+    assert sizes_of(given(tmp_path, teacher_weights, finished / "shards/tiny/0")) == []
+    assert sizes_of(load_run(copy_run(finished, tmp_path, synthesis__num_images=97))) == [37]
+
+
+def test_a_teacher_to_be_trained_needs_disk(tmp_path, finished):
+    (tmp_path / "new").mkdir()
+    new, trained = tiny_config(tmp_path / "new"), load_run(copy_run(finished, tmp_path / "trained"))
+    networks = {"teacher": SimpleNamespace(num_parameters=1000), "student": SimpleNamespace(num_parameters=10)}
+    sizes = [machine._checkpoint_bytes(Examination(config=c, networks=networks)) for c in (new, trained)]
+    assert sizes == [1010 * 28, 10 * 28]
+
+
 def test_missing_weights(tmp_path):
     config = tiny_config(tmp_path, **with_weights(tmp_path / "no.safetensors"))
     (line,) = problems_of(config)
@@ -101,7 +192,9 @@ def test_too_many_classes(tmp_path, teacher_weights):
 def test_network_whose_code_fails(tmp_path):
     write_network(tmp_path, "broken")
     config = tiny_config(tmp_path, student={"source": f"python:{tmp_path / 'networks.py'}:broken"})
-    assert problems_of(config) == ["problem  student        KeyError: 'depth'"]
+    (line,) = problems_of(config)
+    assert line.startswith("problem  student        KeyError: 'depth'; correct the code of python:")
+    assert line.endswith(":broken, or student.options")
 
 
 @pytest.mark.parametrize(
@@ -142,6 +235,7 @@ def test_statistics_that_are_not_finite(tmp_path, teacher_weights):
 
     lines = problems_of(tiny_config(tmp_path, **with_tensors(tmp_path, teacher_weights, spoil)))
     assert any("batch norm" in line and "not finite" in line for line in lines)
+    assert any("normalization" in line and "use other weights, teacher.weights holds" in line for line in lines)
 
 
 def test_dead_channels_are_counted_and_warned_of(tmp_path, teacher_weights):

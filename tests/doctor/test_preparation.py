@@ -49,6 +49,17 @@ def test_wrong_factor_differs_and_the_fit_is_found(network, pixels, factor):
     assert not best.is_swapped
 
 
+def test_a_given_preparation_that_is_not_finite_is_infinitely_far(network, pixels):
+    own, others = divergences(network, pixels, Preparation(name="", normalization=(MEAN, (0.0, 0.25, 0.25))))
+    assert own == float("inf")
+    assert others[nearest(others)] < 1e-3
+
+
+def test_statistics_that_are_not_finite_match_nothing(network, pixels):
+    network[1].running_var[0] = float("nan")
+    assert divergences(network, pixels, TRUE) == (float("inf"), {})
+
+
 def test_exchanged_colors_are_found(network, pixels):
     network[0].weight.data = network[0].weight.data.flip(1)
     own, others = divergences(network, pixels, TRUE)

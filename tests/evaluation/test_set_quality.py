@@ -95,6 +95,15 @@ def test_own_scores_by_hand():
     assert scores["vendi_images"] == 2
 
 
+@pytest.mark.parametrize(
+    ("labels", "missing"), [([0, 1, 2, 3], {"class_distance", "vendi", "vendi_images"}), ([0] * 4, {"class_distance"})]
+)
+def test_scores_that_compare_two_images_are_left_out_without_two(labels, missing):
+    features = Features(values=normal(4), logits=normal(4), labels=torch.tensor(labels))
+    names = {"top1", "probability", "class_distance", "vendi", "vendi_images"}
+    assert own_scores(features, smallest_class(features)).keys() == names - missing
+
+
 def test_too_few_images_raise():
     with pytest.raises(ValueError, match=r"num_neighbors: 5 .* 5 synthetic and 9 real"):
         compare_sets(normal(5), normal(9), 5)

@@ -147,9 +147,9 @@ def test_verify_counts_and_clean_removes_one_run(finished, tmp_path, capsys):
     (config.checkpoints.parent / "other").mkdir()
     run_in_process(verify.main, config)
     assert "10 shards with 60 images match the manifest" in capsys.readouterr().out
-    run_in_process(clean.remove, config)
+    clean.remove(config)
     assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.glob("*/*"))] == ["checkpoints/other"]
-    run_in_process(clean.remove, config)
+    clean.remove(config)
 
 
 def test_student_keeps_the_normalization_of_its_training(finished, tmp_path):

@@ -6,6 +6,7 @@ import pytest
 from tiny_run import copy_run, digests, write_config
 
 from pipeline.run import load_run
+from pipeline.runtime.files import exclusive_lock
 from stages.command_line import run
 
 
@@ -18,7 +19,7 @@ def run_clean(monkeypatch, path, *arguments: str) -> None:
 def test_run_without_outputs_has_nothing_to_remove(monkeypatch, tmp_path, capsys):
     path = write_config(tmp_path)
     run_clean(monkeypatch, path)
-    assert capsys.readouterr().out.splitlines()[1:] == ["clean: nothing to remove"]
+    assert capsys.readouterr().out.splitlines() == ["clean: nothing to remove"]
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -26,8 +27,26 @@ def test_both_folders_of_a_run_are_removed(monkeypatch, finished, tmp_path, caps
     path = copy_run(finished, tmp_path)
     run_clean(monkeypatch, path)
     removed = [f"clean: removed {tmp_path / name}" for name in ("shards/tiny", "checkpoints/tiny")]
-    assert capsys.readouterr().out.splitlines()[1:] == removed
+    assert capsys.readouterr().out.splitlines() == removed
     assert list(digests(tmp_path)) == ["tiny.yaml"]
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"format": 1}'])
+def test_damaged_outputs_are_removed(monkeypatch, finished, tmp_path, content):
+    path = copy_run(finished, tmp_path)
+    (load_run(path).round_folder(0) / "manifest.json").write_text(content)
+    run_clean(monkeypatch, path)
+    assert list(digests(tmp_path)) == ["tiny.yaml"]
+
+
+def test_a_run_that_another_process_works_on_stays(monkeypatch, finished, tmp_path, capsys):
+    path = copy_run(finished, tmp_path)
+    before = digests(tmp_path)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # the command replaces it
+    with exclusive_lock(load_run(path).shards / ".lock"):
+        assert run(["clean", "--config", str(path)]) == 2
+    assert "another process works on" in capsys.readouterr().err
+    assert {name: digest for name, digest in digests(tmp_path).items() if name in before} == before
 
 
 @pytest.mark.parametrize("num_processes", ["1", "2"])

@@ -1,10 +1,12 @@
 """`make doctor`: a line for each finding, colors on a terminal alone, and the exit code."""
 
+import os
+import subprocess
 import sys
 import warnings
 
 import pytest
-from tiny_run import finish, stage_command, start, with_weights, write_config
+from tiny_run import REPOSITORY, finish, stage_command, start, with_weights, write_config
 
 from pipeline.doctor import cost
 from pipeline.doctor.findings import problem
@@ -74,6 +76,17 @@ def test_colors_are_for_terminals_without_no_color(
     _, lines = run_doctor("--config", write_config(tmp_path))
     plain = "problem  disk           is full"
     assert lines[1] == (plain.replace("problem  ", "\033[31mproblem  \033[0m") if is_colored else plain)
+
+
+@pytest.mark.slow
+def test_two_processes_without_a_device_are_reported_as_one(tmp_path):
+    command = stage_command("doctor", write_config(tmp_path), num_processes=2, arguments=["--device", "tpu"])
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 2
+    assert ended.stdout.startswith("problem  device         the device 'tpu' is none to compute on")
+    assert "ok       estimate " in ended.stdout
+    assert ended.stdout.splitlines()[-1].endswith("1 problem")
 
 
 @pytest.mark.slow

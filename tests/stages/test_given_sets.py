@@ -1,6 +1,7 @@
 """`distill.shards`: a student learns from sets made earlier, elsewhere, or by several teachers."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -145,8 +146,9 @@ def test_what_does_not_fit_the_run_is_refused(finished, some_classes, config_wit
     for folder, overrides, message in refused:
         for stage in (distill, chain, estimate):
             assert message in error_of(stage, config_with(folder, **overrides))
-    twice = config_with(finished / SET, f"{finished / SET}/")
-    assert f"distill.shards: '{finished / SET}/' is empty or named twice" in error_of(distill, twice)
+    for other in (f"{finished / SET}/", f"{finished}/./{SET}", os.path.relpath(finished / SET)):
+        twice = config_with(finished / SET, other)
+        assert f"distill.shards: {other!r} is empty or named twice" in error_of(distill, twice)
 
 
 def test_damaged_sets_are_refused(finished, config_with, tmp_path, error_of):

@@ -25,7 +25,9 @@ from pipeline.data.shards import find_damage, read_manifest
 from pipeline.identity import CONFIG_FILE, synthesis_identity
 from pipeline.resolve import resolve
 from pipeline.run import load_run
+from pipeline.runtime.distributed import DistributedContext
 from pipeline.runtime.fingerprint import fingerprint
+from pipeline.session import open_session
 from stages import chain, distill, evaluate, report, synthesize
 
 GROWN = {"synthesis__num_images": 97}  # 37 more, in batches of 18 and 19
@@ -157,6 +159,43 @@ def test_growth_that_is_killed_while_it_joins_continues(finished, grown, tmp_pat
     assert read_manifest(shards(tmp_path))["num_images"] == (97 if name == "remove_joined" else 60)
     run_in_process(synthesize.main, config)
     assert digests(shards(tmp_path), exclude=[CONFIG_FILE]) == digests(shards(grown), exclude=[CONFIG_FILE])
+
+
+def test_growth_that_is_killed_while_what_joined_is_removed_can_grow_again(finished, tmp_path, monkeypatch):
+    config = load_run(copy_run(finished, tmp_path, **GROWN))
+
+    def kill(folder):
+        (folder / "manifest.json").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(growth.shutil, "rmtree", kill)
+        run_in_process(synthesize.main, config)
+    run_in_process(synthesize.main, load_run(write_config(tmp_path, synthesis__num_images=120)))
+    assert read_manifest(shards(tmp_path))["num_images"] == 120
+    assert not list(shards(tmp_path).glob("growth*"))
+
+
+def test_growth_that_has_yet_to_join_keeps_its_goal(error_of, finished, tmp_path, monkeypatch):
+    config = load_run(copy_run(finished, tmp_path, **GROWN))
+
+    def kill(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(growth, "_move_shards", kill)
+        run_in_process(synthesize.main, config)
+    for num_images in (85, 98):
+        message = error_of(synthesize, write_config(tmp_path, synthesis__num_images=num_images))
+        assert "Finish these images with synthesis.num_images=97 and raise it then, or remove" in message
+
+
+def test_other_ranks_do_not_look_for_what_is_to_be_made(finished, tmp_path, monkeypatch):
+    """On a network file system they may see other files; they get the answer of rank 0."""
+    config = load_run(copy_run(finished, tmp_path))
+    monkeypatch.setattr(synthesize, "next_set", lambda *arguments: pytest.fail("a rank but 0 has looked"))
+    with open_session(config, DistributedContext(rank=1)) as session:
+        synthesize.main(session, 0)
 
 
 def test_three_processes_grow_the_same_set(finished, grown, tmp_path):

@@ -84,7 +84,7 @@ def scalar_steps(config, stage: str, tag: str) -> list[int]:
 
 def test_tensorboard_of_a_run_in_two_starts_has_one_axis(finished, tmp_path):
     config = load_run(copy_run(finished, tmp_path, **TWO_ROUNDS, sinks=["tensorboard"]))
-    run_in_process(clean.remove, config, 0)
+    clean.remove(config, 0)
     for stage in (synthesize, distill):
         run_in_process(stage.main, config)
     time.sleep(1)  # TensorBoard reads its files by name, which have the second of their start
@@ -93,7 +93,7 @@ def test_tensorboard_of_a_run_in_two_starts_has_one_axis(finished, tmp_path):
     assert scalar_steps(config, "synthesize", "classification") == SYNTHESIS_STEPS
     assert scalar_steps(config, "distill", "loss") == DISTILLATION_STEPS
     assert scalar_steps(config, "evaluate", "student_top1") == [6]
-    run_in_process(clean.remove, config)
+    clean.remove(config)
     assert not config.checkpoints.exists()
 
 

@@ -2,10 +2,22 @@
 
 import json
 import shutil
+import sys
 
 import pytest
-from tiny_run import copy_run, digests, run_command, run_in_process, tiny_config, write_round
+import torch
+from tiny_run import (
+    copy_run,
+    digests,
+    run_command,
+    run_in_process,
+    tiny_config,
+    with_weights,
+    write_config,
+    write_round,
+)
 
+from pipeline.data.codec import encode_image
 from pipeline.data.shards import read_manifest
 from pipeline.quality import quality_path
 from pipeline.run import load_run
@@ -72,6 +84,56 @@ def test_without_real_images_it_warns_and_scores_the_set_alone(finished, tmp_pat
     }
 
 
+def test_without_torchmetrics_it_warns_and_leaves_out_the_comparison(finished, tmp_path, monkeypatch):
+    config = load_run(copy_run(finished, tmp_path))
+    monkeypatch.setitem(sys.modules, "torchmetrics.image", None)
+    with pytest.warns(UserWarning, match="not compared with the real images: .* pip install"):
+        scores = scores_of(config)
+    assert scores["synthetic"].keys() == scores["real"].keys() >= {"top1", "vendi"}
+    assert "frechet_distance" not in scores["synthetic"]
+
+
+def test_with_too_few_images_it_warns_and_leaves_out_the_comparison(finished, tmp_path):
+    config = load_run(copy_run(finished, tmp_path, evaluation={"quality": {"num_neighbors": 60}}))
+    with pytest.warns(UserWarning, match="num_neighbors: 60 neighbors need more images than the 60 synthetic"):
+        scores = scores_of(config)
+    assert "coverage" not in scores["synthetic"]
+    assert scores["num_real"] == 500
+
+
+def test_with_an_unreadable_test_image_it_warns_and_scores_the_set_alone(finished, tmp_path):
+    for label in range(10):
+        (tmp_path / "test" / str(label)).mkdir(parents=True)
+        (tmp_path / "test" / str(label) / "0.png").write_bytes(encode_image(torch.zeros(1, 8, 8).byte(), "png"))
+    (tmp_path / "test/5/0.png").write_bytes(b"no image")
+    config = load_run(copy_run(finished, tmp_path, data__test=f"imagefolder:{tmp_path / 'test'}"))
+    with pytest.warns(UserWarning, match="without real images: 1 of 10 images cannot be read"):
+        scores = scores_of(config)
+    assert (scores["num_real"], scores["real"]) == (0, {})
+    assert scores["synthetic"].keys() >= {"top1", "vendi"}
+
+
+def test_each_set_of_distill_shards_is_scored(finished, tmp_path, teacher_weights, capsys):
+    existing = finished / "shards/tiny/0"
+    config = tiny_config(tmp_path, **with_weights(teacher_weights, distill__shards=[str(existing)]))
+    run_in_process(quality.main, config)
+    (path,) = config.checkpoints.glob("quality-*.json")
+    assert path.name == f"quality-{read_manifest(existing)['fingerprint']}.json"
+    assert json.loads(path.read_text())["num_images"] == 60
+    assert f"quality: {existing}: 60 images" in capsys.readouterr().out
+
+
+def test_sets_of_distill_shards_that_do_not_fit_are_an_error(tmp_path, monkeypatch, capsys, teacher_weights):
+    path = write_config(tmp_path, **with_weights(teacher_weights, distill__shards=["http://127.0.0.1:9/set"]))
+    assert run_command(monkeypatch, quality.main, path) == 2
+    assert "is not fetched yet; run the stage `distill` first" in capsys.readouterr().err
+
+
+def test_round_of_another_configuration_is_an_error(finished, tmp_path, error_of):
+    path = copy_run(finished, tmp_path, synthesis__image_format="webp")
+    assert "was made with another configuration (synthesis.image_format: png before" in error_of(quality, path)
+
+
 def test_missing_set_is_an_error(tmp_path, monkeypatch, capsys, finished):
     path = copy_run(finished, tmp_path)
     shutil.rmtree(tmp_path / "shards")
@@ -89,7 +151,7 @@ def test_set_of_other_images_is_an_error(tmp_path, monkeypatch, capsys, finished
 def test_clean_removes_the_scores_of_a_round(finished, tmp_path):
     config = load_run(copy_run(finished, tmp_path))
     scores_of(config)
-    run_in_process(clean.remove, config, 0)
+    clean.remove(config, 0)
     assert not quality_path(config, 0).exists()
 
 

@@ -98,7 +98,7 @@ def test_chain_makes_the_outputs_of_separate_stages(finished, tmp_path):
     folders = [tmp_path / "chain", tmp_path / "stages"]
     configs = [load_run(copy_run(finished, folder, **schedule)) for folder in folders]
     for config in configs:
-        run_in_process(clean.remove, config, 0)
+        clean.remove(config, 0)
     run_in_process(chain.main, configs[0])
     for _ in range(4):
         run_in_process(synthesize.main, configs[1])
@@ -110,7 +110,7 @@ def test_chain_makes_the_outputs_of_separate_stages(finished, tmp_path):
 
 def test_clean_of_one_round_keeps_the_other(two_rounds, tmp_path):
     config = load_run(copy_run(two_rounds, tmp_path, **TWO_ROUNDS))
-    run_in_process(clean.remove, config, 1)
+    clean.remove(config, 1)
     assert [config.round_folder(r).exists() for r in range(2)] == [True, False]
     assert [config.student_path(r).exists() for r in range(2)] == [True, False]
     run_in_process(chain.main, config)
@@ -122,7 +122,7 @@ def test_clean_of_one_round_keeps_the_other(two_rounds, tmp_path):
 def test_reads_of_a_manifest_do_not_grow_with_the_rounds(finished, tmp_path, monkeypatch):
     schedule = {**TWO_ROUNDS, "synthesis__rounds": 4, "distill__steps": 8}
     config = load_run(copy_run(finished, tmp_path, **schedule))
-    run_in_process(clean.remove, config, 0)
+    clean.remove(config, 0)
     counts = Counter()
 
     def count(folder):

@@ -3,9 +3,10 @@
 import shutil
 
 import pytest
-from tiny_run import copy_run
+from tiny_run import TWO_ROUNDS, copy_run, make_facts, make_samples, write_config
 
 from pipeline.data.shard_set import ShardSet
+from pipeline.data.shards import pack, write_part
 from pipeline.run import load_run
 from stages.command_line import run
 
@@ -39,12 +40,23 @@ def test_one_set_is_unpacked_into_a_named_folder(run_unpack, packed_round, tmp_p
     assert (code, text) == (0, f"unpack: 36 images of 12 classes in {tmp_path / 'out'}\n")
 
 
-def test_classes_without_images_are_told(run_unpack, finished, tmp_path):
-    path = copy_run(finished, tmp_path)
-    folder = load_run(path).round_folder(0)
-    manifest = (folder / "manifest.json").read_text()
-    (folder / "manifest.json").write_text(manifest.replace('"num_classes": 10,', '"num_classes": 12,', 2))
-    assert "note: 2 classes have no image, and ImageFolder numbers the others" in run_unpack("--config", path)[1]
+def test_classes_without_images_are_told(run_unpack, tmp_path):
+    write_part(tmp_path / "0", 0, make_samples([3, 5, 3])[0], "png")
+    pack(tmp_path / "0", [0], {"seed": 0}, make_facts())
+    text = run_unpack("--shards", tmp_path / "0", "--folder", tmp_path / "out")[1]
+    assert "note: 8 classes have no image, and ImageFolder numbers the others" in text
+
+
+def test_all_rounds_must_be_complete_and_of_this_configuration(run_unpack, finished, tmp_path):
+    one = copy_run(finished, tmp_path)
+    code, _, error = run_unpack("--config", one, "seed=1")
+    assert code == 2
+    assert "was made with another configuration" in error
+    two = write_config(tmp_path, **TWO_ROUNDS)
+    code, _, error = run_unpack("--config", two)
+    assert code == 2
+    assert f"no complete dataset is in {load_run(two).round_folder(1)}; run the stage `synthesize` first" in error
+    assert not (load_run(one).shards / "unpacked").exists()
 
 
 def test_mistakes_are_told(run_unpack, finished, packed_round, tmp_path):
@@ -53,6 +65,8 @@ def test_mistakes_are_told(run_unpack, finished, packed_round, tmp_path):
         (["--shards", packed_round[0]], "FOLDER: missing; name the folder to write with --folder"),
         (["--shards", tmp_path, "--folder", tmp_path / "out"], f"{tmp_path} holds no complete synthetic dataset"),
         (["--config", path, "--folder", tmp_path], f"FOLDER: {tmp_path} holds other files"),
+        (["--shards", packed_round[0], "--round", 0], "--shards names one set, as it is; leave out --round and"),
+        (["--shards", packed_round[0], "seed=1"], "--shards names one set, as it is; leave out --round and"),
         (["--config", path, "distill.shards=[a]"], "distill.shards names the images of this run; unpack each"),
     ]
     for arguments, message in mistakes:
@@ -60,4 +74,4 @@ def test_mistakes_are_told(run_unpack, finished, packed_round, tmp_path):
         assert code == 2
         assert message in error
     shutil.rmtree(load_run(path).round_folder(0))
-    assert "holds no complete dataset; run the stage `synthesize` first" in run_unpack("--config", path)[2]
+    assert "tiny/0; run the stage `synthesize` first" in run_unpack("--config", path)[2]

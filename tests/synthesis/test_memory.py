@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_run import copy_run, run_command, run_in_process
+from tiny_run import copy_run, run_command
 
 from pipeline.run import load_run
 from pipeline.synthesis import batches, memory
@@ -20,7 +20,7 @@ def test_batch_that_fits_is_extrapolated_from_two_small_ones(batch_size):
 
 def test_out_of_memory_raises_with_a_batch_size_that_fits(finished, tmp_path, monkeypatch, capsys):
     path = copy_run(finished, tmp_path)
-    run_in_process(clean.remove, load_run(path), 0)
+    clean.remove(load_run(path), 0)
     inputs_of_batch = []
 
     def invert(objective, labels, *arguments):

@@ -1,0 +1,32 @@
+"""The first samples of a shard, and what is said of a damaged one."""
+
+import pytest
+from tiny_run import make_samples
+
+from pipeline.data.samples import read_metadata, read_samples
+from pipeline.data.shards import ShardError, part_path, write_part
+
+
+@pytest.fixture
+def tar(tmp_path):
+    write_part(tmp_path, 0, make_samples([3, 3, 3])[0], "png")
+    return part_path(tmp_path, 0)
+
+
+def test_the_first_samples_are_those_that_were_written(tar):
+    samples, _ = make_samples([3, 3, 3])
+    assert read_samples(tar, 3, "png", 2) == samples[:2]
+    assert list(read_metadata(tar, 2)) == [(sample.key, sample.metadata) for sample in samples[:2]]
+
+
+@pytest.mark.parametrize("num_bytes", [0, 100, 700, 1600])
+def test_a_damaged_tar_is_named_with_the_fix(tar, num_bytes):
+    tar.write_bytes(tar.read_bytes()[:num_bytes])
+    for read in (lambda: read_samples(tar, 3, "png", 3), lambda: list(read_metadata(tar, 3))):
+        with pytest.raises(ShardError, match=f"^{tar} is damaged .*; remove it and run the stage `synthesize` again"):
+            read()
+
+
+def test_a_missing_tar_is_named(tmp_path):
+    with pytest.raises(ShardError, match=r"none\.tar is damaged"):
+        read_samples(tmp_path / "none.tar", 0, "png", 1)
