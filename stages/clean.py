@@ -3,16 +3,15 @@
 import shutil
 import warnings
 from argparse import Namespace
-from contextlib import ExitStack
 from pathlib import Path
 
 from pipeline.distillation.state import state_path
 from pipeline.quality import quality_path
 from pipeline.run import RunConfig
 from pipeline.runtime.environment import is_rank_zero
-from pipeline.runtime.files import exclusive_lock, temporary_path
+from pipeline.runtime.files import temporary_path
 from pipeline.synthesis.pictures import PREVIEW, evolution_name, grid_name, picture_path
-from stages.stage import LOCK_NAME, read_config, show_warning
+from stages.stage import LOCK_NAME, lock_run, read_config, show_warning
 
 
 def main(arguments: Namespace) -> None:
@@ -25,9 +24,7 @@ def main(arguments: Namespace) -> None:
         outputs = _existing_outputs(config, arguments.round)
         print(*([f"clean: would remove {path}" for path in outputs] or ["clean: nothing to remove"]), sep="\n")
         return
-    with ExitStack() as resources:
-        for folder in {f.resolve(): f for f in (config.checkpoints, config.shards)}.values():  # may be equal
-            resources.enter_context(exclusive_lock(folder / LOCK_NAME))
+    with lock_run(config):
         remove(config, arguments.round)
 
 

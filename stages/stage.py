@@ -6,7 +6,7 @@ import time
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import NoReturn
 
 import torch
@@ -33,8 +33,6 @@ from stages.config_names import config_path
 from stages.outcome import FAILED, INTERRUPTED, error_text, print_error, print_interrupted
 
 Stage = Callable[[Session, int | None], None]
-# The lines that `--dry-run` prints.
-Preview = Callable[[RunConfig, Namespace], Iterable[str]]
 LOCK_NAME = ".lock"
 # A rank that lost another one waits, so that the launcher hears the reason of the other one first.
 WAIT_FOR_REASON_S = 5.0
@@ -49,11 +47,10 @@ def preview_run(config: RunConfig, arguments: Namespace) -> Iterator[str]:
     yield from planned_outputs(resolved)
 
 
-def run_stage(stage: Stage, arguments: Namespace, *, exclusive: bool = True, preview: Preview = preview_run) -> None:
+def run_stage(stage: Stage, arguments: Namespace, *, exclusive: bool = True) -> None:
     """Run a stage with the arguments of its command, in processes of its own if there are to be several.
 
     Exits with 2 after an error and 130 after an interrupt. Only one of the `exclusive` stages at a time works on a run.
-    `preview` gives what `--dry-run` prints.
     """
     launches = arguments.processes > 1 and not launcher_reports_errors()
     warnings.showwarning = show_warning
@@ -62,7 +59,7 @@ def run_stage(stage: Stage, arguments: Namespace, *, exclusive: bool = True, pre
     try:
         config = read_config(arguments)  # before the ranks connect
         if arguments.dry_run:
-            return _print_on_rank_zero(preview(config, arguments))
+            return _print_on_rank_zero(preview_run(config, arguments))
         if launches:
             choose_device(0, arguments.processes)
     except (ValueError, OSError) as error:
@@ -78,8 +75,7 @@ def _run_in_session(stage: Stage, config: RunConfig, arguments: Namespace, exclu
     try:
         with open_distributed() as context, ExitStack() as resources:
             if exclusive and context.is_main_process:
-                for folder in {f.resolve(): f for f in (config.checkpoints, config.shards)}.values():  # may be equal
-                    resources.enter_context(exclusive_lock(folder / LOCK_NAME))
+                resources.enter_context(lock_run(config))
             session = resources.enter_context(open_session(config, context, run_command(arguments)))
             context.require_same(
                 fingerprint(to_plain(session.config)),
@@ -95,6 +91,15 @@ def _run_in_session(stage: Stage, config: RunConfig, arguments: Namespace, exclu
     except KeyboardInterrupt:
         print_interrupted()
         exit_process(INTERRUPTED)
+
+
+@contextmanager
+def lock_run(config: RunConfig) -> Iterator[None]:
+    """Keep the folders of a run to this process; raises ValueError when another one has them."""
+    with ExitStack() as locks:
+        for folder in {f.resolve(): f for f in (config.checkpoints, config.shards)}.values():  # may be equal
+            locks.enter_context(exclusive_lock(folder / LOCK_NAME))
+        yield
 
 
 def run_command(arguments: Namespace) -> str:

@@ -119,7 +119,7 @@ def test_the_bar_of_a_round_is_that_of_its_steps(finished, tmp_path, monkeypatch
 
     monkeypatch.setattr("pipeline.runtime.recorder.open_bar", open_bar)
     config = load_run(copy_run(finished, tmp_path, **TWO_ROUNDS))
-    run_in_process(clean.remove, config, 0)
+    clean.remove(config, 0)
     for r in range(2):
         run_in_process(synthesize.main, config, r)
         run_in_process(distill.main, config, r)
