@@ -29,28 +29,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         except safetensors.SafetensorError as error:
             raise ValueError(f"weights: {path} is truncated or not a safetensors file ({error})") from error
     try:
-        content = load_tensors(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"weights: {path} holds more than tensors, and loading it could run code; "
             "save the network's state_dict() alone"
         ) from error
-    except ValueError as error:
-        raise ValueError(f"weights: {error}") from error
-    return _unwrap(content, path)
-
-
-def load_tensors(path: Path) -> Any:
-    """The content of a torch file on the CPU; no code in it is run.
-
-    Raises pickle.UnpicklingError when it holds more than plain data and tensors, ValueError when it is damaged.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise
     except Exception as error:  # what the unpickler raises on damaged bytes is not specified
-        raise ValueError(f"{path} is truncated or not a torch file ({error})") from error
+        raise ValueError(f"weights: {path} is truncated or not a torch file ({error})") from error
+    return _unwrap(content, path)
 
 
 def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
