@@ -5,7 +5,7 @@
 #   NPROC=4                 processes (torchrun)                    ROUND=2   one round only (make all: up to it)
 #   DEVICE=cuda:1           the device                              DRY_RUN=1   print the resolved config and the outputs
 #
-# SET is split at spaces, so values have none: classes=[1,2], not [1, 2]. List items are named by number:
+# SET and RUNS are split at spaces, so values have none: classes=[1,2], not [1, 2]. List items are named by number:
 # synthesis.inversion.phases.0.steps=500.
 
 CONFIG ?= configs/digits.yaml
@@ -30,7 +30,7 @@ endif
 
 # import-linter, run by this interpreter.
 LINT_IMPORTS := from importlinter.cli import lint_imports_command; lint_imports_command()
-ARGUMENTS = --config $(CONFIG) $(SET) $(if $(ROUND),--round $(ROUND)) $(if $(DEVICE),--device $(DEVICE)) \
+ARGUMENTS = --config '$(CONFIG)' $(SET) $(if $(ROUND),--round $(ROUND)) $(if $(DEVICE),--device $(DEVICE)) \
   $(if $(filter-out 1,$(NPROC)),--processes $(NPROC)) $(if $(DRY_RUN),--dry-run)
 
 .DEFAULT_GOAL := all
@@ -59,10 +59,10 @@ compare: $(READY)  ## runs beside each other on one page: RUNS="a b c"
 	@$(PYTHON) -m stages compare $(RUNS)
 
 unpack: $(READY)  ## write the images of the run into class folders: [FOLDER=...]
-	@$(PYTHON) -m stages unpack --config $(CONFIG) $(SET) $(if $(ROUND),--round $(ROUND)) $(if $(FOLDER),--folder $(FOLDER))
+	@$(PYTHON) -m stages unpack --config '$(CONFIG)' $(SET) $(if $(ROUND),--round $(ROUND)) $(if $(FOLDER),--folder '$(FOLDER)')
 
 imagenet-val: $(READY)  ## sort the official validation images into data/imagenet/val: TAR=... DEVKIT=... [FOLDER=...]
-	@$(PYTHON) -m stages imagenet-val $(if $(TAR),--tar $(TAR)) $(if $(DEVKIT),--devkit $(DEVKIT)) $(if $(FOLDER),--folder $(FOLDER))
+	@$(PYTHON) -m stages imagenet-val $(if $(TAR),--tar '$(TAR)') $(if $(DEVKIT),--devkit '$(DEVKIT)') $(if $(FOLDER),--folder '$(FOLDER)')
 
 test: $(READY_DEV)  ## run the tests in two processes; ARGS="-m 'not slow'" leaves out the slow ones
 	@$(PYTHON) -m pytest --numprocesses 2 $(ARGS)

@@ -3,7 +3,7 @@
 Keywords have the names of the configuration's keys. A plain `nn.Module` gets pixels normalized by `mean` and `std`, by
 default pixels in [0, 1] as they are; a `Classifier`, which `load_student` and `distill` return, has its own
 normalization. Networks are copied and stay as they were, except for the student that `distill` trains. The default of
-`device` is the first network's.
+`device` is that of the network that is inverted, trained or scored: of the model, the teacher or the student.
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,18 +36,19 @@ from pipeline.keywords import (
     Size,
     Steps,
     SynthesisKeywords,
+    check_keywords,
     distill_config,
     image_set,
     inversion_callback,
     inversion_config,
-    known,
+    label_tensor,
     synthesis_config,
 )
 from pipeline.models.checkpoint import load_classifier
 from pipeline.models.classifier import Classifier, try_image
 from pipeline.models.config import ImageConfig
 from pipeline.models.inheritance import inherit_weights
-from pipeline.models.modules import as_classifier
+from pipeline.models.modules import as_classifier, require_same_classes
 from pipeline.runtime.config import to_plain
 from pipeline.runtime.distributed import DistributedContext
 from pipeline.runtime.fingerprint import require_same_identity
@@ -62,6 +63,9 @@ from pipeline.synthesis.plan import BatchSpec, plan_batches
 from pipeline.synthesis.store import BatchStore, manifest_facts, missing_batches
 
 __all__ = ["ShardSet", "distill", "evaluate", "invert", "load_student", "synthesize"]
+
+# What to do about a folder of another identity.
+FIX = "Repeat the former call, name another folder, or remove this one"
 
 
 def invert(
@@ -83,7 +87,7 @@ def invert(
     (docs/configuration.md). Raises ValueError when the model has no BatchNorm or something does not fit,
     FloatingPointError when a term is not finite.
     """
-    shared, labels = Shared.of(model, size, keywords), torch.as_tensor(labels)
+    shared, labels = Shared.of(model, size, keywords), label_tensor(labels)
     config = inversion_config(steps, keywords, len(labels) * shared.num_pixels, shared.device)
     seed, on_step, images = keywords.get("seed", 0), inversion_callback(keywords), []
     batch_size = keywords.get("batch_size", BATCH_SIZE)
@@ -115,13 +119,14 @@ def synthesize(
     config = synthesis_config(num_images, keywords, shared)
     verifier, ensemble = keywords.get("verifier"), keywords.get("ensemble", ())
     scorers = Scorers(teacher=shared.frozen(teacher), verifier=None if verifier is None else shared.frozen(verifier))
+    require_same_classes(scorers.teacher, {} if scorers.verifier is None else {"verifier": scorers.verifier})
     channels, height, width = shared.shape
     images = ImageConfig(channels=channels, height=height, width=width, num_classes=scorers.teacher.num_classes)
     identity = module_images_identity(config, images, seed, scorers, map(shared.frozen, ensemble))
     facts = manifest_facts(config, images) | {"round": 0, "teacher": identity["teacher"]["network"]}
     facts |= _classes(scorers.teacher, keywords.get("class_titles"))
     if (existing := stored_identity(folder)) is not None:
-        require_same_identity(str(folder), existing, identity)
+        require_same_identity(str(folder), existing, identity, FIX)
     specs = plan_batches(config, images.num_classes, seed, 0)
     if missing := missing_batches(folder, specs):
         with _open_objective(teacher, ensemble, shared, config.inversion) as objective:
@@ -154,7 +159,7 @@ def distill(
 
     Keywords: `mean`, `std`, `device` (default: the student's); `seed` (0); `on_step`, called every `log_every` steps
     with the step, the loss and the learning rate; and the keys of `distill` (docs/configuration.md). Raises ValueError
-    when something does not fit, FloatingPointError when the loss is not finite.
+    when something does not fit, TypeError for other `images`, FloatingPointError when the loss is not finite.
     """
     pool = image_set(images)
     shared = Shared.of(student, pool.batch([0]).shape[1:], keywords)
@@ -184,11 +189,11 @@ def evaluate(
     """The metrics of `student` and `teacher` on real images: accuracy, calibration, agreement, time of a pass.
 
     `images` is a set, or pixels uint8 (N, C, H, W) with labels (N,). `print(report.line())` shows the main metrics.
-    Keywords: `mean`, `std`, `device`. Raises ValueError when something does not fit, FloatingPointError when a logit is
-    not finite.
+    Keywords: `mean`, `std`, `device` (default: the student's). Raises ValueError when something does not fit, TypeError
+    for other `images`, FloatingPointError when a logit is not finite.
     """
     pool = image_set(images)
-    shared = Shared.of(student, pool.batch([0]).shape[1:], known(keywords, NetworkKeywords))
+    shared = Shared.of(student, pool.batch([0]).shape[1:], check_keywords(keywords, NetworkKeywords))
     networks = shared.frozen(student), shared.frozen(teacher)
     _check_labels(pool.labels, *reversed(networks))
     return evaluate_classifiers(*networks, pool, EvaluationConfig(batch_size=batch_size))
@@ -213,8 +218,10 @@ def _open_objective(
     for height, width in config.view_sizes((shared.shape[1], shared.shape[2])):
         for network in (teacher, *others):
             try_image(network, type(network.network).__name__, (shared.shape[0], height, width))
-    # Of all classes: an image of one is also none of those that a classifier leaves out.
-    classes, teacher.classes = teacher.classes, None
+    require_same_classes(teacher, {f"ensemble.{i}": network for i, network in enumerate(others)})
+    classes = teacher.classes
+    for network in (teacher, *others):
+        network.classes = None  # all: an image of one class is also none of those that a classifier leaves out
     networks = Networks(teacher=teacher, ensemble=others, classes=classes)
     with open_objective(networks, config, (shared.shape[1], shared.shape[2])) as objective:
         yield objective
@@ -222,19 +229,17 @@ def _open_objective(
 
 def _classes(teacher: Classifier, class_titles: Sequence[str] | None) -> dict[str, Any]:
     """For each label of the images, the teacher's label and the title of the class."""
-    classes = list(range(teacher.num_classes)) if teacher.classes is None else teacher.classes.tolist()
-    titles = list(class_titles or teacher.class_titles or map(str, classes))
-    if len(titles) != len(classes):
-        raise ValueError(f"class_titles: {len(titles)} titles, the teacher has {len(classes)} classes")
-    return {"classes": classes, "class_titles": titles}
+    labels = teacher.class_labels
+    titles = list(class_titles or teacher.class_titles or map(str, labels))
+    if len(titles) != len(labels):
+        raise ValueError(f"class_titles: {len(titles)} titles, the teacher has {len(labels)} classes")
+    return {"classes": labels, "class_titles": titles}
 
 
 def _check_labels(labels: Tensor, teacher: Classifier, student: Classifier | None = None) -> None:
-    """Raise ValueError unless there are labels, all of them classes of the teacher, and the student has the same."""
+    """Raise ValueError unless all labels are classes of the teacher, and the student has as many classes."""
     if student is not None and student.num_classes != teacher.num_classes:
         raise ValueError(f"the student has {student.num_classes} classes, the teacher {teacher.num_classes}")
-    if not len(labels):
-        raise ValueError("labels: there are none")
     invalid = labels[(labels < 0) | (labels >= teacher.num_classes)]
     if len(invalid):
         raise ValueError(f"labels: {int(invalid[0])} is not in 0..{teacher.num_classes - 1}, the teacher's classes")

@@ -44,8 +44,8 @@ SET_KEYS = ("image_format", "jpeg_quality", "images_per_shard")
 class NetworkKeywords(TypedDict, total=False):
     """Keywords of every function: the normalization of plain modules, and the device."""
 
-    mean: Sequence[float]
-    std: Sequence[float]
+    mean: Sequence[float] | Tensor
+    std: Sequence[float] | Tensor
     device: torch.device | str
 
 
@@ -124,10 +124,10 @@ class Shared:
     @classmethod
     def of(cls, model: nn.Module, size: int | Sequence[int], keywords: Mapping[str, Any]) -> Self:
         """That of a call whose first network is `model`; `size` is H = W, (H, W) or (C, H, W)."""
-        mean, std = keywords.get("mean"), keywords.get("std")
+        mean, std = (_floats(name, keywords.get(name)) for name in ("mean", "std"))
         if (mean is None) != (std is None):
             raise ValueError("mean, std: give both or neither")
-        normalization = None if mean is None or std is None else (tuple(mean), tuple(std))
+        normalization = None if mean is None or std is None else (mean, std)
         if normalization and (len(normalization[0]) != len(normalization[1]) or min(normalization[1]) <= 0):
             raise ValueError(f"mean, std: {normalization} must be one value for each channel, std positive")
         num_channels = model.mean.shape[1] if isinstance(model, Classifier) else len(mean or range(3))
@@ -145,17 +145,46 @@ class Shared:
         return frozen_copy(module, self.shape, self.normalization, self.device)
 
 
+def _floats(name: str, values: Any) -> tuple[float, ...] | None:
+    """One number for each channel, of a sequence, an array or a tensor; None for None."""
+    try:
+        return None if values is None else tuple(map(float, values))
+    except (TypeError, ValueError, RuntimeError):
+        text = " ".join(str(values).split())
+        raise ValueError(f"{name}: {text} must be one number for each channel") from None
+
+
+def label_tensor(labels: Tensor | Sequence[int]) -> Tensor:
+    """Labels as int64 (N,); raises ValueError for none, and for what are not whole numbers in one dimension."""
+    tensor = torch.as_tensor(labels)
+    if tensor.dim() != 1 or (len(tensor) and (tensor.is_floating_point() or tensor.dtype == torch.bool)):
+        raise ValueError(f"labels: {tensor.dtype} {tuple(tensor.shape)}; give whole numbers of shape (N,)")
+    if not len(tensor):
+        raise ValueError("labels: there are none")
+    return tensor.long()
+
+
 def image_set(images: Images) -> ImageSet:
-    """The images of a call as a set; raises ValueError for pixels and labels that are not one."""
-    if not isinstance(images, tuple):
-        return images
-    pixels, labels = images
-    if pixels.dtype != torch.uint8 or pixels.dim() != 4 or labels.shape != pixels.shape[:1] or not len(labels):
-        raise ValueError(
-            f"images: pixels are {pixels.dtype} {tuple(pixels.shape)}, labels {tuple(labels.shape)}; give uint8 pixels "
-            "(N, C, H, W), which are (255 * x).round().to(torch.uint8) of pixels x in [0, 1], and labels (N,)"
+    """The images of a call as a set; raises ValueError for an empty set and for pixels and labels that are not one.
+
+    Raises TypeError for what is neither a set nor a pair.
+    """
+    if isinstance(images, tuple) and len(images) == 2 and all(isinstance(part, Tensor) for part in images):
+        pixels, labels = images[0], label_tensor(images[1])
+        if pixels.dtype != torch.uint8 or pixels.dim() != 4 or labels.shape != pixels.shape[:1]:
+            raise ValueError(
+                f"images: pixels are {pixels.dtype} {tuple(pixels.shape)}, labels {tuple(labels.shape)}; give uint8 "
+                "pixels (N, C, H, W), which are (255 * x).round().to(torch.uint8) of pixels x in [0, 1], and labels "
+                "(N,)"
+            )
+        return ArrayImages(pixels, labels)
+    if isinstance(images, tuple) or not (hasattr(images, "labels") and hasattr(images, "batch")):
+        raise TypeError(
+            f"images: {type(images).__name__} is neither a set with `labels` and `batch`, such as a ShardSet, nor a "
+            "pair of tensors, pixels uint8 (N, C, H, W) and labels (N,)"
         )
-    return ArrayImages(pixels, labels)
+    label_tensor(images.labels)
+    return images
 
 
 def inversion_callback(keywords: InvertKeywords) -> OnInversionStep | None:
@@ -169,22 +198,26 @@ def inversion_config(steps: Steps, keywords: InvertKeywords, num_pixels: int, de
 
     Raises ConfigError for unknown keywords and for values that do not fit.
     """
-    keys = _keys_of(InversionConfig, known(keywords, InvertKeywords))
+    keys = _keys_of(InversionConfig, check_keywords(keywords, InvertKeywords))
     return _inversion_config(steps, keys, num_pixels, device)
 
 
 def _inversion_config(steps: Steps, keys: Mapping[str, Any], num_pixels: int, device: torch.device) -> InversionConfig:
     phases = [{"steps": steps}] if isinstance(steps, int) else [{"scale": s, "steps": n} for s, n in steps]
-    return resolve_inversion(
-        parse(InversionConfig, {**INVERSION_DEFAULTS, **keys, "phases": phases}), num_pixels, device
-    )
+    config = parse(InversionConfig, {**INVERSION_DEFAULTS, **keys, "phases": phases})
+    if config.terms.competition:
+        raise ConfigError(
+            "terms.competition: needs a student of an earlier round; run a configuration with synthesis.rounds of at "
+            "least 2, or set it to 0"
+        )
+    return resolve_inversion(config, num_pixels, device)
 
 
 def synthesis_config(num_images: int, keywords: SynthesisKeywords, shared: Shared) -> SynthesisConfig:
     """The configuration of a set of images, as it runs on their device; raises ConfigError."""
     if "steps" not in keywords:
         raise ConfigError("missing key steps: give it a value (whole number)")
-    keys = _keys_of(InversionConfig, known(keywords, SynthesisKeywords))
+    keys = _keys_of(InversionConfig, check_keywords(keywords, SynthesisKeywords))
     inversion = _inversion_config(keywords["steps"], keys, num_images * shared.num_pixels, shared.device)
     plain = {
         "num_images": num_images,
@@ -197,14 +230,14 @@ def synthesis_config(num_images: int, keywords: SynthesisKeywords, shared: Share
 
 def distill_config(steps: int, keywords: DistillKeywords, shared: Shared) -> DistillConfig:
     """The configuration of a distillation, as it runs on its device; raises ConfigError."""
-    keys = _keys_of(DistillConfig, known(keywords, DistillKeywords))
+    keys = _keys_of(DistillConfig, check_keywords(keywords, DistillKeywords))
     config = parse(DistillConfig, {**DISTILL_DEFAULTS, **keys, "steps": steps})
     num_pixels = config.steps * config.batch_size * shared.num_pixels
     return resolve_acceleration(config, shared.device, num_pixels, config.SECTION)
 
 
-def known(keywords: Mapping[str, Any], kind: Any) -> Mapping[str, Any]:
-    """The keywords of a call; raises ConfigError for one that its `kind`, a TypedDict, does not have."""
+def check_keywords(keywords: Mapping[str, Any], kind: Any) -> Mapping[str, Any]:
+    """The keywords of a call, unchanged; raises ConfigError for one that its `kind`, a TypedDict, does not have."""
     names = kind.__required_keys__ | kind.__optional_keys__
     for name in keywords:
         if name not in names:

@@ -6,7 +6,8 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 from pipeline.runtime.fingerprint import source_version
-from stages.commands import COMMANDS, PROGRAM, Command, find_command, parse_words
+from stages.arguments import PROGRAM
+from stages.commands import COMMANDS, Command, find_command, parse_words
 from stages.outcome import DONE, EXIT_CODES, FAILED, error_text, print_error
 
 # What the scripts of `completion` call.

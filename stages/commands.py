@@ -1,95 +1,27 @@
 """The table of commands, and how the words of each are read."""
 
-from argparse import Action, ArgumentParser, ArgumentTypeError, Namespace
+from argparse import Action, ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NoReturn
 
 from pipeline.runtime.config import nearest
+from stages.arguments import (
+    PROGRAM,
+    compare_arguments,
+    completion_arguments,
+    help_arguments,
+    imagenet_val_arguments,
+    process_arguments,
+    run_arguments,
+    unpack_arguments,
+)
 from stages.config_keys import list_keys, sections_under
 from stages.config_names import SUFFIX
 from stages.outcome import EXIT_CODES, UsageError
 
-PROGRAM = "dreamdistill"
-SHELLS = ("bash", "zsh", "fish")
 # Options of former versions, and what stands for them now.
 REMOVED = {"--set": f"write KEY=VALUE alone, as in `{PROGRAM} run seed=1 distill.lr=0.05`"}
-
-
-def config_arguments(parser: ArgumentParser) -> None:
-    """The arguments that name a run and a round."""
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="keys of the config and their values in YAML")
-    parser.add_argument(
-        "--config", default="digits", metavar="FILE", help="the YAML file of the run, or the name of a shipped config"
-    )
-    parser.add_argument(
-        "--round", type=int, default=None, metavar="R", help="the round; by default the next that is not finished"
-    )
-
-
-def run_arguments(parser: ArgumentParser) -> None:
-    """The arguments of every command that works on a run."""
-    config_arguments(parser)
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N; by default cuda if there is a device")
-    parser.add_argument(
-        "--processes", type=_num_processes, default=1, metavar="N", help="processes on this machine that share the work"
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print the resolved config and what would be made, and stop"
-    )
-
-
-def imagenet_val_arguments(parser: ArgumentParser) -> None:
-    """The arguments of `imagenet-val`."""
-    folder = Path("data/imagenet/val")  # which the configs name
-    parser.add_argument("--tar", type=Path, required=True, metavar="FILE", help="ILSVRC2012_img_val.tar")
-    parser.add_argument(
-        "--devkit",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="ILSVRC2012_devkit_t12.tar.gz, or a text with a wnid per image",
-    )
-    parser.add_argument(
-        "--folder", type=Path, default=folder, metavar="FOLDER", help=f"the folder to write, by default {folder}"
-    )
-
-
-def unpack_arguments(parser: ArgumentParser) -> None:
-    """The arguments of `unpack`."""
-    config_arguments(parser)
-    parser.add_argument("--shards", type=Path, metavar="FOLDER", help="one set, in place of the rounds of a run")
-    parser.add_argument(
-        "--folder", type=Path, metavar="FOLDER", help="the folder to write, by default `unpacked` beside the rounds"
-    )
-
-
-def compare_arguments(parser: ArgumentParser) -> None:
-    """The arguments of `compare`."""
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="names of runs, or paths of their checkpoints folders")
-    parser.add_argument(
-        "--checkpoints-dir", type=Path, default=Path("checkpoints"), metavar="FOLDER", help="the folder of the runs"
-    )
-    parser.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="the folder to write to, by default that of the runs"
-    )
-
-
-def help_arguments(parser: ArgumentParser) -> None:
-    """The arguments of `help`."""
-    parser.add_argument("topic", nargs="?", help="a command, a config key or a section of keys")
-
-
-def completion_arguments(parser: ArgumentParser) -> None:
-    """The arguments of `completion`."""
-    parser.add_argument("shell", choices=SHELLS, help=f'eval "$({PROGRAM} completion bash)" in ~/.bashrc')
-
-
-def _num_processes(text: str) -> int:
-    if not (text.isdigit() and int(text)):
-        raise ArgumentTypeError(f"{text} is not a number of processes; use 1 or more")
-    return int(text)
 
 
 @dataclass(frozen=True)
@@ -97,7 +29,8 @@ class Command:
     """A command: its name, what it does in a line, and where in the config its keys are, besides the top level.
 
     Its module, by default of the same name, has a function `main`. That of a stage takes the session and the round,
-    and `exclusive` ones have the run to themselves; any other takes the parsed arguments.
+    and `exclusive` ones have the run to themselves; any other takes the parsed arguments. `rounds` tells what `--round`
+    is, and what stands for it if it is not given; without it, there is no such option.
     """
 
     name: str
@@ -106,6 +39,7 @@ class Command:
     module: str | None = None
     is_stage: bool = True
     exclusive: bool = True
+    rounds: str | None = None
     add_arguments: Callable[[ArgumentParser], None] = run_arguments
 
     @property
@@ -115,31 +49,80 @@ class Command:
 
 
 ALL_SECTIONS = ("images", "data", "teacher", "teacher_training", "synthesis", "distill", "evaluation")
+LAST_STUDENT = "the round; by default the last with a student"
+COMPLETE_ROUNDS = "the round; by default all complete ones"
 COMMANDS = (
-    Command("run", "run all stages: teacher, images and student by round, evaluation, report", ALL_SECTIONS, "chain"),
-    Command("doctor", "check machine, networks, images and disk before a run", ALL_SECTIONS, is_stage=False),
+    Command(
+        "run",
+        "run all stages: teacher, images and student by round, evaluation, report",
+        ALL_SECTIONS,
+        "chain",
+        rounds="the round to stop after; by default the last",
+    ),
+    Command(
+        "doctor",
+        "check machine, networks, images and disk before a run",
+        ALL_SECTIONS,
+        is_stage=False,
+        add_arguments=process_arguments,
+    ),
     Command("estimate", "predict hours, memory and disk from a few steps on this machine", ALL_SECTIONS),
     Command("teacher", "train a teacher that has no weights", ("images", "data", "teacher", "teacher_training")),
-    Command("synthesize", "invert the teacher into the images of the next round", ("images", "teacher", "synthesis")),
-    Command("distill", "train the student on the images of all rounds so far", ("images", "teacher", "distill")),
-    Command("evaluate", "compare student and teacher on real images", ("data", "evaluation"), exclusive=False),
     Command(
-        "quality", "score the synthetic images, alone and beside real ones", ("data", "evaluation"), exclusive=False
+        "synthesize",
+        "invert the teacher into the images of the next round",
+        ("images", "teacher", "synthesis"),
+        rounds="the round; by default the next that is not complete",
     ),
-    Command("report", "write one HTML page about the run", exclusive=False),
+    Command(
+        "distill",
+        "train the student on the images of all rounds so far",
+        ("images", "teacher", "distill"),
+        rounds="the round; by default the next complete one without a student",
+    ),
+    Command(
+        "evaluate",
+        "compare student and teacher on real images",
+        ("data", "evaluation"),
+        exclusive=False,
+        rounds=LAST_STUDENT,
+    ),
+    Command(
+        "quality",
+        "score the synthetic images, alone and beside real ones",
+        ("data", "evaluation"),
+        exclusive=False,
+        rounds="the round; by default the last complete one",
+    ),
+    Command(
+        "report",
+        "write one HTML page about the run",
+        exclusive=False,
+        rounds="the last round to show; by default all that exist",
+    ),
     Command(
         "compare",
         "show what differs between runs, on one page and in a table",
         is_stage=False,
         add_arguments=compare_arguments,
     ),
-    Command("export", "write the student as safetensors, torch.export and ONNX files, with a model card"),
-    Command("verify", "compare the shards with the hashes of their manifests", exclusive=False),
-    Command("clean", "remove the shards and checkpoints of the run", is_stage=False),
+    Command(
+        "export",
+        "write the student as safetensors, torch.export and ONNX files, with a model card",
+        rounds=LAST_STUDENT,
+    ),
+    Command("verify", "compare the shards with the hashes of their manifests", exclusive=False, rounds=COMPLETE_ROUNDS),
+    Command(
+        "clean",
+        "remove the shards and checkpoints of the run",
+        is_stage=False,
+        rounds="the round; by default the whole run, with its teacher",
+    ),
     Command(
         "unpack",
         "write the images of the run into class folders",
         is_stage=False,
+        rounds=COMPLETE_ROUNDS,
         add_arguments=unpack_arguments,
     ),
     Command(
@@ -174,6 +157,9 @@ class CommandParser(ArgumentParser):
         )
         self.command = command
         command.add_arguments(self)
+        self.set_defaults(round=None)
+        if command.rounds is not None:
+            self.add_argument("--round", type=int, metavar="R", help=command.rounds)
 
     @property
     def options(self) -> dict[str, Action]:
@@ -190,9 +176,9 @@ class CommandParser(ArgumentParser):
         raise UsageError(f"{message.removeprefix('argument ')} (see `{self.prog} --help`)")
 
     def format_help(self) -> str:
-        """The options, the keys of the config if the command works on a run, and the exit codes."""
+        """The options, the keys of the config if the command reads one, and the exit codes."""
         parts = [super().format_help().rstrip()]
-        if self.command.add_arguments is run_arguments:
+        if any(action.dest == "overrides" for action in self.positionals):
             parts += [f"keys of the config, with their defaults (more: `{PROGRAM} help KEY`):"]
             parts += map(list_keys, sections_under(("", *self.command.sections)))
         return "\n\n".join([*parts, EXIT_CODES, ""])

@@ -4,22 +4,24 @@ from argparse import Action, Namespace
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from stages.arguments import PROGRAM, RUNS_FOLDER, user_path
 from stages.command_line import COMPLETE
-from stages.commands import COMMANDS, PROGRAM, CommandParser
+from stages.commands import COMMANDS, CommandParser
 from stages.config_keys import choices_at, dotted_keys, read_sections
-from stages.config_names import SUFFIX, shipped_names
+from stages.config_names import SUFFIX, config_names
 
 BASH = f"""\
 _{PROGRAM}() {{
     local line=${{COMP_LINE:0:COMP_POINT}} words word
-    read -ra words <<< "$line"
-    [[ $line == *[[:space:]] ]] && words+=("")
+    read -a words <<< "$line"  # without -r, a space after a backslash belongs to its word
+    [[ $line == *[!\\\\][[:space:]] ]] && words+=("")
     word=${{words[${{#words[@]}}-1]}}
     local IFS=$'\\n'
     COMPREPLY=($("$1" {COMPLETE} "${{words[@]:1}}" 2> /dev/null))
     # Bash replaces only what follows the last = or : of a word.
     local kept=${{word%"${{word##*[=:]}}"}}
     COMPREPLY=("${{COMPREPLY[@]#"$kept"}}")
+    COMPREPLY=("${{COMPREPLY[@]// /\\\\ }}")
     [[ ${{COMPREPLY[0]}} == *[=./] ]] && compopt -o nospace 2> /dev/null
     return 0
 }}
@@ -29,7 +31,7 @@ ZSH = f"""\
 #compdef {PROGRAM}
 _{PROGRAM}() {{
     local -a candidates
-    candidates=(${{(f)"$("${{words[1]}}" {COMPLETE} "${{(@)words[2,CURRENT]}}" 2> /dev/null)"}})
+    candidates=(${{(f)"$("${{words[1]}}" {COMPLETE} "${{(@Q)words[2,CURRENT]}}" 2> /dev/null)"}})
     compadd -S '' -- ${{(M)candidates:#*[=./]}}
     compadd -- ${{candidates:#*[=./]}}
 }}
@@ -38,7 +40,7 @@ compdef _{PROGRAM} {PROGRAM}"""
 FISH = f"""\
 function __{PROGRAM}
     set -l words (commandline -opc)
-    $words[1] {COMPLETE} $words[2..] (commandline -ct) 2> /dev/null
+    $words[1] {COMPLETE} $words[2..] (string unescape -- (commandline -ct)) 2> /dev/null
 end
 complete -c {PROGRAM} -f -a '(__{PROGRAM})'"""
 
@@ -82,10 +84,12 @@ def _values(action: Action, current: str) -> list[str]:
             keys = [place for section in read_sections() for place in section.places if place] + dotted_keys()
             return _starting_with(current, (c.name for c in COMMANDS)) + _next_levels(current, keys)
         case "config":
-            return _starting_with(current, shipped_names()) + _paths(current, SUFFIX)
+            return _starting_with(current, config_names()) + _paths(current, SUFFIX)
+        case "runs":
+            return _starting_with(current, (path.name for path in sorted(RUNS_FOLDER.glob("*/")))) + _paths(current)
         case "device":
             return _starting_with(current, ("cpu", "cuda"))
-    if action.type is Path:
+    if action.type is user_path:
         return _paths(current)
     return _starting_with(current, action.choices or ())
 
@@ -105,7 +109,7 @@ def _next_levels(current: str, keys: Iterable[str]) -> list[str]:
 def _paths(current: str, suffix: str = "") -> list[str]:
     """Files with this suffix, and folders, that start with `current`."""
     prefix = current[: current.rfind("/") + 1]
-    folder, name = Path(prefix or "."), current.removeprefix(prefix)
+    folder, name = Path(prefix or ".").expanduser(), current.removeprefix(prefix)
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
     names = [f"{path.name}{'/' * path.is_dir()}" for path in paths if name or not path.name.startswith(".")]
-    return [prefix + one for one in _starting_with(name, names) if one.endswith(("/", suffix))]
+    return [prefix + path for path in _starting_with(name, names) if path.endswith(("/", suffix))]

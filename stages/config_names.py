@@ -10,13 +10,12 @@ SHIPPED = Path(__file__).parents[1] / "configs"
 
 
 def config_path(name: str) -> Path:
-    """The file of a config: `name` itself if it is a path, else `configs/NAME.yaml` here, else the shipped one.
+    """The file of a config: `name` itself if it is a path or a file, else `configs/NAME.yaml` here or the shipped one.
 
     Raises ValueError for a bare name that is none of these, and for a missing file with the name of a shipped one.
     """
-    names = shipped_names()
-    if "/" in name or name.endswith(SUFFIX):
-        path = Path(name)
+    names, path = shipped_names(), Path(name).expanduser()
+    if "/" in name or name.endswith(SUFFIX) or path.is_file():
         if path.stem in names and not path.exists():
             raise ValueError(f"--config {name}: there is no such file; the shipped config is --config {path.stem}")
         return path
@@ -25,7 +24,7 @@ def config_path(name: str) -> Path:
         if path.is_file():
             return path
     raise ValueError(
-        f"--config {name}: there is neither a file {paths[0]} nor a shipped config of that name"
+        f"--config {name}: there is no file {name} or {paths[0]}, and no shipped config of that name"
         f"{nearest(name, names)} (shipped: {', '.join(names)})"
     )
 
@@ -33,3 +32,8 @@ def config_path(name: str) -> Path:
 def shipped_names() -> list[str]:
     """The names of the shipped configs."""
     return sorted(path.stem for path in SHIPPED.glob(f"*{SUFFIX}"))
+
+
+def config_names() -> list[str]:
+    """The names that `--config` takes: of the shipped configs, and of those in `configs/` here."""
+    return sorted({*shipped_names(), *(path.stem for path in Path(SHIPPED.name).glob(f"*{SUFFIX}"))})

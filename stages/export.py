@@ -1,6 +1,6 @@
 """Export a student: safetensors, torch.export and ONNX, each compared with PyTorch, and a model card."""
 
-import importlib.metadata
+import importlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,12 @@ from torch import Tensor
 
 from pipeline.data.codec import to_unit
 from pipeline.data.image_sets import load_images
+from pipeline.data.shards import read_manifest
 from pipeline.identity import existing_evaluation, student_identity
 from pipeline.models import export
 from pipeline.models.checkpoint import load_classifier, save_classifier
 from pipeline.models.classifier import Classifier
-from pipeline.models.model_card import ModelCard
+from pipeline.models.model_card import TEACHER, ModelCard
 from pipeline.run import RunConfig
 from pipeline.runtime.files import atomic_folder, write_json, write_text
 from pipeline.runtime.fingerprint import fingerprint, versions
@@ -60,6 +61,7 @@ def main(session: Session, round_index: int | None = None) -> None:
             images=config.student_images,
             student=config.student,
             teacher=config.teacher,
+            inverted=_inverted(config),
             test=config.data.test,
             evaluation=evaluation,
             comparison=comparison,
@@ -72,6 +74,14 @@ def main(session: Session, round_index: int | None = None) -> None:
         )
     if missing := export.missing_onnx_packages():
         print(f"export: no student.onnx without {', '.join(missing)}; pip install 'dreamdistill[onnx]'")
+
+
+def _inverted(config: RunConfig) -> list[str]:
+    """The networks that the images were inverted from, for the model card."""
+    if not config.distill.shards:
+        return [TEACHER, *(f"`{model.source}`" for model in config.ensemble)]
+    manifests = map(read_manifest, map(config.given_folder, config.distill.shards))
+    return list(dict.fromkeys(f"`{manifest['teacher']}`" for manifest in manifests))
 
 
 def _test_pixels(config: RunConfig) -> Tensor:
@@ -103,4 +113,4 @@ def _write_networks(
 
 def _versions() -> dict[str, str]:
     packages = set(export.ONNX_PACKAGES) - set(export.missing_onnx_packages())
-    return versions() | {name: importlib.metadata.version(name) for name in sorted(packages)}
+    return versions() | {name: importlib.import_module(name).__version__ for name in sorted(packages)}

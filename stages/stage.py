@@ -156,11 +156,11 @@ def _start_line(config: RunConfig, context: DistributedContext) -> str:
 
 def _load_line(num_threads: int, context: DistributedContext) -> str:
     """A line about too few free cores for the threads of a process, which wait for each other by spinning."""
-    num_free, num_wanted = num_free_cores(), num_threads * context.local_size
-    if num_free is None or num_free >= num_wanted or num_threads == 1:
+    num_free, all_threads = num_free_cores(), num_threads * context.local_size
+    if num_free is None or num_free >= all_threads or num_threads == 1:
         return ""
     return (
-        f"\nthe load of the last minute left {counted(num_free, 'core')} free for {counted(num_wanted, 'thread')}; if "
+        f"\nthe load of the last minute left {counted(num_free, 'core')} free for {counted(all_threads, 'thread')}; if "
         "other programs still compute, this run is many times as slow: wait, or set OMP_NUM_THREADS="
         f"{max(1, num_free // context.local_size)}"
     )

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import os
 import subprocess
 import sys
 
@@ -61,6 +62,19 @@ def test_import_is_lazy():
         dreamdistill.inverted  # noqa: B018
 
 
+@pytest.mark.parametrize("name", ["pipeline.py", "pipeline/__init__.py"])
+def test_another_pipeline_is_named_and_not_run(tmp_path, name):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("raise SystemExit('the file was run')")
+    code = "from dreamdistill import invert"
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert f"ImportError: dreamdistill needs its own package `pipeline`, but Python finds {path} in" in process.stderr
+
+
 def test_keywords_are_the_keys_of_the_configuration():
     def keys(config):
         return {field.name for field in dataclasses.fields(config)}
@@ -105,8 +119,19 @@ def test_phases_ensemble_and_classifiers(make_classifier):
     assert not torch.equal(invert(teacher, labels, ensemble=[other], **settings), images)
     plain = invert(teacher.network, labels, **NORMALIZATION, **settings)
     assert torch.equal(plain, images)
-    restricted = Classifier(teacher.network, (MEAN, STD), 4, classes=[3, 1])
-    assert torch.equal(invert(restricted, [1, 0], **settings), invert(teacher, [1, 3], **settings))
+    array_settings = {"mean": torch.tensor(MEAN), "std": torch.tensor(STD).numpy(), **settings}
+    assert torch.equal(invert(teacher.network, labels, **array_settings), images)
+
+
+def test_images_of_some_classes_are_those_of_all(make_classifier):
+    teacher, other = make_classifier(), make_classifier(seed=1)
+    settings = {"size": 8, "steps": 2, **PLAIN}
+    some = [Classifier(c.network, (MEAN, STD), 4, classes=[3, 1]) for c in (teacher, other)]
+    assert torch.equal(invert(some[0], [1, 0], **settings), invert(teacher, [1, 3], **settings))
+    images = invert(some[0], [1, 0], ensemble=[some[1]], **settings)
+    assert torch.equal(images, invert(teacher, [1, 3], ensemble=[other], **settings))
+    with pytest.raises(ValueError, match=r"ensemble\.0: its 4 classes are not the 2 of the teacher"):
+        invert(some[0], [1, 0], ensemble=[other], **settings)
 
 
 @pytest.mark.parametrize(
@@ -117,9 +142,15 @@ def test_phases_ensemble_and_classifiers(make_classifier):
         ({"verifier": nn.Identity()}, "unknown keyword verifier"),
         ({"mean": MEAN}, "mean, std: give both or neither"),
         ({"mean": MEAN, "std": (0.2,)}, "must be one value for each channel"),
+        ({"mean": torch.zeros(1, 3, 1, 1), "std": STD}, r"mean: tensor.* must be one number for each channel"),
+        ({"mean": 0.5, "std": 0.5}, "mean: 0.5 must be one number for each channel"),
         ({"mean": (0.5,), "std": (0.5,)}, r"TinyClassifier cannot read images of \(C, H, W\) = \(1, 8, 8\)"),
         ({"labels": [0, 4]}, r"labels: 4 is not in 0\.\.3, the teacher's classes"),
         ({"labels": []}, "labels: there are none"),
+        ({"labels": torch.zeros(3, 1, dtype=torch.long)}, r"labels: torch.int64 \(3, 1\); give whole numbers of shape"),
+        ({"labels": [0.0, 1.5]}, r"labels: torch.float32 \(2,\); give whole numbers"),
+        ({"terms": {"competition": 1.0}}, r"terms\.competition: needs a student of an earlier round"),
+        ({"ensemble": [TinyClassifier(3, 5)]}, r"ensemble\.0: its 5 classes are not the 4 of the teacher; for some"),
         ({"batch_size": 0}, "batch_size: 0 must be at least 1"),
         ({"phases": [{"steps": 3}]}, "unknown keyword phases"),
         ({"model": nn.Sequential(nn.Flatten(), nn.Linear(192, 4))}, "has no BatchNorm layer"),
@@ -150,11 +181,12 @@ def test_synthesized_set_is_a_round_and_is_continued(teacher, tmp_path):
     assert len(ShardSet([str(folder)])) == 10
     synthetic(teacher, folder, verifier=teacher)
     assert digests(folder) == made
-    with pytest.raises(ConfigError, match=r"set was made with another configuration .*seed: 0 before, 1 now"):
+    message = r"set was made with another configuration .*seed: 0 before, 1 now.* name another folder, or remove this"
+    with pytest.raises(ConfigError, match=message):
         synthetic(teacher, folder, verifier=teacher, seed=1)
     with torch.no_grad():
         teacher.fc.bias += 1
-    with pytest.raises(ConfigError, match="teacher: the weights file changed"):
+    with pytest.raises(ConfigError, match="teacher: the weights changed"):
         synthetic(teacher, folder, verifier=teacher)
 
 
@@ -226,6 +258,12 @@ def test_some_classes_of_a_teacher(teacher, tmp_path, device):
     assert set(images.labels.tolist()) == {0, 1}
     student = distill(restricted, TinyClassifier(3, 2).to(device), images, steps=2, **PLAIN)
     assert evaluate(student, restricted, images).num_images == 6
+    for verifier in (teacher, Classifier(teacher, (MEAN, STD), 4, classes=[1, 3])):
+        with pytest.raises(
+            ValueError, match=r"verifier: its \d classes are not the 2 of the teacher; for some outputs"
+        ):
+            synthetic(restricted, tmp_path / "other", verifier=verifier)
+    assert not (tmp_path / "other").exists()
 
 
 def test_distillation_of_what_does_not_fit_raises(teacher, packed_round):
@@ -233,11 +271,19 @@ def test_distillation_of_what_does_not_fit_raises(teacher, packed_round):
     for images, student, message in (
         ((pixels, labels), TinyClassifier(3, 4), r"give uint8 pixels"),
         ((pixels.byte(), labels[:2]), TinyClassifier(3, 4), r"labels \(2,\)"),
+        ((pixels.byte(), labels + 0.5), TinyClassifier(3, 4), r"labels: torch\.float32 \(4,\); give whole numbers"),
+        ((pixels.byte()[:, :1], labels), TinyClassifier(3, 4), "have 3 values, images have 1 channels"),
+        (ShardSet([]), TinyClassifier(3, 4), "labels: there are none"),
         ((pixels.byte(), labels), TinyClassifier(3, 5), "the student has 5 classes, the teacher 4"),
         (ShardSet([packed_round[0]]), TinyClassifier(3, 4), r"labels: \d+ is not in 0\.\.3"),
     ):
         with pytest.raises(ValueError, match=message):
             distill(teacher, student, images, steps=2, **NORMALIZATION)
+    for images in ([pixels.byte(), labels], (pixels.byte().numpy(), labels), torch.utils.data.TensorDataset(pixels)):
+        with pytest.raises(
+            TypeError, match="is neither a set with `labels` and `batch`, such as a ShardSet, nor a pair"
+        ):
+            distill(teacher, TinyClassifier(3, 4), images, steps=2, **NORMALIZATION)
     with pytest.raises(ValueError, match="unknown keyword seed"):
         evaluate(TinyClassifier(3, 4), teacher, (pixels.byte(), labels), seed=1)
 

@@ -13,6 +13,7 @@ PAGES = [
     *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted((REPOSITORY / "docs").glob("*.md")),
     *(REPOSITORY / folder / name for folder, name in (("shards", "README.md"), ("checkpoints", "README.md"))),
+    REPOSITORY / "examples" / "README.md",
     REPOSITORY / "benchmarks" / "gpu_plan.md",
 ]
 README_LINES = 150
@@ -22,7 +23,7 @@ SPAN = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ +(.+?) *$", re.MULTILINE)
 # Folders of the repository; what lies under shards/, checkpoints/ and data/ is made by runs.
-TREE = ("pipeline", "stages", "tests", "configs", "cifar10", "benchmarks", "docs", ".ci")
+TREE = ("dreamdistill", "pipeline", "stages", "tests", "configs", "cifar10", "benchmarks", "docs", "examples", ".ci")
 FILE = re.compile(rf"(?:{'|'.join(map(re.escape, TREE))})/[\w./-]*")
 # Configs that a reader writes.
 PLACEHOLDERS = ("configs/mine.yaml", "configs/x.yaml")
@@ -52,7 +53,7 @@ BANNED_WORD = re.compile(rf"(?<![-\w])(?:{'|'.join(BANNED)})(?![-\w])")
 
 SOURCES = sorted(
     path
-    for folder in ("pipeline", "stages", "cifar10", "configs")
+    for folder in ("dreamdistill", "pipeline", "stages", "cifar10", "configs")
     for path in (REPOSITORY / folder).rglob("*")
     if path.suffix in (".py", ".yaml")
 )

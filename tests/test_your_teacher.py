@@ -47,7 +47,7 @@ def test_page_leads_from_a_pt_file_to_an_exported_student(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     for language, text in BLOCK.findall(PAGE.read_text()):
         if name := FILE_NAME.match(text):
-            Path(name[1]).write_text(shrink(text) if language == "yaml" else text.replace("range(800)", "range(5)"))
+            Path(name[1]).write_text(shrink(text) if language == "yaml" else text.replace("range(800)", "range(60)"))
         elif language == "console":
             for line in text.splitlines():
                 run_line(line, monkeypatch)

@@ -105,7 +105,7 @@ class SubsetImages:
 
 
 def load_images(data: DataConfig, split: Split, images: ImageConfig, classes: Sequence[int] | None = None) -> ImageSet:
-    """The real images of a split, or those of some of its `classes`, labelled by their position in it.
+    """The real images of a split, or those of some of its `classes`, labeled by their position in it.
 
     Warns of classes without images. Raises ValueError when images are not available or do not fit `images`, and when
     there is none of the classes.

@@ -89,9 +89,10 @@ def _joined(pieces: Sequence[Future[Tensor]]) -> Tensor:
 def load_batches(images: ImageSet, batches: Iterable[Tensor], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """uint8 (N, C, H, W) and labels (N,) on `device` for each batch of indices (N,), given on the CPU.
 
-    Preloaded images are on `device` already; others are read ahead.
+    Images that are preloaded on `device` are taken from there; others are read ahead.
     """
-    if isinstance(images, ArrayImages):
+    resolved = torch.empty(0, device=device).device  # `cuda` means the current one of several
+    if isinstance(images, ArrayImages) and images.pixels.device == images.labels.device == resolved:
         for indices in batches:
             on_device = to_device(indices, device)
             yield images.pixels[on_device], images.labels[on_device]

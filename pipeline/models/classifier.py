@@ -63,6 +63,11 @@ class Classifier(nn.Module):
         return self.requires_grad_(False)
 
     @property
+    def class_labels(self) -> list[int]:
+        """The outputs of the network that the classifier has, in their order."""
+        return list(range(self.num_classes)) if self.classes is None else self.classes.tolist()
+
+    @property
     def normalization(self) -> Normalization:
         """(mean, std)."""
         return tuple(self.mean.flatten().tolist()), tuple(self.std.flatten().tolist())

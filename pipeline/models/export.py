@@ -4,6 +4,7 @@ Both map pixels in [0, 1] (N, C, H, W), float32, to logits (N, K), for any N; th
 """
 
 import importlib.util
+import io
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -63,7 +64,9 @@ def _first_line(error: Exception) -> str:
 
 def save_program(path: Path, program: ExportedProgram) -> None:
     """Write a program for `torch.export.load`."""
-    torch.export.save(program, path)
+    buffer = io.BytesIO()  # on a full disk, torch's own writer raises no OSError
+    torch.export.save(program, buffer)
+    path.write_bytes(buffer.getbuffer())
 
 
 def load_program(path: Path) -> Network:
@@ -130,8 +133,8 @@ def compare(
         difference = (torch.cat([network(batch) for batch in batches]) - expected).abs().max().item()
         if not difference <= TOLERANCE:  # NaN is not
             raise ValueError(
-                f"{path.name} differs by {difference:.1e} from PyTorch's logits, more than {TOLERANCE:.0e}; nothing is "
-                "kept"
+                f"{path.name} differs by {difference:.1e} from PyTorch's logits, more than {TOLERANCE:.0e}; "
+                "this export is not kept"
             )
         files[path.name] = ExportedFile(num_bytes=path.stat().st_size, max_difference=difference, forward_ms=network_ms)
     return reference_ms, files

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 # A student with less in common is another architecture, which these weights would not help.
@@ -20,7 +21,7 @@ def inherit_weights(
     """
     state, source = student.state_dict(), copy.deepcopy(teacher)
     if classes is not None:
-        _keep_outputs(source, classes)
+        _keep_outputs(source, classes, image_shape)
     if any(_is_wider(tensor, state[name]) for name, tensor in source.state_dict().items() if name in state):
         from pipeline.models.narrowing import narrow  # half a second
 
@@ -41,17 +42,34 @@ def inherit_weights(
     return share
 
 
-def _keep_outputs(network: nn.Module, classes: Tensor) -> None:
-    """Leave in the last layer the outputs of `classes` (K,), in this order; raises ValueError if it has not all."""
+def _keep_outputs(network: nn.Module, classes: Tensor, image_shape: Sequence[int]) -> None:
+    """Leave in the last layer the outputs of `classes` (K,), in this order; raises ValueError if they are not there.
+
+    The last layer is the one that was registered last; the outputs of a random image tell whether that is right.
+    """
     name = list(network.state_dict())[-1].rpartition(".")[0]
-    layer = network.get_submodule(name)
+    layer, device = network.get_submodule(name), next(network.parameters()).device
+    image = torch.randn(1, *image_shape, generator=torch.Generator().manual_seed(0)).to(device)
+    expected = _outputs(network, image)[:, classes.to(device)]
     tensors = [tensor for tensor in (*layer.parameters(), *layer.buffers()) if tensor.dim()]
-    if any(len(tensor) <= int(classes.max()) for tensor in tensors):
+    has_outputs = all(len(tensor) > int(classes.max()) for tensor in tensors)
+    if has_outputs:
+        for tensor in tensors:
+            tensor.data = tensor.data[classes.to(device)]
+        try:
+            has_outputs = torch.allclose(_outputs(network, image), expected, rtol=1e-2, atol=1e-3)
+        except RuntimeError:  # shapes that do not fit each other
+            has_outputs = False
+    if not has_outputs:
         raise ValueError(
             f"distill.init: teacher needs the outputs in the teacher's last layer, which is {name}; use init: random"
         )
-    for tensor in tensors:
-        tensor.data = tensor.data[classes.to(tensor.device)]
+
+
+@torch.no_grad()
+def _outputs(network: nn.Module, image: Tensor) -> Tensor:
+    outputs: Tensor = network.eval()(image)
+    return outputs
 
 
 def _num_values(tensors: Iterable[Tensor]) -> int:

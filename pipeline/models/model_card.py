@@ -1,6 +1,6 @@
 """The model card of an exported student, with Hugging Face's YAML header."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,18 +11,21 @@ from pipeline.models.classifier import Classifier
 from pipeline.models.config import ImageConfig, ModelConfig
 from pipeline.models.export import OPSET
 
+# The network that the student learns from, in a sentence.
+TEACHER = "the teacher"
+
 CARD = """---
 {header}---
 
 # {name}
 
 A classifier of {num_classes} classes (`{source}`, {parameters:,} parameters), distilled by dreamdistill from another
-classifier, the teacher (`{teacher}`), without any real image: the teacher was inverted into synthetic images, and this
-student was trained on the teacher's logits of them.
+classifier, the teacher (`{teacher}`). Synthetic images were inverted from {inverted}, and this student was trained on
+the teacher's logits of them. {start}
 
 ## Figures
 
-On {num_images:,} real images (`{test}`), which took no part in its training:
+On {num_images:,} real images (`{test}`), which took no part in this training:
 
 | | student | teacher |
 |---|---|---|
@@ -33,7 +36,7 @@ mean KL divergence from the teacher to the student is {kl:.4f} nats.
 ## Use
 
 The input is `pixels`, float32 of shape (N, {channels}, {height}, {width}), {colors}, scaled to [0, 1]; N can be any
-number. The output are logits (N, {num_classes}). The normalization is inside: mean {mean}, standard deviation {std}.
+number. The output is logits (N, {num_classes}). The normalization is inside: mean {mean}, standard deviation {std}.
 
 ```python
 from dreamdistill import load_student
@@ -68,10 +71,10 @@ Measured on {compared_images:,} of the real images, in batches of {timed_batch},
 
 ## License
 
-The header says `unknown`, since dreamdistill cannot know. This student was derived from the weights of the teacher, so
+The header says `unknown`, since dreamdistill cannot know. This student was derived from the weights of {origins}, so
 ask before you publish it: under which license were these weights published, does it allow derived networks, and do the
-terms of the data that the teacher was trained on reach them? Then put the answer into the header. The license of
-dreamdistill covers its code alone.
+terms of the data that they were trained on reach them? Then put the answer into the header. The license of dreamdistill
+covers its code alone.
 """
 
 ONNX = """
@@ -83,6 +86,10 @@ session = onnxruntime.InferenceSession("student.onnx")
 
 `student.onnx` uses version {opset} of ONNX's operators.
 """
+
+NO_REAL_IMAGE = "No real image took part."
+# Of a student with `weights`, which the user brings.
+GIVEN_START = "It started from the weights `{weights}`; whether these have seen real images is not known here."
 
 # (title, key of an evaluation's metrics, format).
 FIGURES = (
@@ -98,8 +105,8 @@ FIGURES = (
 class ModelCard:
     """What the card states.
 
-    `evaluation` has the keys of an `EvalReport`, `comparison` those of `export.json`. `test` names the real images of
-    both.
+    `inverted` tells in words the networks that the images were inverted from. `evaluation` has the keys of an
+    `EvalReport`, `comparison` those of `export.json`. `test` names the real images of both.
     """
 
     name: str
@@ -107,6 +114,7 @@ class ModelCard:
     images: ImageConfig
     student: ModelConfig
     teacher: ModelConfig
+    inverted: Sequence[str]
     test: str
     evaluation: Mapping[str, Any]
     comparison: Mapping[str, Any]
@@ -125,6 +133,9 @@ class ModelCard:
             source=source,
             parameters=self.classifier.num_parameters,
             teacher=self.teacher.source,
+            inverted=_joined(self.inverted),
+            start=GIVEN_START.format(weights=self._start) if self._start else NO_REAL_IMAGE,
+            origins=_joined(self._origins),
             test=self._test_name,
             figures="".join(self._row(*figure) for figure in FIGURES),
             colors="RGB" if images.channels == 3 else "gray",
@@ -139,6 +150,17 @@ class ModelCard:
             ),
             classes="".join(f"| {i} | {title} |\n" for i, title in enumerate(self.classifier.class_titles)),
         )
+
+    @property
+    def _start(self) -> str | None:
+        """The student's own weights without the folders of this machine; None if it had none."""
+        return None if self.student.weights is None else Path(self.student.weights).name
+
+    @property
+    def _origins(self) -> list[str]:
+        """What the student was derived from: the teacher, the networks that were inverted, its own weights."""
+        start = [] if self._start is None else [f"`{self._start}`"]
+        return list(dict.fromkeys([TEACHER, *self.inverted, *start]))
 
     @property
     def _test_name(self) -> str:
@@ -165,3 +187,9 @@ class ModelCard:
             "metrics": ["accuracy"],
             "model-index": [{"name": self.name, "results": [result]}],
         }
+
+
+def _joined(names: Sequence[str]) -> str:
+    """The names as one part of a sentence."""
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last

@@ -1,6 +1,7 @@
 """Classifiers of modules that live in a program."""
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +21,18 @@ def as_classifier(
 ) -> Classifier:
     """The module on `device`, as a classifier of images of `shape` (C, H, W).
 
-    `normalization` is that of a plain module, by default none; a `Classifier` has its own. Raises ValueError when the
-    module cannot read such images, or does not return logits.
+    `normalization` is that of a plain module, by default none; a `Classifier` has its own. Raises ValueError when it
+    has another number of channels, and when the module cannot read such images or does not return logits.
     """
     name, classifier = type(module).__name__, module
     if not isinstance(classifier, Classifier):
         classifier = Classifier(module, normalization or identity_normalization(shape[0]), num_classes=0)
+    num_channels = classifier.mean.shape[1]
+    if num_channels != shape[0]:
+        raise ValueError(
+            f"mean, std: those of {name} have {num_channels} values, images have {shape[0]} channels; give one value "
+            "for each channel"
+        )
     logits = try_image(classifier.to(device), name, shape)
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         output = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -40,3 +47,13 @@ def frozen_copy(
 ) -> Classifier:
     """A frozen copy of the module, which stays as it is; see `as_classifier`."""
     return as_classifier(copy.deepcopy(module), shape, normalization, device).freeze()
+
+
+def require_same_classes(teacher: Classifier, others: Mapping[str, Classifier]) -> None:
+    """Raise ValueError for one of the `others`, by their keywords, whose classes are not those of the teacher."""
+    for name, network in others.items():
+        if network.class_labels != teacher.class_labels:
+            raise ValueError(
+                f"{name}: its {network.num_classes} classes are not the {teacher.num_classes} of the teacher; for some "
+                "outputs of a network, pass Classifier(model, (mean, std), K, classes=[...])"
+            )

@@ -10,6 +10,10 @@ from pipeline.models.config import ImageConfig, ModelConfig, Normalization
 from pipeline.runtime.config import nearest
 from pipeline.runtime.python_source import load_python
 
+# How options of timm and torchvision start that load files or download. A weight file has options too, and none of
+# these may be among them: some versions unpickle what they load.
+LOADING_OPTIONS = ("checkpoint_path", "pretrained", "cache_dir", "weights")
+
 
 def is_published_name(config: ModelConfig) -> bool:
     """Whether `weights` names published weights of torchvision or timm, and not a file."""
@@ -68,6 +72,7 @@ def _torchvision(name: str, config: ModelConfig, images: ImageConfig) -> tuple[n
     import torchvision.models
 
     _require_torchvision_model(name)
+    _require_no_loading(config)
     if not is_published_name(config):
         return torchvision.models.get_model(name, num_classes=images.num_classes, **config.options), None
     weights = _torchvision_weights(name, config.weights)
@@ -98,6 +103,7 @@ def _require_torchvision_model(name: str) -> None:
 
 def _timm(name: str, config: ModelConfig, images: ImageConfig) -> tuple[nn.Module, Normalization | None]:
     timm = _import_timm(name)
+    _require_no_loading(config)
     network = timm.create_model(
         name,
         pretrained=is_published_name(config),
@@ -107,6 +113,16 @@ def _timm(name: str, config: ModelConfig, images: ImageConfig) -> tuple[nn.Modul
     )
     preset: dict[str, Any] = network.pretrained_cfg
     return network, (tuple(preset["mean"]), tuple(preset["std"])) if is_published_name(config) else None
+
+
+def _require_no_loading(config: ModelConfig) -> None:
+    """Raise ValueError for an option that loads or downloads what `weights` does not name."""
+    for key, value in config.options.items():
+        if key.startswith(LOADING_OPTIONS):
+            raise ValueError(
+                f"{config.source}: options.{key}={value!r} would load another file; name a weight file or published "
+                "weights as `weights` and drop this option"
+            )
 
 
 def _import_timm(name: str) -> Any:

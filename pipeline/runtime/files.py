@@ -44,23 +44,32 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A new folder that takes the name `path` when the block ends without an exception.
 
-    A former folder of that name is removed first, and nothing is left if the block fails.
+    It replaces a former folder of that name, which stays as it is if the block fails.
     """
-    temporary = temporary_path(path)
+    temporary, former = temporary_path(path), path.with_name(f"{path.name}.former")
     with explain_os_errors(path):
-        for former in (path, temporary):
-            if former.exists():
-                shutil.rmtree(former)
+        _settle(former, path)  # after a kill
+        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
             yield temporary
             for file in temporary.iterdir():
                 sync(file)
+            if path.exists():
+                os.replace(path, former)  # no folder replaces one that holds files
             os.replace(temporary, path)
             sync(path.parent)
-        except BaseException:
+        finally:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise
+            _settle(former, path)
+
+
+def _settle(former: Path, path: Path) -> None:
+    """Remove a former folder if a new one has taken its name `path`, else give it its name back."""
+    if path.exists():
+        shutil.rmtree(former, ignore_errors=True)
+    elif former.exists():
+        os.replace(former, path)
 
 
 def temporary_path(path: Path) -> Path:

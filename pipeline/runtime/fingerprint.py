@@ -20,7 +20,7 @@ KEYS_SHOWN = 8
 SECTIONS = {"training": "teacher_training"}
 # The last part of a key with a hash, and what another hash means.
 HASHES = {
-    "sha256": "the weights file changed",
+    "sha256": "the weights changed",
     "code_sha256": "the code of the network changed",
     "hash": "the images changed",
 }

@@ -1,6 +1,7 @@
 """Interrupts that wait until the work at hand can stop."""
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,10 +23,10 @@ def delayed_interrupts(enabled: bool = True) -> Iterator[Interrupt]:
     """Only note an interrupt within the block, and raise KeyboardInterrupt at its end; a second one acts at once.
 
     The block asks `Interrupt.has_arrived` where it can stop. Signals that the process ignores, as shells ask of what
-    they run in the background, stay ignored. Python allows this in the main thread alone.
+    they run in the background, stay ignored. Outside of the main thread, which alone gets signals, nothing is delayed.
     """
     interrupt = Interrupt()
-    if not enabled:
+    if not enabled or threading.current_thread() is not threading.main_thread():
         yield interrupt
         return
 

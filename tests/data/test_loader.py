@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from pipeline.data import loader
-from pipeline.data.loader import CACHE_SHARE, cache_limit_bytes, draw_batch, preload, read_batches
+from pipeline.data.image_sets import ArrayImages
+from pipeline.data.loader import CACHE_SHARE, cache_limit_bytes, draw_batch, load_batches, preload, read_batches
 from pipeline.data.shard_set import ShardSet
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -17,6 +18,14 @@ def test_preloaded_images_are_the_same(packed_round):
     cached = preload(images, CPU)
     assert torch.equal(cached.pixels, images.batch(range(len(images))))
     assert torch.equal(cached.labels, images.labels)
+
+
+@pytest.mark.parametrize("pixels_device", ["cpu", "meta"])
+def test_batches_come_to_the_device_from_any_other(pixels_device):
+    images = ArrayImages(torch.zeros(5, 3, 2, 2, dtype=torch.uint8, device=pixels_device), torch.arange(5))
+    ((pixels, labels),) = load_batches(images, [torch.tensor([4, 0])], torch.device("meta"))
+    assert (pixels.device.type, pixels.shape, pixels.dtype) == ("meta", (2, 3, 2, 2), torch.uint8)
+    assert (labels.device.type, labels.shape) == ("meta", (2,))
 
 
 def first_draws(num_images, batch_size, num_steps, seed=0, purpose="test") -> list[torch.Tensor]:

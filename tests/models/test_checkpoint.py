@@ -79,6 +79,15 @@ def test_another_source_takes_the_place_of_that_in_the_file(tmp_path):
         load_classifier(path, "cifar10:resnet14")
 
 
+def test_options_in_a_file_load_nothing_else(tmp_path):
+    path, images = tmp_path / "x.safetensors", replace(IMAGES, num_classes=1000)
+    config = replace(MODEL, source="torchvision:squeezenet1_1", options={})
+    classifier = build_classifier(config, images)
+    save_classifier(path, classifier, replace(config, options={"weights": "DEFAULT"}), images, {})
+    with pytest.raises(ValueError, match=r"options\.weights='DEFAULT' would load another file"):
+        load_classifier(path)
+
+
 def test_tied_weights_are_saved(tmp_path):
     network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1))
     network[2].weight = network[0].weight

@@ -92,6 +92,25 @@ def test_the_outputs_are_those_of_the_classes_in_their_order():
     torch.testing.assert_close(student(x), teacher(x)[:, [7, 0, 4]])
 
 
+class LastLayerFirst(nn.Module):
+    """A network whose layers are registered in another order than they are used."""
+
+    def __init__(self, num_classes: int, num_extra: int) -> None:
+        super().__init__()
+        self.fc, self.conv = nn.Linear(8, num_classes), nn.Conv2d(3, 8, 3)
+        self.extra = nn.Linear(8, num_extra)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.conv(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("num_extra", [3, 10, 20])
+def test_outputs_of_another_layer_than_the_last_are_refused(num_extra):
+    teacher, student = LastLayerFirst(10, num_extra), LastLayerFirst(3, 3)
+    with pytest.raises(ValueError, match="needs the outputs in the teacher's last layer, which is extra; use init: ra"):
+        inherit_weights(student, teacher, SHAPE, torch.tensor([7, 0, 4]))
+
+
 def test_channels_that_only_other_classes_read_are_left_out():
     teacher, student = network(8), network(4, num_classes=2)
     teacher.fc.weight.data[:] = 0
@@ -128,9 +147,3 @@ def test_another_architecture_raises():
 def test_a_network_whose_channels_cannot_be_followed_raises():
     with pytest.raises(ValueError, match=r"cannot follow the channels of the teacher \(the image is flat\)"):
         inherit_weights(ScrambledChannels(4), ScrambledChannels(8), SHAPE)
-
-
-def test_a_last_layer_without_the_classes_raises():
-    teacher = nn.Sequential(nn.Linear(4, 10), nn.BatchNorm1d(10), nn.Linear(10, 3))
-    with pytest.raises(ValueError, match="needs the outputs in the teacher's last layer, which is 2"):
-        inherit_weights(teacher, teacher, SHAPE, torch.tensor([7, 0]))

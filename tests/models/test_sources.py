@@ -81,6 +81,23 @@ def test_unknown_option_raises():
         build_network(ModelConfig(source="torchvision:resnet18", options={"depth": 3}), IMAGES)
 
 
+@pytest.mark.parametrize(
+    ("source", "key", "value"),
+    [
+        ("torchvision:resnet18", "weights", "DEFAULT"),
+        ("torchvision:resnet18", "pretrained", True),
+        ("timm:resnet10t", "checkpoint_path", "x.pth"),
+        ("timm:resnet10t", "pretrained_cfg", {"file": "x.pth"}),
+        ("timm:resnet10t", "cache_dir", "x"),
+    ],
+)
+def test_option_that_loads_another_file_raises(source, key, value):
+    if source.startswith("timm"):
+        pytest.importorskip("timm")
+    with pytest.raises(ValueError, match=rf"{source}: options\.{key}=.* would load another file; name .* `weights`"):
+        build_network(ModelConfig(source=source, options={key: value}), IMAGES)
+
+
 @pytest.mark.parametrize("use", [published_name, lambda config: build_network(config, IMAGES)])
 def test_unknown_published_weights_raise(use):
     message = r"resnet18 has no weights 'IMAGENET1K_V9'; did you mean IMAGENET1K_V1\? \(it has IMAGENET1K_V1, "

@@ -64,10 +64,45 @@ def test_folder_is_complete_or_absent(tmp_path):
         with atomic_folder(path) as folder:
             (folder / text).write_text(text)
         assert [file.name for file in path.iterdir()] == [text]
-    with pytest.raises(KeyboardInterrupt), atomic_folder(path) as folder:
-        (folder / "third").write_text("half")
+        assert list(path.parent.iterdir()) == [path]
+
+
+def write_folder(path, name):
+    with atomic_folder(path) as folder:
+        (folder / name).touch()
+
+
+def test_failed_folder_keeps_the_former_one(tmp_path, monkeypatch):
+    path = tmp_path / "folder"
+    with pytest.raises(KeyboardInterrupt), atomic_folder(path):
         raise KeyboardInterrupt
-    assert list(path.parent.iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
+    write_folder(path, "first")
+    with pytest.raises(KeyboardInterrupt), atomic_folder(path):
+        assert [file.name for file in path.iterdir()] == ["first"]
+        raise KeyboardInterrupt
+    real_replace = os.replace
+
+    def replace(source, target):
+        if source == temporary_path(path):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real_replace(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(OSError, match="cannot write"):
+        write_folder(path, "second")
+    assert list(tmp_path.rglob("*")) == [path, path / "first"]
+
+
+@pytest.mark.parametrize("has_new", [False, True])
+def test_former_folder_of_a_killed_process_is_settled(tmp_path, has_new):
+    former, path = tmp_path / "folder.former", tmp_path / "folder"
+    write_folder(former, "first")
+    if has_new:
+        write_folder(path, "second")
+    with pytest.raises(KeyboardInterrupt), atomic_folder(path):
+        raise KeyboardInterrupt
+    assert list(tmp_path.rglob("*")) == [path, path / ("second" if has_new else "first")]
 
 
 @pytest.mark.parametrize("size", [3, 1_000_000])  # less and more than the buffer of a file object

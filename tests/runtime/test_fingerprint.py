@@ -55,7 +55,7 @@ def test_differences_name_the_keys_of_the_configuration():
 @pytest.mark.parametrize(
     ("key", "words"),
     [
-        ("sha256", "teacher: the weights file changed"),
+        ("sha256", "teacher: the weights changed"),
         ("code_sha256", "teacher: the code of the network changed"),
         ("hash", "teacher: the images changed"),
     ],

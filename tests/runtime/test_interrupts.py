@@ -1,6 +1,7 @@
 """Interrupts wait for the end of a block; a second one does not."""
 
 import signal
+import threading
 
 import pytest
 
@@ -39,6 +40,19 @@ def test_error_of_the_block_passes():
     with pytest.raises(OSError, match="full"), delayed_interrupts():
         signal.raise_signal(signal.SIGINT)
         raise OSError("full")
+
+
+def test_block_of_another_thread_runs_and_delays_nothing():
+    handlers = []
+
+    def run():
+        with delayed_interrupts() as interrupt:
+            handlers.append((signal.getsignal(signal.SIGINT), interrupt.has_arrived))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert handlers == [(signal.default_int_handler, False)]
 
 
 def test_block_that_does_not_delay_interrupts_is_left_at_once():

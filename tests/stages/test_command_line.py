@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -88,6 +89,23 @@ def test_help_lists_the_keys_of_the_sections_and_the_exit_codes(capsys, monkeypa
     assert max(map(len, lines)) <= 100
 
 
+def test_a_command_that_is_a_section_too_explains_both(capsys):
+    assert run(["help", "distill"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("usage: dreamdistill distill ")
+    assert "\ndistill.temperature\n  finite number; default: " in text
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=by_name)
+def test_docs_state_the_round_of_a_command(command):
+    rows = re.findall(
+        r"^\| (.*) \| (.* by default .*) \|$", (REPOSITORY / "docs" / "command_line.md").read_text(), re.M
+    )
+    rounds = {name: text for names, text in rows for name in names.replace("`", "").split(", ")}
+    assert rounds.get(command.name) == command.rounds
+    assert ("--round" in CommandParser(command).options) == (command.rounds is not None)
+
+
 def test_overrides_may_stand_between_options(tmp_path):
     words = ["seed=5", "--config", str(write_config(tmp_path)), "name=other", "--round", "0", "distill.lr=0.5"]
     arguments = parse_words(find_command("distill"), words)
@@ -106,10 +124,13 @@ MISTAKES = {
     "run --set seed=1": "unknown argument --set (write KEY=VALUE alone, as in `dreamdistill run seed=1",
     "run seed": "override 'seed' must look like key=value",
     "run configs/d.yaml": "configs/d.yaml is not KEY=VALUE; name a config file with --config configs/d.yaml",
-    "run --config digit": "--config digit: there is neither a file configs/digit.yaml",
+    "run --config digit": "--config digit: there is no file digit or configs/digit.yaml",
     "run --config": "--config: expected one argument",
     "run --processes 0": "--processes: 0 is not a number of processes; use 1 or more",
     "run --processes two": "--processes: two is not a number of processes",
+    "doctor --dry-run": "unknown argument --dry-run",
+    "doctor --round=1": "unknown argument --round",
+    "teacher --round 1": "unknown argument --round",
     "run --round last": "--round: invalid int value: 'last'",
     "run --device cuda:99": "there is no device 'cuda:99'",
     "imagenet-val --tar a.tar": "the following arguments are required: --devkit",

@@ -53,6 +53,18 @@ def test_files_and_folders_complete_paths(tmp_path, monkeypatch):
     assert candidates(["run", "--config", "more/"]) == ["more/other.yaml"]
     assert candidates(["imagenet-val", "--tar", "mi"]) == ["mine.txt", "mine.yaml"]
     assert candidates(["run", "--config", "nowhere/"]) == []
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert candidates(["run", "--config", "~/more/"]) == ["~/more/other.yaml"]
+
+
+def test_own_configs_and_runs_complete_by_their_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("configs", "checkpoints/first", "checkpoints/second"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "configs" / "dimmer.yaml").touch()
+    assert candidates(["run", "--config", "di"]) == ["digits", "dimmer"]
+    assert candidates(["compare", "first", "s"]) == ["second"]
+    assert candidates(["compare", "checkpoints/f"]) == ["checkpoints/first/"]
 
 
 @pytest.fixture
@@ -85,10 +97,12 @@ def output_of(shell: str, code: str, program) -> list[str]:
         ("dreamdistill run distill.pre", ["distill.precision="]),
         ("dreamdistill run seed=1 distill.precision=b", ["bfloat16"]),  # bash replaces what follows the =
         ("dreamdistill run distill.lr=", []),
+        ("dreamdistill run --config my\\ con", ["my\\ configs/"]),
         ("dreamdistill ", [command.name for command in COMMANDS]),
     ],
 )
 def test_bash_offers_the_candidates(program, line, expected):
+    (program / "my configs").mkdir()
     code = f"""
 eval "$(dreamdistill completion bash)"
 compopt() {{ :; }}  # outside of a completion it is an error
@@ -101,20 +115,29 @@ _dreamdistill dreamdistill
     assert output_of("bash", code, program) == expected
 
 
-def test_fish_offers_the_candidates(program):
-    code = "dreamdistill completion fish | source; complete --do-complete 'dreamdistill run distill.pre'"
-    assert output_of("fish", code, program) == ["distill.precision="]
+# The words after `run`, as they are typed, and the candidates.
+TYPED = [("distill.pre", ["distill.precision="]), ("--config my\\ con", ["my configs/"])]
 
 
-def test_zsh_offers_the_candidates(program):
-    code = """
+@pytest.mark.parametrize(("words", "expected"), TYPED)
+def test_fish_offers_the_candidates(program, words, expected):
+    (program / "my configs").mkdir()
+    code = f"dreamdistill completion fish | source; complete --do-complete 'dreamdistill run {words}'"
+    assert output_of("fish", code, program) == expected
+
+
+@pytest.mark.parametrize(("words", "expected"), TYPED)
+def test_zsh_offers_the_candidates(program, words, expected):
+    (program / "my configs").mkdir()
+    code = f"""
 autoload -Uz compinit && compinit -D
 eval "$(dreamdistill completion zsh)"
-compadd() { [ "$1" = -S ] && shift 2; shift; [ $# -eq 0 ] || print -l -- "$@" }
-words=(dreamdistill run distill.pre) CURRENT=3
+compadd() {{ [ "$1" = -S ] && shift 2; shift; [ $# -eq 0 ] || print -l -- "$@" }}
+line='dreamdistill run {words}'
+words=("${{(@z)line}}") CURRENT=$#words
 _dreamdistill
 """
-    assert output_of("zsh", code, program) == ["distill.precision="]
+    assert output_of("zsh", code, program) == expected
 
 
 @pytest.mark.parametrize("shell", SCRIPTS)

@@ -33,6 +33,12 @@ def test_path_is_taken_as_it_is(name):
     assert config_path(name) == Path(name)
 
 
+@pytest.mark.parametrize("name", ["mine.yml", "digits"])
+def test_existing_file_is_taken_as_it_is(empty_folder, name):
+    (empty_folder / name).touch()
+    assert config_path(name) == Path(name)
+
+
 def test_unknown_name_lists_the_shipped_ones():
     with pytest.raises(ValueError, match=r"--config imagenete: .*did you mean imagenette\? \(shipped: .*digits, "):
         config_path("imagenete")
