@@ -178,8 +178,8 @@ class RunConfig:
         return [self.round_folder(r) for r in range(last_round + 1)]
 
     def given_folder(self, name: str) -> Path:
-        """The folder of an item of `distill.shards`; one with a URL is fetched into `SHARDS_DIR/.remote`."""
-        return local_folder(name, Path(self.shards_dir) / ".remote") if is_remote(name) else Path(name)
+        """The folder of an item of `distill.shards`."""
+        return folder_of_given(name, self.shards_dir)
 
     @property
     def num_rounds(self) -> int:
@@ -206,6 +206,11 @@ class RunConfig:
     def metrics_path(self, rank: int = 0) -> Path:
         """The file of one rank with a JSON line for each logging step."""
         return self.checkpoints / ("metrics.jsonl" if rank == 0 else f"metrics.{rank}.jsonl")
+
+
+def folder_of_given(name: str, shards_dir: str) -> Path:
+    """The folder of an item of `distill.shards`; one with a URL is fetched into `SHARDS_DIR/.remote`."""
+    return local_folder(name, Path(shards_dir) / ".remote") if is_remote(name) else Path(name)
 
 
 # Old dotted names, accepted with a warning until the next release.

@@ -69,6 +69,12 @@ def compare_arguments(parser: ArgumentParser) -> None:
         "--checkpoints-dir", type=user_path, default=RUNS_FOLDER, metavar="FOLDER", help="the folder of the runs"
     )
     parser.add_argument(
+        "--shards-dir",
+        type=user_path,
+        metavar="FOLDER",
+        help="the folder of the images of runs that are not evaluated",
+    )
+    parser.add_argument(
         "--output", type=user_path, metavar="FOLDER", help="the folder to write to, by default that of the runs"
     )
 

@@ -11,7 +11,7 @@ def main(arguments: Namespace) -> None:
     names = list(dict.fromkeys(arguments.runs))
     if len(names) < 2:
         raise ValueError(f"{' '.join(arguments.runs)}: name at least two different runs to compare")
-    runs = [read_summary(name, arguments.checkpoints_dir) for name in names]
+    runs = [read_summary(name, arguments.checkpoints_dir, arguments.shards_dir) for name in names]
     folder = arguments.output or arguments.checkpoints_dir
     write_text(folder / "compare.html", render_comparison(runs))
     write_text(folder / "compare.csv", comparison_csv(runs))

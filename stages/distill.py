@@ -33,13 +33,16 @@ def main(session: Session, round_index: int | None = None) -> None:
     context.require_same(str(state.step), f"the step of {state.path}; is it on a file system that all ranks see?")
     if context.is_main_process and state.step > steps.start:
         print(f"distill: resumed at step {state.step:,}", flush=True)
-    progress = Progress(
-        stage="distill", total=config.distill.steps, unit="steps", done=state.step, round_index=round_index
-    )
+    done = state.step - steps.start
+    progress = Progress(stage="distill", total=len(steps), unit="steps", done=done, round_index=round_index)
     path_of_rank = config.metrics_path(context.rank)
     with open_recorder(path_of_rank, progress, session.sinks, visible=context.is_main_process) as recorder:
-        on_step = recorder.log if context.is_main_process else None  # the figures of all ranks are equal
-        train(state, session.distillation, images, context, on_step)
+
+        def on_step(step: int, figures: dict[str, float]) -> None:
+            recorder.log(step, figures, done=step + 1 - steps.start)
+
+        # The figures of all ranks are equal.
+        train(state, session.distillation, images, context, on_step if context.is_main_process else None)
     if context.is_main_process:
         save_classifier(path, student, config.student, config.student_images, identity)
         remove_state(path)

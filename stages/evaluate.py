@@ -8,7 +8,7 @@ from pipeline.evaluation.evaluate import EvalReport, evaluate
 from pipeline.identity import evaluation_identity
 from pipeline.runtime.config import to_plain
 from pipeline.runtime.files import read_json, write_json, write_text
-from pipeline.runtime.fingerprint import fingerprint
+from pipeline.runtime.fingerprint import fingerprint, versions
 from pipeline.runtime.hardware import device_name
 from pipeline.runtime.recorder import Progress, open_recorder
 from pipeline.session import Session, load_student, student_round
@@ -36,7 +36,7 @@ def main(session: Session, round_index: int | None = None) -> None:
     write_text(path.with_suffix(".csv"), _csv(config.name, round_index, report))
     head = {"round": round_index, "fingerprint": fingerprint(identity), "identity": identity}
     facts = {"class_titles": config.class_titles, **vars(report), "line": report.line()}
-    facts |= {"device": device_name(session.context.device), "config": to_plain(config)}
+    facts |= {"device": device_name(session.context.device), "versions": versions(), "config": to_plain(config)}
     write_json(path, {**head, **facts})
     print(f"evaluate: {report.line()}")
 

@@ -4,9 +4,9 @@ import platform
 
 from pipeline.identity import CONFIG_FILE
 from pipeline.report.record import read_record
-from pipeline.report.report import render_report
+from pipeline.report.report import render_report, versions_text
 from pipeline.runtime.files import write_text
-from pipeline.runtime.fingerprint import source_version, versions
+from pipeline.runtime.fingerprint import versions
 from pipeline.runtime.hardware import device_name, num_usable_cores
 from pipeline.session import Session
 
@@ -22,12 +22,11 @@ def main(session: Session, round_index: int | None = None) -> None:
 
 
 def _facts(session: Session) -> dict[str, str]:
-    """What this process knows of how to repeat the run."""
-    config, device = session.config, session.context.device
+    """The command that repeats the run; and this process, which need not be one that made the outputs."""
+    config, device = session.config, device_name(session.context.device)
+    system = f"{platform.system()} {platform.release()}, {platform.machine()}"
     return {
         "command": session.command or f"dreamdistill run --config {config.round_folder(0) / CONFIG_FILE}",
-        "hardware": f"{device_name(device)}, {num_usable_cores()} cores",
-        "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
-        "version": source_version(),
-        "packages": ", ".join(f"{name} {version}" for name, version in versions().items()),
+        "this page written on": f"{device}, {num_usable_cores()} cores, {system}",
+        "this page written with": versions_text(versions()),
     }

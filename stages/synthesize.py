@@ -8,6 +8,7 @@ from pipeline.data.growth import join_growth, remove_joined
 from pipeline.data.shards import check_sizes, is_packed, pack, read_manifest, remove_parts
 from pipeline.identity import synthesis_identity
 from pipeline.run import RunConfig, resolved_yaml
+from pipeline.runtime.hardware import device_name
 from pipeline.runtime.recorder import Progress, open_recorder
 from pipeline.session import Session
 from pipeline.sets import next_set, write_identity
@@ -46,7 +47,7 @@ def main(session: Session, round_index: int | None = None) -> None:
         check_sizes(folder, manifest)
         remove_parts(folder)
         remove_joined(folder)
-        _finish_pictures(session, round_index, is_new=not was_complete)
+        _finish_pictures(session, round_index)
         scores = ", ".join(f"{name} {value:.1%}" for name, value in manifest["scores"].items())
         note = " (up to date)" if was_complete else ""
         print(f"synthesize: {manifest['num_images']:,} images in {folder}; {scores}{note}")
@@ -73,9 +74,11 @@ def _make_set(session: Session, round_index: int, synthesis: SynthesisConfig, fo
             make_batches(objective, own_specs, store, monitor, context)
         context.barrier()
     if context.is_main_process:
+        _remove_picture(config, grid_name(round_index))  # of the set before it grew
         if not is_packed(folder):
             facts = manifest_facts(synthesis, config.student_images)
             facts |= {"round": round_index, "teacher": config.teacher.source, **_classes(config)}
+            facts |= {"device": device_name(context.device)}
             pack(folder, [spec.index for spec in specs], identity, facts)
         if synthesis.grown_from:
             join_growth(config.round_folder(round_index))
@@ -97,14 +100,16 @@ def _live_pictures(session: Session, round_index: int) -> LivePictures | None:
     return LivePictures(session.sinks, titles, config.synthesis.inversion, config.images.size, evolution)
 
 
-def _finish_pictures(session: Session, round_index: int, *, is_new: bool) -> None:
-    """Remove the preview, and draw the grid of a packed round if it is new or has none."""
+def _remove_picture(config: RunConfig, name: str) -> None:
+    with suppress(OSError):  # a picture that could not be written was warned of
+        picture_path(config.checkpoints, name).unlink(missing_ok=True)
+
+
+def _finish_pictures(session: Session, round_index: int) -> None:
+    """Remove the preview, and draw the grid of a packed round if it has none."""
     config, name = session.config, grid_name(round_index)
-    with suppress(OSError):  # a preview that could not be written was warned of
-        picture_path(config.checkpoints, PREVIEW).unlink(missing_ok=True)
-    if has_pictures(round_index, config.synthesis.rounds) and (
-        is_new or not picture_path(config.checkpoints, name).exists()
-    ):
+    _remove_picture(config, PREVIEW)
+    if has_pictures(round_index, config.synthesis.rounds) and not picture_path(config.checkpoints, name).is_file():
         specs = plan_batches(config.synthesis, config.student_images.num_classes, config.seed, round_index)
         num_steps = config.synthesis.inversion.num_steps
         picture = draw_grid(config.round_folder(round_index), _round_title(config, round_index))

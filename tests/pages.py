@@ -16,6 +16,8 @@ from pipeline.report.record import RoundRecord, RunRecord, StoredImage
 from pipeline.report.report import render_report
 
 NO_END_TAG = ("meta", "img", "link")
+# The caption of the first table of a comparison.
+DIFFERENT_KEYS = "Keys whose values differ; a dash is a key that a run does not have"
 
 
 class Page(HTMLParser):
@@ -99,12 +101,16 @@ def make_manifest(round_index: int = 0, num_images: int = 40) -> dict:
         "scores": {"teacher_top1": 0.875},
         "fingerprint": "0123456789abcdef",
         "versions": {"python": "3.11"},
+        "device": "cuda:0 (a card)",
         "shards": [{"sizes": [2**20]}],
     }
 
 
 def make_round(index: int = 0, **values) -> RoundRecord:
-    return RoundRecord(**{"index": index, "folder": Path(str(index)), "manifest": make_manifest(index), **values})
+    """A round with images, and with a student if it has an evaluation."""
+    student = {"student_round": index} if "evaluation" in values else {}
+    images = {"folder": Path(str(index)), "manifest": make_manifest(index)}
+    return RoundRecord(**{"title": f"round {index}", **images, **student, **values})
 
 
 def make_images(num_classes: int, per_class: int, size_px: int) -> tuple[list[StoredImage], torch.Tensor]:
@@ -116,7 +122,7 @@ def make_images(num_classes: int, per_class: int, size_px: int) -> tuple[list[St
     scores = {"teacher_probability": 0.75, "teacher_top1": True, "verifier_probability": 0.25}
     images = [
         StoredImage(
-            round_index=0,
+            set_title="round 0",
             label=i // per_class,
             key=f"{i // per_class:04d}/{i:06d}",
             metadata={**scores, "verifier_top1": i % 2 == 0},
@@ -139,11 +145,11 @@ def make_record(*, num_classes: int = 10, size_px: int = 8, per_class: int = 3, 
         "name": "a run",
         "class_titles": [f"class <{label}>" for label in range(num_classes)],
         "config_yaml": "seed: 0\n",
-        "rounds": [make_round(has_student=True, evaluation=make_evaluation(num_classes))],
+        "rounds": [make_round(evaluation=make_evaluation(num_classes))],
         "metrics": [[metric("synthesize", step, batch=0, tv_l2=1.0 + step) for step in range(3)]],
         "images": images,
-        "shown": [(one, embed_image(pixels[one.position])) for one in shown],
-        "diversity": measure_diversity(pixels, torch.tensor([one.label for one in images])),
+        "shown": [(image, embed_image(pixels[image.position])) for image in shown],
+        "diversity": measure_diversity([pixels], torch.tensor([image.label for image in images])),
         "facts": {"command": "make CONFIG=a.yaml SET='seed=1'"},
     }
     return RunRecord(**{**record, **values})

@@ -22,6 +22,8 @@ from pipeline.report.curves import Curve, Values
 # Stand-in colors and their CSS variables in style.css.
 SOFT, LINE = "#010101", "#020202"
 SERIES = ("#0a0001", "#0a0002", "#0a0003", "#0a0004", "#0a0005", "#0a0006")
+# After as many lines as there are colors, the next ones are dashed, and their labels say so.
+DASHES = (("-", ""), ("--", "╌ "), (":", "┈ "), ("-.", "┄ "))
 VARIABLES = {SOFT: "--soft", LINE: "--line"} | {color: f"--series-{i}" for i, color in enumerate(SERIES)}
 # Width and height in inches of 72 units; the page scales the width to that of the column.
 WIDTH_IN, HEIGHT_IN = 5.0, 2.6
@@ -56,7 +58,7 @@ Label = tuple[float, str, str]
 
 
 def chart(name: str, description: str, draw: Callable[[Axes], None], height_in: float = HEIGHT_IN) -> Markup:
-    """The SVG that `draw` makes of empty axes; `name` is unique on the page, `description` is for who cannot see it."""
+    """The SVG that `draw` makes of empty axes; `name` is unique on the page, screen readers say `description`."""
     with rc_context({**STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
         draw(figure.add_subplot())
@@ -92,13 +94,14 @@ def line_chart(name: str, curves: Sequence[Curve], x_label: str, description: st
         if _spans_decades(np.concatenate([curve.mean for curve in curves])):
             _use_log_scale(axes)
         labels: list[Label] = []
-        for curve, color in zip(curves, _colors(len(curves)), strict=True):
+        for i, (curve, color) in enumerate(zip(curves, _colors(len(curves)), strict=True)):
+            dashes, sign = DASHES[i // len(SERIES) % len(DASHES)]
             if len(curves) == 1 and (curve.high > curve.low).any():
                 axes.fill_between(curve.steps, curve.low, curve.high, color=color, alpha=0.15, linewidth=0)
             marker = "o" if len(curve.steps) == 1 else ""
             axes.plot(curve.steps, curve.mean, color=color, alpha=0.35, linewidth=0.8)
-            axes.plot(curve.steps, curve.smooth, color=color, linewidth=1.6, marker=marker)
-            labels.append((curve.smooth[-1], curve.label or f"{curve.smooth[-1]:.3g}", color))
+            axes.plot(curve.steps, curve.smooth, color=color, linewidth=1.6, linestyle=dashes, marker=marker)
+            labels.append((curve.smooth[-1], sign + (_short(curve.label) or f"{curve.smooth[-1]:.3g}"), color))
         axes.set_xlabel(x_label)
         axes.margins(x=0)
         _label_ends(axes, labels)
@@ -134,18 +137,22 @@ def _label_ends(axes: Axes, labels: Sequence[Label]) -> None:
     for value, text, color in sorted(labels, key=lambda label: label[0]):
         position = max(height(value), position + LABEL_SHARE)
         place = ("axes fraction", "axes fraction")
-        axes.annotate(
-            _short(text), (1, position), (4, 0), xycoords=place, textcoords="offset points", color=color, va="center"
-        )
+        axes.annotate(text, (1, position), (4, 0), xycoords=place, textcoords="offset points", color=color, va="center")
 
 
 def _short(text: str) -> str:
-    """A label that leaves room for the chart."""
-    return text if len(text) <= MAX_LABEL_CHARACTERS else f"{text[: MAX_LABEL_CHARACTERS - 1]}…"
+    """A label that leaves room for the chart: of a long text, both ends, since names of runs often differ there."""
+    kept = (MAX_LABEL_CHARACTERS - 1) // 2
+    return text if len(text) <= MAX_LABEL_CHARACTERS else f"{text[:kept]}…{text[-kept:]}"
 
 
-def histogram_chart(name: str, values: Mapping[str, Sequence[float]], x_label: str, description: str) -> Markup:
-    """For each name, the share of its values in each of equally wide bins from 0 to 1, or to the largest value."""
+def histogram_chart(
+    name: str, values: Mapping[str, Sequence[float]], labels: tuple[str, str], description: str
+) -> Markup:
+    """For each name, the share of its values in each of equally wide bins from 0 to 1, or to the largest value.
+
+    `labels` say what is counted over, and what is counted, in percent.
+    """
 
     def draw(axes: Axes) -> None:
         high = max(1.0, *(max(numbers, default=0.0) for numbers in values.values()))
@@ -156,8 +163,8 @@ def histogram_chart(name: str, values: Mapping[str, Sequence[float]], x_label: s
             axes.text(0.03, 0.9 - 0.12 * i, label, color=color, transform=axes.transAxes)
         axes.set_xlim(0, high)
         axes.set_ylim(0, None)
-        axes.set_xlabel(x_label)
-        axes.set_ylabel("% of images")
+        axes.set_xlabel(labels[0])
+        axes.set_ylabel(labels[1])
 
     return chart(name, description, draw)
 

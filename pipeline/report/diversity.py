@@ -6,11 +6,14 @@ that two unrelated images of the same contrast have, sqrt(2) times the standard 
 0 means copies, 1 means unrelated.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from pipeline.data.codec import to_unit
 
 REDUCED_PX = 16
 # A class is collapsed under this mean distance of its images; an image is a copy of another one under this distance.
@@ -41,9 +44,9 @@ class Diversity:
         return sum(distances) / len(distances) if distances else None
 
 
-def measure_diversity(images: Tensor, labels: Tensor) -> Diversity:
-    """The diversity of uint8 images (N, C, H, W) with labels (N,)."""
-    distances = _distances(images)
+def measure_diversity(batches: Iterable[Tensor], labels: Tensor) -> Diversity:
+    """The diversity of images with labels (N,), which come in uint8 batches (n, C, H, W) of any size."""
+    distances = _distances(torch.cat([_reduced(images) for images in batches]))
     is_same = labels[:, None] == labels[None, :]
     is_other_image = ~torch.eye(len(labels), dtype=torch.bool)
     within = {}
@@ -60,10 +63,14 @@ def measure_diversity(images: Tensor, labels: Tensor) -> Diversity:
     )
 
 
-def _distances(images: Tensor) -> Tensor:
-    """The distances (N, N) of all pairs, in units of those of unrelated images; 0 for images without contrast."""
+def _reduced(images: Tensor) -> Tensor:
+    """Pixels in [0, 1] (n, C, h, w), h and w at most REDUCED_PX, of uint8 images (n, C, H, W)."""
     size = [min(REDUCED_PX, length) for length in images.shape[2:]]
-    reduced = F.interpolate(images.float() / 255, size=size, mode="area")
+    return F.interpolate(to_unit(images), size=size, mode="area")
+
+
+def _distances(reduced: Tensor) -> Tensor:
+    """The distances (N, N) of all pairs, in units of those of unrelated images; 0 for images without contrast."""
     contrast = reduced.var((2, 3), correction=0).mean().sqrt()
     flat = reduced.flatten(1).double()  # exact enough for copies, whose distance is a difference of large numbers
     unit = (2 * flat.shape[1]) ** 0.5 * contrast

@@ -4,13 +4,16 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.report.record import RoundRecord, RunRecord, evenly_spaced
+from pipeline.report.record import RoundRecord, RunRecord
 from pipeline.runtime.quantities import duration, size
+from pipeline.runtime.ranges import evenly_spaced
 from pipeline.runtime.recorder import seconds_of_stages
 
 STAGES = ("teacher", "synthesize", "distill", "evaluate")
 # Rounds in the table, evenly spaced.
 SHOWN_ROUNDS = 20
+# Timing alone can make one of two equal networks this share faster.
+TIMING_TOLERANCE = 0.05
 Rows = list[tuple[str, ...]]
 
 
@@ -22,20 +25,37 @@ def percent(share: float | None) -> str:
 def headline(evaluation: Mapping[str, Any]) -> str:
     """What the student reaches beside its teacher: accuracy, size, speed."""
     student, teacher = evaluation["student"], evaluation["teacher"]
-    parameters = _ratio(teacher["parameters"] / student["parameters"], "fewer parameters", "more parameters")
-    speed = _ratio(teacher["forward_ms"] / student["forward_ms"], "faster", "slower")
+    speedup = teacher["forward_ms"] / student["forward_ms"]
+    speed = "as fast" if abs(speedup - 1) < TIMING_TOLERANCE else _times(speedup, "faster", "slower")
     return (
         f"The student classifies {percent(student['top1'])} of {evaluation['num_images']:,} real images correctly, its "
         f"teacher {percent(teacher['top1'])}: an accuracy retention of {percent(evaluation['accuracy_retention'])}, "
-        f"with {parameters or 'as many parameters'}, {speed or 'as fast'}."
+        f"with {_size_in_words(student['parameters'], teacher['parameters'])} parameters, {speed}."
     )
 
 
-def _ratio(ratio: float, fewer: str, more: str) -> str:
-    """`3.9 times fewer parameters`; empty for a ratio within 5 % of 1, which timing alone can make."""
-    if abs(ratio - 1) < 0.05:
-        return ""
-    return f"{ratio:.1f} times {fewer}" if ratio > 1 else f"{1 / ratio:.1f} times {more}"
+def _size_in_words(student: int, teacher: int) -> str:
+    """`as many`, `2.91 % fewer` or `3.9 times fewer`."""
+    change = student / teacher - 1
+    if change == 0:
+        return "as many"
+    if abs(change) < 0.1:
+        return f"{percent(abs(change))} {'fewer' if change < 0 else 'more'}"
+    return _times(teacher / student, "fewer", "more")
+
+
+def _times(ratio: float, more: str, less: str) -> str:
+    return f"{ratio:.1f} times {more}" if ratio > 1 else f"{1 / ratio:.1f} times {less}"
+
+
+def main_figures(evaluation: Mapping[str, Any]) -> dict[str, str]:
+    """The figures that the page shows large, by their titles."""
+    return {
+        "student, top-1": percent(evaluation["student"]["top1"]),
+        "teacher, top-1": percent(evaluation["teacher"]["top1"]),
+        "student's parameters": f"{evaluation['student']['parameters']:,}",
+        "agreement": percent(evaluation["agreement"]),
+    }
 
 
 def metric_rows(evaluation: Mapping[str, Any]) -> Rows:
@@ -64,15 +84,17 @@ def pair_rows(evaluation: Mapping[str, Any]) -> Rows:
 
 
 def round_table(rounds: Sequence[RoundRecord]) -> tuple[tuple[str, ...], Rows]:
-    """Header and rows: images, scores, top-1 of the student and fingerprint of each round, or of some."""
-    names = list(dict.fromkeys(name for one in rounds if one.manifest for name in one.manifest["scores"]))
-    header = ("round", "images", *(name.replace("_", " ") for name in names), "student top-1", "fingerprint")
+    """Header and rows: images, scores, top-1 of the student and fingerprint of each round or set, or of some."""
+    manifests = [record.manifest for record in rounds if record.manifest]
+    names = list(dict.fromkeys(name for manifest in manifests for name in manifest["scores"]))
+    header = ("set", "images", *(name.replace("_", " ") for name in names), "student top-1", "fingerprint")
     rows = []
-    for one in evenly_spaced(rounds, SHOWN_ROUNDS):
-        manifest = one.manifest or {"num_images": 0, "scores": {}, "fingerprint": "no images"}
+    for record in evenly_spaced(rounds, SHOWN_ROUNDS):
+        manifest = record.manifest or {"scores": {}, "fingerprint": "-"}
+        num_images = f"{manifest['num_images']:,}" if record.manifest else "-"
         scores = [percent(manifest["scores"].get(name)) for name in names]
-        top1 = one.evaluation["student"]["top1"] if one.evaluation else None
-        rows.append((str(one.index), f"{manifest['num_images']:,}", *scores, percent(top1), manifest["fingerprint"]))
+        top1 = record.evaluation["student"]["top1"] if record.evaluation else None
+        rows.append((record.title, num_images, *scores, percent(top1), manifest["fingerprint"]))
     return header, rows
 
 
@@ -90,7 +112,9 @@ def time_table(record: RunRecord) -> tuple[tuple[str, ...], Rows]:
         share = f"{longest[stage] / (total or 1):.0%}".replace("%", " %")
         row = (stage, duration(longest[stage]), share, duration(sum(ranks)))
         rows.append((*row, duration(estimate[f"{stage}_s"]) if estimate.get(f"{stage}_s") else "-"))
-    stored = sum(size for one in record.rounds if one.manifest for s in one.manifest["shards"] for size in s["sizes"])
-    if stored:
-        rows.append(("images", size(stored), "", "", size(estimate["shard_bytes"]) if estimate else "-"))
+    manifests = [round_record.manifest for round_record in record.rounds if round_record.manifest]
+    shards = [shard for manifest in manifests for shard in manifest["shards"]]
+    if shards:
+        stored, estimated = sum(sum(shard["sizes"]) for shard in shards), estimate.get("shard_bytes")
+        rows.append(("images", size(stored), "", "", size(estimated) if estimated else "-"))
     return ("stage", "measured", "share", "all processes", "estimated"), rows

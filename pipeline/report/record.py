@@ -3,9 +3,10 @@
 import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -19,24 +20,25 @@ from pipeline.report.diversity import Diversity, measure_diversity
 from pipeline.report.pictures import Picture, embed_file, embed_image
 from pipeline.run import RunConfig, resolved_yaml
 from pipeline.runtime.files import read_json
+from pipeline.runtime.ranges import evenly_spaced
 from pipeline.runtime.recorder import read_metrics
-from pipeline.sets import require_same_outputs
-
-Item = TypeVar("Item")
+from pipeline.sets import next_set, require_same_outputs
+from pipeline.synthesis.pictures import PREVIEW, evolution_name, picture_path
 
 # Images on the page: of at most this many classes, evenly spaced, with as many of each as the pixels allow.
 SHOWN_CLASSES, SHOWN_IMAGES, SHOWN_PIXELS = 20, 16, 5_000_000
-# Images whose scores are read, and whose diversity is measured.
+# Images whose scores are read, and whose diversity is measured; the latter are decoded this many at a time.
 SCORED_IMAGES, COMPARED_IMAGES, COMPARED_PER_CLASS = 20_000, 2_000, 32
+DECODED_IMAGES = 64
 # Strips on the page, evenly spaced over the rounds.
 SHOWN_STRIPS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredImage:
-    """One synthetic image: its round, label and key, its metadata with the scores, its position in the shards."""
+    """One synthetic image: its set, label and key, its metadata with the scores, its position in all shards."""
 
-    round_index: int
+    set_title: str
     label: int
     key: str
     metadata: Mapping[str, Any]
@@ -45,12 +47,16 @@ class StoredImage:
 
 @dataclass(frozen=True, kw_only=True)
 class RoundRecord:
-    """A round with images, whose manifest it has, or with a student, which may have an evaluation."""
+    """A round with its student, or a set of `distill.shards`, whose student is a record of its own.
 
-    index: int
-    folder: Path
-    manifest: Mapping[str, Any] | None
-    has_student: bool = False
+    `folder` and `manifest` are those of the images, None without images. `student_round` is the round of the student,
+    None without a student, which may have an evaluation.
+    """
+
+    title: str
+    folder: Path | None = None
+    manifest: Mapping[str, Any] | None = None
+    student_round: int | None = None
     evaluation: Mapping[str, Any] | None = None
 
 
@@ -83,12 +89,12 @@ class RunRecord:
     @property
     def num_images(self) -> int:
         """The synthetic images of all rounds."""
-        return sum(one.manifest["num_images"] for one in self.rounds if one.manifest)
+        return sum(record.manifest["num_images"] for record in self.rounds if record.manifest)
 
     @property
     def evaluated(self) -> RoundRecord | None:
         """The last round with an evaluation."""
-        return next((one for one in reversed(self.rounds) if one.evaluation is not None), None)
+        return next((record for record in reversed(self.rounds) if record.evaluation is not None), None)
 
 
 def read_record(config: RunConfig, pool: Pool, last_round: int | None, facts: Mapping[str, str]) -> RunRecord:
@@ -105,9 +111,8 @@ def read_record(config: RunConfig, pool: Pool, last_round: int | None, facts: Ma
             f"there is nothing to report yet, neither in {config.checkpoints} nor in {config.shards}; run the "
             "stage `synthesize` first"
         )
-    shard_set = pool.shards(one.folder for one in rounds if one.manifest)
+    shard_set = pool.shards(record.folder for record in rounds if record.folder)
     images = _read_images(shard_set, rounds)
-    preview = config.checkpoints / "preview.png"
     return RunRecord(
         name=config.name,
         class_titles=config.class_titles,
@@ -115,73 +120,71 @@ def read_record(config: RunConfig, pool: Pool, last_round: int | None, facts: Ma
         rounds=rounds,
         metrics=metrics,
         images=images,
-        shown=[(one, embed_image(shard_set[one.position][0])) for one in _choose_shown(images, config)],
+        shown=[(image, embed_image(shard_set[image.position][0])) for image in _choose_shown(images, config)],
         diversity=_measure(images, shard_set),
         strips=_read_strips(config, last_round),
-        preview=embed_file(preview) if preview.exists() else None,
+        preview=_read_preview(config, last_round),
         estimate=read_json(config.estimate_path) if config.estimate_path.exists() else None,
         facts=facts,
     )
 
 
 def _read_rounds(config: RunConfig, last_round: int) -> list[RoundRecord]:
-    """The rounds that have something, or one for each set of `distill.shards`, the last of them with the student."""
+    """The rounds that have something, or the sets of `distill.shards` and then their student."""
     require_same_outputs(config, last_round)
     if config.distill.shards:
         given = [(name, config.given_folder(name)) for name in config.distill.shards]
-        *others, last = (
-            RoundRecord(index=i, folder=folder, manifest=read_given(name, folder))
-            for i, (name, folder) in enumerate(given)
-        )
-        return [*others, _with_student(config, 0, last)]
-    folders = [config.round_folder(r) for r in range(last_round + 1)]
-    rounds = [
-        RoundRecord(index=r, folder=folder, manifest=read_manifest(folder) if is_packed(folder) else None)
-        for r, folder in enumerate(folders)
-    ]
-    with_students = [_with_student(config, one.index, one) for one in rounds]
-    return [one for one in with_students if one.manifest or one.has_student]
+        rounds = [RoundRecord(title=name, folder=folder, manifest=read_given(name, folder)) for name, folder in given]
+        rounds.append(_with_student(config, 0, RoundRecord(title="student")))
+    else:
+        rounds = [_with_student(config, r, _read_round(config, r)) for r in range(last_round + 1)]
+    return [record for record in rounds if record.folder or record.student_round is not None]
+
+
+def _read_round(config: RunConfig, round_index: int) -> RoundRecord:
+    folder, title = config.round_folder(round_index), f"round {round_index}"
+    if not is_packed(folder):
+        return RoundRecord(title=title)
+    return RoundRecord(title=title, folder=folder, manifest=read_manifest(folder))
 
 
 def _with_student(config: RunConfig, round_index: int, record: RoundRecord) -> RoundRecord:
     if not config.student_path(round_index).exists():
         return record
-    return replace(record, has_student=True, evaluation=existing_evaluation(config, round_index))
+    return replace(record, student_round=round_index, evaluation=existing_evaluation(config, round_index))
 
 
 def _read_images(shard_set: ShardSet, rounds: Sequence[RoundRecord]) -> list[StoredImage]:
     """The first images of every shard, with their metadata: all images, unless they are many."""
-    shards = [(one, shard) for one in rounds if one.manifest for shard in one.manifest["shards"]]
+    shards = [
+        (record.title, record.folder / shard["file"], shard["count"])
+        for record in rounds
+        if record.folder and record.manifest
+        for shard in record.manifest["shards"]
+    ]
     images, start, labels = [], 0, shard_set.labels.tolist()
-    for one, shard in shards:
-        samples = read_metadata(one.folder / shard["file"], max(2, SCORED_IMAGES // len(shards)))
+    for title, path, count in shards:
+        samples = read_metadata(path, max(2, SCORED_IMAGES // len(shards)))
         images += [
-            StoredImage(round_index=one.index, label=labels[i], key=key, metadata=metadata, position=i)
+            StoredImage(set_title=title, label=labels[i], key=key, metadata=metadata, position=i)
             for i, (key, metadata) in enumerate(samples, start)
         ]
-        start += shard["count"]
+        start += count
     return images
 
 
 def _by_label(images: Sequence[StoredImage]) -> dict[int, list[StoredImage]]:
     groups: dict[int, list[StoredImage]] = defaultdict(list)
-    for one in images:
-        groups[one.label].append(one)
+    for image in images:
+        groups[image.label].append(image)
     return dict(sorted(groups.items()))
-
-
-def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
-    """At most `count` of the items, evenly spaced, with the first and the last one."""
-    if len(items) <= count:
-        return list(items)
-    return [items[round(i * (len(items) - 1) / max(1, count - 1))] for i in range(count)]
 
 
 def _choose_shown(images: Sequence[StoredImage], config: RunConfig) -> list[StoredImage]:
     groups = evenly_spaced(list(_by_label(images).values()), SHOWN_CLASSES)
     pixels_per_row = len(groups) * config.images.height * config.images.width
     count = min(SHOWN_IMAGES, max(2, SHOWN_PIXELS // max(1, pixels_per_row)))
-    return [one for group in groups for one in evenly_spaced(group, count)]
+    return [image for group in groups for image in evenly_spaced(group, count)]
 
 
 def _measure(images: Sequence[StoredImage], shard_set: ShardSet) -> Diversity | None:
@@ -189,12 +192,24 @@ def _measure(images: Sequence[StoredImage], shard_set: ShardSet) -> Diversity | 
     if not groups:
         return None
     count = min(COMPARED_PER_CLASS, COMPARED_IMAGES // len(groups))
-    compared = [one for group in groups for one in evenly_spaced(group, count)]
-    pixels = shard_set.batch([one.position for one in compared])
-    return measure_diversity(pixels, torch.tensor([one.label for one in compared]))
+    compared = [image for group in groups for image in evenly_spaced(group, count)]
+    positions = [image.position for image in compared]
+    starts = range(0, len(positions), DECODED_IMAGES)
+    batches = (shard_set.batch(positions[start : start + DECODED_IMAGES]) for start in starts)
+    return measure_diversity(batches, torch.tensor([image.label for image in compared]))
 
 
 def _read_strips(config: RunConfig, last_round: int) -> dict[int, Picture]:
-    paths = {r: config.checkpoints / f"evolution-{r}.png" for r in range(last_round + 1)}
+    paths = {r: picture_path(config.checkpoints, evolution_name(r)) for r in range(last_round + 1)}
     existing = [(r, path) for r, path in paths.items() if path.exists()]
     return {r: embed_file(path) for r, path in evenly_spaced(existing, SHOWN_STRIPS)}
+
+
+def _read_preview(config: RunConfig, last_round: int) -> Picture | None:
+    """The preview, unless the rounds up to `last_round` have all their images, so that it is of a later one."""
+    path = picture_path(config.checkpoints, PREVIEW)
+    if not path.exists() or config.distill.shards or not any(next_set(config, r) for r in range(last_round + 1)):
+        return None
+    with suppress(FileNotFoundError):  # synthesis removes it when it has finished the round
+        return embed_file(path)
+    return None

@@ -10,6 +10,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pipeline.runtime.quantities import duration
+
 LINE_EVERY_S = 60.0
 
 
@@ -54,10 +56,3 @@ class _Lines:
             line += f", {rate:,.3g} {self._unit}/s, {duration((self._total - done) / rate)} left"
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
-
-
-def duration(seconds: float) -> str:
-    """A time in its largest usual unit: `40 s`, `12 min`, `3.5 h`."""
-    if seconds >= 3600:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s"

@@ -62,7 +62,9 @@ def require_same_identity(output: str, existing: Mapping[str, Any], current: Map
 
 
 def flatten(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """The dotted key and the value of every leaf of nested mappings."""
+    """The dotted key and the value of every leaf of nested mappings and lists of mappings, as overrides name them."""
+    if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+        value = dict(enumerate(value))
     if isinstance(value, Mapping) and value:
         for k, v in value.items():
             yield from flatten(v, f"{key}.{k}" if key else str(k))
@@ -71,9 +73,10 @@ def flatten(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def versions() -> dict[str, str]:
-    """The versions of the interpreter and of the libraries that can change the bytes of an output."""
+    """The versions of this package, the interpreter and the libraries that can change the bytes of an output."""
     names = ("torch", "torchvision", "numpy", "Pillow", "webdataset")
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
+    libraries = {name: importlib.metadata.version(name) for name in names}
+    return {PACKAGE: source_version(), "python": platform.python_version(), **libraries}
 
 
 def source_version() -> str:

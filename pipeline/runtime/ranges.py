@@ -1,4 +1,9 @@
-"""Ranges of indices, split evenly."""
+"""Ranges of indices, split evenly, and items that are evenly spaced."""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+Item = TypeVar("Item")
 
 
 def even_ranges(total: int, parts: int) -> list[range]:
@@ -9,3 +14,10 @@ def even_ranges(total: int, parts: int) -> list[range]:
 def batch_ranges(total: int, batch_size: int) -> list[range]:
     """`range(total)` in the fewest batches of at most `batch_size`; their lengths differ by at most one."""
     return even_ranges(total, -(-total // batch_size))
+
+
+def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
+    """At most `count` of the items, evenly spaced, with the first and the last one."""
+    if len(items) <= count:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / max(1, count - 1))] for i in range(count)]

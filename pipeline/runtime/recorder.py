@@ -102,7 +102,7 @@ def _end_last_line(path: Path) -> None:
 
 
 def seconds_of_stages(lines: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Seconds of work of each stage in metric lines, summed over processes and restarts."""
+    """Seconds of work of each stage, summed over the metric lines."""
     seconds: dict[str, float] = defaultdict(float)
     for line in lines:
         seconds[line["stage"]] += line["elapsed_s"]

@@ -12,6 +12,9 @@ from pipeline.runtime.fingerprint import flatten
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+# Stages that continue from where they were stopped. Those of the others do not come in the order of their steps.
+RESUMED = ("teacher", "synthesize", "distill")
+
 
 def require_tensorboard() -> None:
     """Raise ValueError, with the command that installs it, when the package is missing."""
@@ -24,7 +27,7 @@ def require_tensorboard() -> None:
 class TensorBoard:
     """Event files in `FOLDER/tensorboard`, in one folder for each stage and one for pictures.
 
-    What a restarted stage logs takes the place of what was logged before for the same and later steps.
+    What a resumed stage logs takes the place of what was logged before for the same and later steps.
     """
 
     def __init__(self, name: str, folder: Path, config: Mapping[str, Any]) -> None:
@@ -59,5 +62,5 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         if name not in self._writers:
-            self._writers[name] = SummaryWriter(self._folder / name, purge_step=step)
+            self._writers[name] = SummaryWriter(self._folder / name, purge_step=step if name in RESUMED else None)
         return self._writers[name]

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-# The longer side of a tile is at least so long: smaller images are enlarged by a whole factor, to show their pixels.
+# Least length of the longer side of a tile; smaller images are enlarged by a whole factor, to show their pixels.
 MIN_TILE_PX = 64
 GAP_PX, MARGIN_PX, FONT_PX, MARK_PX = 2, 10, 13, 16
 MAX_TITLE_PX = 150

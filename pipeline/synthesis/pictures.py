@@ -1,16 +1,16 @@
-"""The pictures of a synthesis: the batch in work, one batch over its steps, and the packed images by class."""
+"""The pictures of a synthesis: the current batch, one batch over its steps, and the packed images by class."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from PIL import Image
 from torch import Tensor
 
 from pipeline.data.codec import decode_image, to_uint8
 from pipeline.data.samples import read_samples
 from pipeline.data.shards import read_manifest
+from pipeline.runtime.ranges import evenly_spaced
 from pipeline.runtime.sinks import Sinks
 from pipeline.synthesis.config import InversionConfig
 from pipeline.synthesis.contact_sheet import Row, Text, draw_sheet, num_tiles, tile_size
@@ -56,7 +56,7 @@ class RoundTitles:
 
 
 class LivePictures:
-    """Draws the batches of this process while they are inverted: the one in work, and the first one over its steps.
+    """Draws the batches of this process while they are inverted: the current one, and the first one over its steps.
 
     The latter is named `evolution`; None: it is not drawn.
     """
@@ -144,12 +144,6 @@ class _Strip:
         caption = f"{titles.round}, batch {self.spec.index}; columns: steps done"
         text = Text(caption=caption, columns=[f"{step:,}" for step in self._columns])
         return draw_sheet(rows, tile_size(image_size, EVOLUTION_TILE_PX), text)
-
-
-def evenly_spaced(values: Sequence[int], at_most: int) -> list[int]:
-    """Up to so many of the values, with the first and the last."""
-    count = min(at_most, len(values))
-    return [values[i] for i in torch.linspace(0, len(values) - 1, count).round().long()]
 
 
 def draw_grid(folder: Path, round_title: str) -> Image.Image:

@@ -1,10 +1,11 @@
 """The pages in a headless Chromium: nothing fails or is requested, all is accessible, also small and in the dark."""
 
+import json
 import shutil
 
 import pytest
 import torch
-from pages import make_images, make_record, metric
+from pages import DIFFERENT_KEYS, Page, make_images, make_record, metric
 from tiny_run import copy_run
 
 from pipeline.report.diversity import measure_diversity
@@ -41,11 +42,11 @@ def large_record():
     training = [metric("distill", step, loss=100.0 / (1 + step)) for step in range(2000)]
     images, pixels = make_images(20, 6, 224)
     strip = embed_image(torch.randint(0, 256, (3, 224, 1600), dtype=torch.uint8))
-    collapsed = measure_diversity(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 0, 1, 1]))
+    collapsed = measure_diversity([torch.zeros(4, 3, 8, 8, dtype=torch.uint8)], torch.tensor([0, 0, 1, 1]))
     return make_record(
         num_classes=1000,
         metrics=[[*steps, *training]],
-        shown=[(one, embed_image(pixels[one.position])) for one in images],
+        shown=[(image, embed_image(pixels[image.position])) for image in images],
         strips={0: strip},
         preview=strip,
         diversity=collapsed,
@@ -60,13 +61,19 @@ def pages(finished, tmp_path_factory):
     large.write_text(render_report(large_record()))
     copy_run(finished, folder / "runs")
     shutil.copytree(folder / "runs/checkpoints/tiny", folder / "runs/checkpoints/other")
-    shutil.copytree(folder / "runs/shards/tiny", folder / "runs/shards/other")
+    path = folder / "runs/checkpoints/other/eval-0.json"
+    evaluation = json.loads(path.read_text())
+    evaluation["config"]["distill"]["lr"] = 0.05
+    del evaluation["config"]["evaluation"]  # as of an earlier version
+    path.write_text(json.dumps(evaluation))
     assert (
         run(
             ["compare", "tiny", "other", "--checkpoints-dir", str(folder / "runs/checkpoints"), "--output", str(folder)]
         )
         == 0
     )
+    rows = Page((folder / "compare.html").read_text()).rows(DIFFERENT_KEYS)
+    assert {"distill.lr", "evaluation.batch_size"} <= {row[0] for row in rows}
     return {"tiny": finished / "checkpoints/tiny/report.html", "large": large, "compare": folder / "compare.html"}
 
 

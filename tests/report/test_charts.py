@@ -29,7 +29,7 @@ def heights(svg: str, variable: str) -> list[list[float]]:
 
 CHARTS = {
     "lines": lambda: line_chart("name", [curve([3.0, 2.0, 1.0], "a"), curve([3.0, 1.0, 2.0], "b")], "step", "text"),
-    "histogram": lambda: histogram_chart("name", {"teacher": [0.1, 0.9, 1.0]}, "probability", "text"),
+    "histogram": lambda: histogram_chart("name", {"teacher": [0.1, 0.9, 1.0]}, ("probability", "%"), "text"),
     "dots": lambda: dot_chart("name", ["x", "y"], {"student": [50.0, None], "teacher": [60.0, 70.0]}, "%", "text"),
     "scatter": lambda: scatter_chart("name", np.array([50.0, 100.0]), np.array([40.0, 90.0]), ("x", "y"), "text"),
     "reliability": lambda: reliability_chart("name", {"student": BINS, "teacher": BINS}, "text"),
@@ -102,8 +102,15 @@ def test_empty_bins_have_no_dot():
 def test_titles_of_any_characters_are_drawn_as_they_are():
     title, long = "a $x_1$ <b> & 猫", "a title that is too long for a chart"
     svg = dot_chart("name", [title, long], {"student": [50.0, 60.0]}, "%", "")
-    assert {"a $x_1$ &lt;b&gt; &amp; 猫", "a title that is too lon…"} <= set(texts(svg))
+    assert {"a $x_1$ &lt;b&gt; &amp; 猫", "a title tha…for a chart"} <= set(texts(svg))
+
+
+def test_more_lines_than_colors_are_told_apart():
+    svg = line_chart("name", [curve([3.0 + i, 2.0 + i], f"run {i}") for i in range(8)], "step", "")
+    assert {"run 0", "run 5", "╌ run 6", "╌ run 7"} <= set(texts(svg))
+    assert svg.count("stroke-dasharray") == 2
 
 
 def test_histogram_holds_values_above_one():
-    assert "1.2" in texts(histogram_chart("name", {"distance": [0.5, 1.1, 1.2]}, "distance", ""))
+    shown = texts(histogram_chart("name", {"distance": [0.5, 1.1, 1.2]}, ("distance", "% of classes"), ""))
+    assert {"1.2", "distance", "% of classes"} <= set(shown)

@@ -18,19 +18,27 @@ from tiny_run import (
 
 from pipeline.data.samples import read_metadata
 from pipeline.data.shard_set import ShardSet
-from pipeline.data.shards import ShardError
+from pipeline.data.shards import ShardError, read_manifest
 from pipeline.pool import Pool
 from pipeline.report import record
-from pipeline.report.record import evenly_spaced, read_record
+from pipeline.report.record import RunRecord, read_record
 from pipeline.run import load_run
 from pipeline.runtime.config import ConfigError
 from pipeline.runtime.distributed import DistributedContext
+from pipeline.runtime.files import read_json
+from pipeline.runtime.fingerprint import source_version, versions
 from stages import distill, evaluate, report, synthesize
+
+SETS = "Each set of images with its mean scores, and the student"
 
 
 def run_report(config) -> Page:
     run_in_process(report.main, config)
     return Page((config.checkpoints / "report.html").read_text())
+
+
+def record_of(config, last_round: int | None = None) -> RunRecord:
+    return read_record(config, Pool(config, DistributedContext()), last_round, {})
 
 
 def test_report_of_shards_alone_then_with_a_student_then_with_its_figures(tmp_path, teacher_weights):
@@ -60,7 +68,7 @@ def test_student_whose_images_were_removed_keeps_its_figures(tmp_path, finished)
     shutil.rmtree(config.shards)
     page = run_report(config)
     assert "of 500 real images correctly" in page.source
-    assert page.rows("Images of each round with their mean scores, and its student")[1][0] == "0"
+    assert page.rows(SETS)[1][:2] == ["round 0", "-"]
 
 
 def test_report_of_two_rounds_and_of_the_first_alone(tmp_path, teacher_weights):
@@ -70,18 +78,59 @@ def test_report_of_two_rounds_and_of_the_first_alone(tmp_path, teacher_weights):
         run_in_process(distill.main, config, r)
         Image.new("RGB", (80, 16), (255 * r, 0, 0)).save(config.checkpoints / f"evolution-{r}.png")
     run_in_process(evaluate.main, config, 0)
-    both = read_record(config, Pool(config, DistributedContext()), None, {})
-    assert [one.index for one in both.rounds] == [0, 1]
-    assert both.evaluated.index == 0
+    both = record_of(config)
+    assert [(r.title, r.student_round) for r in both.rounds] == [("round 0", 0), ("round 1", 1)]
+    assert both.evaluated.student_round == 0
     assert list(both.strips) == [0, 1]
-    assert {image.round_index for image in both.images} == {0, 1}
+    assert {image.set_title for image in both.images} == {"round 0", "round 1"}
     assert {line["round"] for line in both.lines if line["stage"] == "synthesize"} == {0, 1}
     shard_set = ShardSet([config.round_folder(r) for r in range(2)])
     assert [shard_set.keys[image.position] for image in both.images] == [image.key for image in both.images]
-    first = read_record(config, Pool(config, DistributedContext()), 0, {})
-    assert [one.index for one in first.rounds] == [0]
+    first = record_of(config, 0)
+    assert [r.title for r in first.rounds] == ["round 0"]
     assert {line.get("round", 0) for line in first.lines} == {0}
     assert "images of round 1 over the steps of their inversion" in run_report(config).values("img", "alt")
+
+
+def test_preview_is_that_of_a_round_of_the_report(tmp_path, finished, monkeypatch):
+    path = copy_run(finished, tmp_path, **TWO_ROUNDS)
+    shutil.rmtree(tmp_path / "shards")
+    config = load_run(path)
+    config.student_path(0).unlink()
+    run_in_process(synthesize.main, config, 0)
+    Image.new("RGB", (8, 8)).save(config.checkpoints / "preview.png")
+    assert record_of(config).preview is not None  # of round 1
+    assert record_of(config, 0).preview is None
+
+    def embed_file(path):
+        raise FileNotFoundError  # as if synthesis had just finished the round
+
+    monkeypatch.setattr(record, "embed_file", embed_file)
+    for strip in config.checkpoints.glob("evolution-*.png"):
+        strip.unlink()
+    assert record_of(config).preview is None
+
+
+@pytest.mark.parametrize("step", [1, -1])
+def test_report_of_given_sets_with_and_without_a_verifier(tmp_path, finished, teacher_weights, step):
+    verifier = {"source": "cifar10:resnet8", "options": {"width": 4}, "weights": str(teacher_weights)}
+    scored = tiny_config(
+        tmp_path / "scored", **with_weights(teacher_weights, verifier={**verifier, "mean": [0.3], "std": [0.37]})
+    )
+    run_in_process(synthesize.main, scored)
+    sets = [str(tiny_config(finished).round_folder(0)), str(scored.round_folder(0))][::step]
+    config = tiny_config(tmp_path, **with_weights(teacher_weights, distill__shards=sets))
+    page = run_report(config)
+    assert "120 synthetic images, and no student yet" in page.source
+    assert "verifier, 60 images" in page.texts["text"]
+    run_in_process(distill.main, config)
+    run_in_process(evaluate.main, config)
+    result = record_of(config)
+    assert [(r.title, r.student_round) for r in result.rounds] == [(sets[0], None), (sets[1], None), ("student", 0)]
+    page = run_report(config)
+    assert [row[0] for row in page.rows(SETS)[1:]] == [*sets, "student"]
+    assert page.rows(SETS)[3][1] == "-"
+    assert any(alt.endswith(f", {sets[0]}") for alt in page.values("img", "alt"))
 
 
 def test_run_without_any_output_has_nothing_to_report(error_of, tmp_path, teacher_weights):
@@ -97,7 +146,7 @@ def test_evaluation_of_an_earlier_version_is_made_again(finished, tmp_path, monk
     run_in_process(evaluate.main, config)
     assert "up to date" not in capsys.readouterr().out
     monkeypatch.undo()
-    run_report(config)  # an evaluation of the same student is shown
+    assert "The student is not evaluated yet: run the stage <code>evaluate</code>." in run_report(config).source
     run_in_process(evaluate.main, config)
     assert "up to date" not in capsys.readouterr().out
 
@@ -105,7 +154,18 @@ def test_evaluation_of_an_earlier_version_is_made_again(finished, tmp_path, monk
 def test_images_of_another_identity_are_not_shown(finished, tmp_path):
     config = load_run(copy_run(finished, tmp_path, synthesis__num_images=50))
     with pytest.raises(ConfigError, match="num_images: 60 before, 50 now"):
-        read_record(config, Pool(config, DistributedContext()), None, {})
+        record_of(config)
+
+
+def test_report_states_where_outputs_were_made(finished, tmp_path):
+    config = load_run(copy_run(finished, tmp_path))
+    verbs = ("images packed", "evaluated", "this page written")
+    origins = [f"{verb} {word}" for verb in verbs for word in ("on", "with")]
+    assert run_report(config).texts["dt"][-7:] == ["command", *origins]
+    manifest, evaluation = read_manifest(config.round_folder(0)), read_json(config.evaluation_path(0))
+    assert manifest["device"] == evaluation["device"]
+    assert manifest["versions"] == evaluation["versions"] == versions()
+    assert manifest["versions"]["dreamdistill"] == source_version()
 
 
 def test_report_states_the_command_that_repeats_the_run(finished, tmp_path, monkeypatch):
@@ -121,13 +181,16 @@ def test_report_states_the_command_that_repeats_the_run(finished, tmp_path, monk
 
 def test_many_images_are_sampled_from_every_class(finished, monkeypatch):
     limits = {"SCORED_IMAGES": 20, "COMPARED_IMAGES": 20, "SHOWN_CLASSES": 4, "SHOWN_PIXELS": 4 * 64 * 3}
+    limits["DECODED_IMAGES"] = 8
     for name, value in limits.items():
         monkeypatch.setattr(record, name, value)
-    config = tiny_config(finished)
-    result = read_record(config, Pool(config, DistributedContext()), None, {})
+    num_decoded, read_batch = [], ShardSet.batch
+    monkeypatch.setattr(ShardSet, "batch", lambda self, i: num_decoded.append(len(i)) or read_batch(self, i))
+    result = record_of(tiny_config(finished))
     assert [image.label for image in result.images] == [label for label in range(10) for _ in range(2)]
     assert [image.label for image, _ in result.shown] == [0, 0, 3, 3, 6, 6, 9, 9]
     assert result.diversity.num_images == 20
+    assert num_decoded == [8, 8, 4]
 
 
 def test_metadata_is_that_of_the_first_samples(tmp_path):
@@ -138,9 +201,3 @@ def test_metadata_is_that_of_the_first_samples(tmp_path):
     (tmp_path / "broken.tar").write_bytes(b"no tar")
     with pytest.raises(ShardError, match=r"broken.tar is damaged"):
         list(read_metadata(tmp_path / "broken.tar", 1))
-
-
-def test_evenly_spaced_items_include_both_ends():
-    assert evenly_spaced("abc", 5) == ["a", "b", "c"]
-    assert evenly_spaced(range(10), 4) == [0, 3, 6, 9]
-    assert evenly_spaced(range(10), 1) == [0]

@@ -13,6 +13,8 @@ from pipeline.report.record import SHOWN_CLASSES
 from pipeline.report.report import render_report
 from pipeline.report.sections import MAX_ROWS, MAX_TABLE_CLASSES
 
+SETS = "Each set of images with its mean scores, and the student"
+
 
 def headings(page: Page) -> list[str]:
     return page.texts["h2"]
@@ -38,8 +40,18 @@ def test_headline_says_accuracy_size_and_speed():
 def test_a_larger_student_is_said_to_be_larger_and_slower():
     evaluation = make_evaluation(10)
     evaluation["student"] = {**evaluation["student"], "parameters": 160_000, "forward_ms": 3.1}
-    text = make_page(rounds=[make_round(has_student=True, evaluation=evaluation)]).source
+    text = make_page(rounds=[make_round(evaluation=evaluation)]).source
     assert "with 2.0 times more parameters, as fast." in text
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [(80_000, "as many"), (77_600, "3.00 % fewer"), (80_080, "0.10 % more"), (40_000, "2.0 times fewer")],
+)
+def test_parameters_are_compared_exactly(parameters, words):
+    evaluation = make_evaluation(10)
+    evaluation["student"] = {**evaluation["student"], "parameters": parameters}
+    assert f"with {words} parameters, 2.0 times faster." in make_page(rounds=[make_round(evaluation=evaluation)]).source
 
 
 def test_figures_are_those_of_the_evaluation():
@@ -70,6 +82,35 @@ def test_each_image_has_its_pixels_and_scores_and_a_mark_for_a_miss():
         "class <0>, image 000001: teacher 75.00 % (hit), verifier 25.00 % (miss)",
     ]
     assert page.source.count('<span class="miss" aria-hidden="true">') == 15
+    assert "marks a miss: the verifier predicts another class." in page.source
+
+
+@pytest.mark.parametrize("step", [1, -1])
+def test_a_network_that_scored_some_images_is_shown_with_their_number(step):
+    images, pixels = make_images(10, 3, 8)
+    for image in images[:12]:  # of the classes 0 to 3
+        for name in ("verifier_probability", "verifier_top1"):
+            del image.metadata[name]
+    images[0].metadata["teacher_top1"] = False
+    shown = [(image, embed_image(pixels[image.position])) for image in images]
+    page = make_page(images=images[::step], shown=shown)
+    assert {"teacher", "verifier, 18 images"} <= set(page.texts["text"])
+    labels = [value for value in page.values("svg", "aria-label") if value.startswith("Histogram of the prob")]
+    assert labels == ["Histogram of the probability of the label; mean: teacher 75.00 %, verifier, 18 images 25.00 %"]
+    (hits,) = [value for value in page.values("svg", "aria-label") if value.startswith("Share of images with a hit")]
+    assert "class <0> teacher 66.67 %, verifier, 18 images -; " in hits
+    assert "class <4> teacher 100.00 %, verifier, 18 images 66.67 %; " in hits
+    assert "the verifier, or the teacher of images without its score, predicts another class." in page.source
+    assert page.source.count('<span class="miss" aria-hidden="true">') == 9 + 1
+
+
+def test_axes_say_what_is_counted():
+    few, many = make_page().texts["text"], make_page(num_classes=MAX_ROWS + 1).texts["text"]
+    assert few.count("% of images") == many.count("% of images") == 1
+    assert "% of classes" not in few
+    assert many.count("% of classes") == 2  # share of hits, mean distance
+    assert {"share of hits", "mean distance"} <= set(many)
+    assert {"share of hits, %", "mean distance, %", "top-1, %"} <= set(few)
 
 
 def test_images_of_many_classes_are_counted():
@@ -79,7 +120,7 @@ def test_images_of_many_classes_are_counted():
 
 def test_shards_alone_make_a_page():
     page = make_page(rounds=[make_round()])
-    common = ["Images", "Rounds", "Curves", "Scores of the images", "Diversity", "Time and cost", "Repeat it"]
+    common = ["Images", "Sets", "Curves", "Scores of the images", "Diversity", "Time and cost", "Repeat it"]
     assert headings(page) == common
     assert (
         "40 synthetic images, and no student yet: run the stage <code>distill</code>, then <code>evaluate</code>."
@@ -88,7 +129,7 @@ def test_shards_alone_make_a_page():
 
 
 def test_student_without_evaluation_makes_a_page():
-    page = make_page(rounds=[make_round(has_student=True)])
+    page = make_page(rounds=[make_round(student_round=0)])
     assert "The student is not evaluated yet: run the stage <code>evaluate</code>." in page.source
 
 
@@ -98,40 +139,31 @@ def test_synthesis_under_way_shows_curves_and_preview():
     page = make_page(**nothing, preview=preview)
     assert headings(page) == ["Images", "Curves", "Time and cost", "Repeat it"]
     assert page.values("img", "src") == [preview.uri]
-    assert "the stage <code>synthesize</code> continues" in page.source
+    assert "No round of images is complete yet: run the stage <code>synthesize</code>." in page.source
 
 
 def test_several_rounds_have_a_row_each_and_the_last_evaluation_counts():
     evaluation = make_evaluation(10)
     rounds = [
-        make_round(0, has_student=True, evaluation={**evaluation, "student": {**evaluation["student"], "top1": 0.5}}),
-        make_round(1, has_student=True, evaluation=evaluation),
+        make_round(0, evaluation={**evaluation, "student": {**evaluation["student"], "top1": 0.5}}),
+        make_round(1, evaluation=evaluation),
         make_round(2),
     ]
     page = make_page(rounds=rounds)
-    table = page.rows("Images of each round with their mean scores, and its student")
-    assert table[0] == ["round", "images", "teacher top1", "student top-1", "fingerprint"]
+    table = page.rows(SETS)
+    assert table[0] == ["set", "images", "teacher top1", "student top-1", "fingerprint"]
     assert [row[3] for row in table[1:]] == ["50.00 %", "96.67 %", "-"]
-    assert "The last round is 2; the figures are those of round 1." in page.source
+    assert "The figures are those of round 1; the last one is round 2." in page.source
     assert "96.67 % of 90 real images" in page.source
 
 
 def test_hundreds_of_rounds_stay_readable():
     metrics = [[metric("synthesize", s, batch=0, tv_l2=1.0) | {"round": r} for r in range(300) for s in (0, 1)]]
     page = make_page(rounds=[make_round(r) for r in range(300)], metrics=metrics)
-    assert len(page.rows("Images of each round with their mean scores, and its student")) == 21
-    assert "20 of 300 rounds." in page.source
+    assert len(page.rows(SETS)) == 21
+    assert "20 of 300 sets." in page.source
     labels = [text for text in page.texts["text"] if text.startswith("round ")]
     assert labels == [f"round {r}" for r in (0, 60, 120, 179, 239, 299)]
-
-
-def test_evaluation_without_bins_is_shown_with_a_note():
-    evaluation = make_evaluation(10)
-    for network in ("student", "teacher"):
-        del evaluation[network]["calibration_bins"]
-    page = make_page(rounds=[make_round(has_student=True, evaluation=evaluation)])
-    assert "Calibration" not in headings(page)
-    assert "run the stage <code>evaluate</code> again" in page.source
 
 
 def test_confusion_matrix_of_20_classes_is_a_table():
@@ -173,19 +205,23 @@ def test_time_is_that_of_the_longest_process_beside_the_estimate():
         ["distill", "0.5 s", "14 %", "0.5 s", "1.0 s"],
         ["images", "1.0 MiB", "", "", "2.0 MiB"],
     ]
+    given = make_page(metrics=[[metric("distill", 0, loss=1.0)]], estimate={**estimate, "shard_bytes": 0})
+    assert given.rows(caption)[-1] == ["images", "1.0 MiB", "", "", "-"]  # the run makes no images
 
 
-def test_command_and_machine_are_stated():
-    page = make_page()
+def test_command_and_the_origin_of_outputs_are_stated():
+    page = make_page(facts={"command": "make CONFIG=a.yaml SET='seed=1'", "this page written on": "another machine"})
     assert "make CONFIG=a.yaml SET='seed=1'" in page.texts["code"]
-    assert {"cpu (a processor)", "python 3.11"} <= set(page.texts["dd"])
+    facts = dict(zip(page.texts["dt"][4:], page.texts["dd"][4:], strict=True))  # after the cards
+    assert list(facts) == ["command", "images packed on", "images packed with", "evaluated on", "this page written on"]
+    assert list(facts.values())[1:] == ["cuda:0 (a card)", "python 3.11", "cpu (a processor)", "another machine"]
 
 
 def test_copies_in_a_class_are_warned_of():
     images, pixels = make_images(10, 3, 8)
     pixels[:3] = pixels[0]
-    labels = torch.tensor([one.label for one in images])
-    page = make_page(diversity=measure_diversity(pixels, labels))
+    labels = torch.tensor([image.label for image in images])
+    page = make_page(diversity=measure_diversity([pixels], labels))
     assert page.source.count("The images of 1 of 10 classes hardly differ") == 2
     assert "(class &lt;0&gt;). A student learns little from copies" in page.source
     assert "hardly differ" not in make_page().source

@@ -157,6 +157,17 @@ def test_tensorboard_of_a_restarted_run_continues_the_steps(tmp_path):
     assert points == [(0, 1.0), (30, 2.0)]
 
 
+def test_evaluations_in_any_order_stay_in_tensorboard(tmp_path):
+    for step in (6, 3):  # the last round, then an earlier one
+        sink = TensorBoard("run", tmp_path, {})
+        sink.scalars("evaluate", step // 3 - 1, step, {"student_top1": step / 10})
+        sink.image("grid", np.full((4, 6, 3), 200, np.uint8), step)
+        sink.close()
+    folder = tmp_path / "tensorboard"
+    assert sorted(points_of(folder / "evaluate", "evaluate/student_top1")) == [(3, 0.3), (6, 0.6)]
+    assert sorted(image.step for image in read_events(folder / "pictures").Images("grid")) == [3, 6]
+
+
 def test_tensorboard_has_the_keys_of_the_config_with_the_final_figures(tmp_path):
     config = {"seed": 3, "distill": {"lr": 0.1, "init": "random"}, "classes": None}
     sink = TensorBoard("run", tmp_path, config)

@@ -3,12 +3,14 @@
 import shutil
 import sys
 import time
+from contextlib import nullcontext
 from types import ModuleType
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_run import REPOSITORY, TWO_ROUNDS, copy_run, digests, run_in_process, tiny_config, write_config
 
+from pipeline.data.shards import read_manifest
 from pipeline.run import load_run
 from pipeline.runtime.distributed import DistributedContext
 from pipeline.session import open_session
@@ -52,9 +54,9 @@ def test_the_sink_of_the_docs_gets_the_whole_run(tmp_path, fake_runs, teacher_we
     run_in_process(chain.main, config)
     (run,) = fake_runs  # one for all stages and rounds
     assert (run.arguments["id"], run.arguments["config"]["distill"]["steps"]) == ("tiny", 6)
-    assert run.metrics["distill/*"] == "distill/step"
+    assert run.metrics == {"*": "step"}
     steps = {
-        stage: [values[f"{stage}/step"] for values in run.logged if metric in values]
+        stage: [values["step"] for values in run.logged if metric in values]
         for stage, metric in (
             ("teacher", "teacher/loss"),
             ("synthesize", "synthesize/classification"),
@@ -68,8 +70,8 @@ def test_the_sink_of_the_docs_gets_the_whole_run(tmp_path, fake_runs, teacher_we
         "distill": DISTILLATION_STEPS,
         "evaluate": [6],
     }
-    grids = [values["synthesize/step"] for values in run.logged if any("/grid-" in name for name in values)]
-    assert grids == [8, 16]
+    grids = {name: values["step"] for values in run.logged for name in values if name.startswith("grid-")}
+    assert grids == {"grid-0": 8, "grid-1": 16}
     assert 0 <= run.summary["student_top1"] <= 1
     assert run.num_finished == 1
 
@@ -96,11 +98,35 @@ def test_tensorboard_of_a_run_in_two_starts_has_one_axis(finished, tmp_path):
 
 
 def test_sinks_change_no_output(finished, tmp_path):
-    config = load_run(copy_run(finished, tmp_path, sinks=["tensorboard"]))
-    before = digests(tmp_path)
-    run_in_process(chain.main, config)
-    after = digests(tmp_path)
-    assert {name for name in after if before.get(name) != after[name]} <= {"checkpoints/tiny/report.html"}
+    outputs = {}
+    for sinks in ([], ["tensorboard"]):
+        config = load_run(copy_run(finished, tmp_path / str(len(sinks)), sinks=sinks))
+        shutil.rmtree(config.shards)
+        config.student_path(0).unlink()
+        run_in_process(chain.main, config)
+        assert (config.checkpoints / "tensorboard" / "distill").exists() == bool(sinks)
+        outputs[len(sinks)] = digests(config.shards, exclude=["config.yaml"]), config.student_path(0).read_bytes()
+    assert outputs[0] == outputs[1]
+
+
+def test_the_bar_of_a_round_is_that_of_its_steps(finished, tmp_path, monkeypatch):
+    """In two rounds of three steps; sinks get the steps of the whole training."""
+    bars = []
+
+    def open_bar(title, total, unit, done):
+        bars.append((title, total, done, []))
+        return nullcontext(bars[-1][-1].append)
+
+    monkeypatch.setattr("pipeline.runtime.recorder.open_bar", open_bar)
+    config = load_run(copy_run(finished, tmp_path, **TWO_ROUNDS))
+    run_in_process(clean.remove, config, 0)
+    for r in range(2):
+        run_in_process(synthesize.main, config, r)
+        run_in_process(distill.main, config, r)
+    assert [bar for bar in bars if bar[0].startswith("distill")] == [
+        ("distill round 0", 3, 0, [1, 3]),
+        ("distill round 1", 3, 0, [3]),
+    ]
 
 
 def test_only_rank_zero_has_sinks(tmp_path):
@@ -141,3 +167,18 @@ def test_a_grid_that_was_removed_is_drawn_again(finished, tmp_path):
     path.unlink()
     run_in_process(synthesize.main, config)
     assert path.read_bytes() == former
+
+
+def test_the_grid_of_the_smaller_set_does_not_outlive_a_kill(finished, tmp_path, monkeypatch):
+    def kill(*arguments):
+        raise KeyboardInterrupt
+
+    config = load_run(copy_run(finished, tmp_path, synthesis__num_images=97))
+    path = config.checkpoints / "grid-0.png"
+    former = path.read_bytes()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(synthesize, "draw_grid", kill)
+        run_in_process(synthesize.main, config)
+    assert read_manifest(config.round_folder(0))["num_images"] == 97
+    run_in_process(synthesize.main, config)
+    assert path.read_bytes() != former

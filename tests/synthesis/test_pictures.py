@@ -12,7 +12,7 @@ from pipeline.runtime.sinks import open_sinks
 from pipeline.synthesis import pictures
 from pipeline.synthesis.config import InversionConfig, PhaseConfig
 from pipeline.synthesis.inputs import to_pixels
-from pipeline.synthesis.pictures import LivePictures, RoundTitles, draw_grid, evenly_spaced, has_pictures
+from pipeline.synthesis.pictures import LivePictures, RoundTitles, draw_grid, has_pictures
 from pipeline.synthesis.plan import BatchSpec
 from pipeline.synthesis.terms import TermConfig
 
@@ -92,7 +92,6 @@ def test_pictures_of_any_size_are_drawn(tmp_path, sheets, size, num_shown):
 )
 def test_up_to_ten_rounds_have_pictures(num_rounds, expected):
     assert [r for r in range(num_rounds) if has_pictures(r, num_rounds)] == expected
-    assert evenly_spaced(range(num_rounds), 10) == expected
 
 
 def pack_round(folder, labels, *, with_verifier: bool, **facts):
