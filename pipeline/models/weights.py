@@ -66,7 +66,21 @@ def load_weights(network: nn.Module, path: Path, source: str) -> None:
     if missing or unexpected or shapes:
         lists = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
         raise ValueError(f"weights: {path} does not belong to {source}: {'; '.join(_shorten(lists))}")
-    network.load_state_dict({k: v for k, v in tensors.items() if k in expected}, strict=False)
+    tensors = {key: value for key, value in tensors.items() if key in expected}
+    _require_numbers(tensors, expected, path)
+    network.load_state_dict(tensors, strict=False)
+
+
+def _require_numbers(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
+    """Raise ValueError for integers or complex numbers in place of weights, and for values that are not finite."""
+    for key, value in tensors.items():
+        if expected[key].is_floating_point() and not value.is_floating_point():
+            raise ValueError(
+                f"weights: {path}: {key} is {value.dtype} in place of {expected[key].dtype}; convert a quantized "
+                "network back before it is saved"
+            )
+        if not value.isfinite().all():
+            raise ValueError(f"weights: {path}: {key} holds values that are not finite; the training of it diverged")
 
 
 def _rename(key: str, expected: Mapping[str, Tensor]) -> str:
