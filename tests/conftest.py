@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import IO
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from tiny_run import RUN_NAME, digests, run_command, run_in_process, tiny_config
 from torch import Tensor, nn
 
 from pipeline.models.classifier import Classifier
+from pipeline.runtime import files
 from pipeline.runtime.compiler import why_not_compiled
+from pipeline.runtime.files import temporary_path
 from pipeline.runtime.hardware import keep_freed_memory
 from stages import chain
 
@@ -120,6 +123,22 @@ def error_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         return message
 
     return run
+
+
+@pytest.fixture
+def fill_disk_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """A function that lets the next attempt to write a file, given by its final name, fail as on a full disk."""
+    full, opened = set(), files.open_new
+
+    def open_new(path: Path) -> IO[bytes]:
+        if path not in full:
+            return opened(path)
+        full.remove(path)
+        path.symlink_to("/dev/full")
+        return open(path, "wb")
+
+    monkeypatch.setattr(files, "open_new", open_new)
+    return lambda path: full.add(temporary_path(path))
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
 """`TrainState`: everything that a training run needs to resume, and the file that keeps it."""
 
+import hashlib
 import io
 import json
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,6 @@ from torch.utils._pytree import tree_map_only
 
 from pipeline.distillation.config import TrainingConfig
 from pipeline.models.classifier import Classifier
-from pipeline.models.weights import load_tensors
 from pipeline.runtime.config import to_plain
 from pipeline.runtime.device import synchronize
 from pipeline.runtime.files import atomic_file, temporary_path
@@ -73,10 +72,7 @@ class TrainState:
         return copied
 
     def _restore(self) -> None:
-        try:
-            content: dict[str, Any] = load_tensors(self.path)
-        except (ValueError, pickle.UnpicklingError) as error:
-            raise ValueError(f"{self.path} is damaged ({error}); remove it to train from the start") from error
+        content = read_state(self.path)
         require_same_identity(str(self.path), json.loads(content["identity"]), self.identity)
         self.classifier.network.load_state_dict(content["network"])
         self.optimizer.load_state_dict(content["optimizer"])
@@ -101,11 +97,29 @@ def _host_copy(tensor: Tensor) -> Tensor:
 
 
 def write_state(path: Path, content: Mapping[str, Any]) -> None:
-    """Write the content that `TrainState.on_host` returned, atomically."""
+    """Write the content that `TrainState.on_host` returned, atomically, after a line with the digest of the rest."""
     buffer = io.BytesIO()  # on a full disk, writing bytes raises OSError, torch.save into a file RuntimeError
     torch.save(content, buffer)
     with atomic_file(path) as file:
+        file.write(_first_line(buffer.getbuffer()))
         file.write(buffer.getbuffer())
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The content that `write_state` wrote, on the CPU; raises ValueError when the file is damaged."""
+    with open(path, "rb") as file:
+        first_line, rest = file.readline(), file.read()
+    if first_line != _first_line(rest):
+        raise ValueError(
+            f"{path} is damaged: its first line is not the digest of the rest (files of older versions have none); "
+            "remove it to train from the start"
+        )
+    content: dict[str, Any] = torch.load(io.BytesIO(rest), map_location="cpu", weights_only=True)
+    return content
+
+
+def _first_line(rest: bytes | memoryview) -> bytes:
+    return f"dreamdistill state, sha256 {hashlib.sha256(rest).hexdigest()}\n".encode()
 
 
 def build_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:

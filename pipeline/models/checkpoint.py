@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import nn
 
 from pipeline.models.classifier import Classifier, build_classifier
 from pipeline.models.config import ImageConfig, ModelConfig
+from pipeline.models.digest import is_intact, with_digest
 from pipeline.models.sources import is_published_name, published_name
 from pipeline.runtime.config import to_plain
 from pipeline.runtime.files import atomic_file, sha256_of
@@ -39,7 +39,7 @@ def save_classifier(
     }
     metadata = {METADATA_KEY: json.dumps(description, sort_keys=True)}
     with atomic_file(path) as file:
-        file.write(_tensor_bytes(classifier.network, metadata))
+        file.write(with_digest(_tensor_bytes(classifier.network, metadata)))
 
 
 def _tensor_bytes(network: nn.Module, metadata: dict[str, str] | None = None) -> bytes:
@@ -50,7 +50,7 @@ def _tensor_bytes(network: nn.Module, metadata: dict[str, str] | None = None) ->
 
 
 def read_description(path: Path) -> dict[str, Any]:
-    """The metadata that `save_classifier` wrote; raises ValueError for files that it did not write."""
+    """The metadata that `save_classifier` wrote; raises ValueError for any other file, and for a damaged one."""
     try:
         with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -59,7 +59,14 @@ def read_description(path: Path) -> dict[str, Any]:
             f"{path} is truncated or not a safetensors file ({error}); remove it to make it again"
         ) from error
     if METADATA_KEY not in metadata:
-        raise ValueError(f"{path} was not written by a run; move it away, or name it as a model's `weights`")
+        raise ValueError(
+            f"{path} was not written by a run, or is damaged; move it away, or name it as a model's `weights`"
+        )
+    if not is_intact(path):
+        raise ValueError(
+            f"{path} is damaged: its content does not have the digest in its metadata (files of older versions have "
+            "none); remove it to make it again"
+        )
     description: dict[str, Any] = json.loads(metadata[METADATA_KEY])
     return description
 
@@ -84,19 +91,9 @@ def load_classifier(path: Path, source: str | None = None) -> Classifier:
         mean=tuple(description["mean"]),
         std=tuple(description["std"]),
     )
-    images, titles = _images_and_titles(description)
-    classifier = build_classifier(model, images)
-    classifier.class_titles = titles
+    classifier = build_classifier(model, ImageConfig(**description["images"]))
+    classifier.class_titles = tuple(description["class_titles"])
     return classifier.eval()
-
-
-def _images_and_titles(description: Mapping[str, Any]) -> tuple[ImageConfig, tuple[str, ...]]:
-    """The images that a network reads, and the titles of its classes; older files have them in the identity alone."""
-    if "images" in description:
-        return ImageConfig(**description["images"]), tuple(description["class_titles"])
-    images = ImageConfig(**description["identity"]["images"])
-    labels = description["identity"].get("classes") or range(images.num_classes)
-    return replace(images, num_classes=len(labels)), tuple(map(str, labels))
 
 
 def network_identity(classifier: Classifier) -> dict[str, Any]:

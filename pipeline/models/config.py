@@ -6,6 +6,8 @@ from typing import Any
 from pipeline.runtime.config import ConfigError
 
 SOURCES = ("cifar10", "torchvision", "timm", "python")
+# Above any mean and standard deviation of pixels in [0, 1], and below those of pixels in [0, 255].
+MAX_NORMALIZATION = 2.0
 # (mean, std), one value per channel.
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -80,3 +82,9 @@ class ModelConfig:
             raise ConfigError("mean, std: give both or neither")
         if self.std is not None and not (self.std and min(self.std) > 0):
             raise ConfigError(f"std: {list(self.std)} must be one positive value per channel")
+        for name in ("mean", "std"):
+            values = getattr(self, name) or ()
+            if not all(abs(value) <= MAX_NORMALIZATION for value in values):
+                raise ConfigError(
+                    f"{name}: {list(values)} is not for pixels in [0, 1]; divide values for pixels in [0, 255] by 255"
+                )

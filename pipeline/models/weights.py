@@ -29,28 +29,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         except safetensors.SafetensorError as error:
             raise ValueError(f"weights: {path} is truncated or not a safetensors file ({error})") from error
     try:
-        content = load_tensors(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"weights: {path} holds more than tensors, and loading it could run code; "
             "save the network's state_dict() alone"
         ) from error
-    except ValueError as error:
-        raise ValueError(f"weights: {error}") from error
-    return _unwrap(content, path)
-
-
-def load_tensors(path: Path) -> Any:
-    """The content of a torch file on the CPU; no code in it is run.
-
-    Raises pickle.UnpicklingError when it holds more than plain data and tensors, ValueError when it is damaged.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise
     except Exception as error:  # what the unpickler raises on damaged bytes is not specified
-        raise ValueError(f"{path} is truncated or not a torch file ({error})") from error
+        raise ValueError(f"weights: {path} is truncated or not a torch file ({error})") from error
+    return _unwrap(content, path)
 
 
 def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
@@ -79,7 +66,21 @@ def load_weights(network: nn.Module, path: Path, source: str) -> None:
     if missing or unexpected or shapes:
         lists = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
         raise ValueError(f"weights: {path} does not belong to {source}: {'; '.join(_shorten(lists))}")
-    network.load_state_dict({k: v for k, v in tensors.items() if k in expected}, strict=False)
+    tensors = {key: value for key, value in tensors.items() if key in expected}
+    _require_numbers(tensors, expected, path)
+    network.load_state_dict(tensors, strict=False)
+
+
+def _require_numbers(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
+    """Raise ValueError for integers or complex numbers in place of weights, and for values that are not finite."""
+    for key, value in tensors.items():
+        if expected[key].is_floating_point() and not value.is_floating_point():
+            raise ValueError(
+                f"weights: {path}: {key} is {value.dtype} in place of {expected[key].dtype}; convert a quantized "
+                "network back before it is saved"
+            )
+        if not value.isfinite().all():
+            raise ValueError(f"weights: {path}: {key} holds values that are not finite; the training of it diverged")
 
 
 def _rename(key: str, expected: Mapping[str, Tensor]) -> str:

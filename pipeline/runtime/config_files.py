@@ -14,6 +14,8 @@ from pipeline.runtime.config import ConfigError, describe, nearest
 BASE = "base"
 # A run's name is its own file's; two runs of one name would write into the same folders.
 NOT_INHERITED = ("name",)
+# Far above the values of a config, 1,000 classes included, and below what a run could not hold.
+MAX_VALUES = 1_000_000
 # Ends a message about an override that looks like a part of one.
 NO_SPACES = "; quote a value with spaces, and write it without them in SET of make: [1,2]"
 
@@ -67,12 +69,33 @@ def _read(path: Path) -> dict[str, Any]:
         known = ", ".join(sorted(str(p) for p in folder.glob("*.yaml"))) or "none"
         raise ConfigError(f"no config file {path}{', it is a folder' * path.is_dir()} (existing files: {known})")
     try:
-        mapping = yaml.load(path.read_bytes(), _UniqueKeyLoader)
+        mapping = _parse(path.read_bytes())
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {_problem(error)}") from None
     if not isinstance(mapping, dict):
         raise ConfigError(f"{path} must hold a mapping of keys to values, it holds {describe(mapping)}")
     return mapping
+
+
+def _parse(text: bytes | str) -> Any:
+    """The value of a YAML text; raises YAMLError, also for what is nested too deeply or too large with its aliases."""
+    try:
+        value = yaml.load(text, _UniqueKeyLoader)
+        _count(value, {})
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply, or contains itself") from None
+    return value
+
+
+def _count(value: Any, counts: dict[int, int]) -> int:
+    """The number of values in `value`, aliases counted as copies; `counts` has those of containers, by their id."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in counts:
+        counts[id(value)] = 1 + sum(_count(v, counts) for v in (value.values() if isinstance(value, dict) else value))
+    if counts[id(value)] > MAX_VALUES:
+        raise yaml.YAMLError(f"it holds more than {MAX_VALUES:,} values, aliases counted as copies")
+    return counts[id(value)]
 
 
 def _problem(error: yaml.YAMLError) -> str:
@@ -158,7 +181,7 @@ def _parse_override(override: str, renamed_keys: Mapping[str, str]) -> tuple[lis
             f"override {override!r} must look like key=value, for example synthesis.num_images=500{NO_SPACES}"
         )
     try:
-        node = yaml.load(text, _UniqueKeyLoader)
+        node = _parse(text)
     except yaml.YAMLError as error:
         problem = f"{text!r} is not a valid YAML value ({_problem(error)})"
         raise ConfigError(f"override {override!r}: {problem}{NO_SPACES}") from None

@@ -29,7 +29,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     with explain_os_errors(path):
         try:
             make_folder(path.parent)
-            with open(temporary, "wb") as file:
+            with open_new(temporary) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -38,6 +38,12 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         except BaseException:
             _remove_quietly(temporary)
             raise
+
+
+def open_new(path: Path) -> IO[bytes]:
+    """Open a file that takes the place of what has its name; a link is replaced, not followed."""
+    path.unlink(missing_ok=True)
+    return open(path, "xb")
 
 
 @contextmanager

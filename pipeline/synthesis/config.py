@@ -14,6 +14,9 @@ from pipeline.synthesis.basis import BasisName
 from pipeline.synthesis.inputs import InitNoiseConfig
 from pipeline.synthesis.terms import TermConfig
 
+# A plan of so many images takes about a gigabyte.
+MAX_IMAGES = 10_000_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseConfig:
@@ -155,6 +158,8 @@ class SynthesisConfig:
         for name in ("num_images", "batch_size", "rounds", "images_per_shard"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} must be at least 1")
+        if self.num_images > MAX_IMAGES:
+            raise ConfigError(f"num_images: {self.num_images:,} is more than {MAX_IMAGES:,}, which a run can plan")
         if self.rounds > self.num_images:
             raise ConfigError(f"rounds: {self.rounds} is more than num_images={self.num_images}; lower it")
         if self.batch_size > self.num_images // self.rounds:

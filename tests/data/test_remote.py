@@ -254,10 +254,9 @@ def test_a_set_that_another_process_fetches_is_told(server, tmp_path):
         fetch(server, tmp_path / "cache")
 
 
-def test_a_full_disk_is_blamed_on_the_disk(server, tmp_path):
+def test_a_full_disk_is_blamed_on_the_disk(server, tmp_path, fill_disk_at):
     path = tmp_path / "cache" / SHARD[3:]
-    path.parent.mkdir(parents=True)
-    path.with_name(path.name + ".tmp").symlink_to("/dev/full")
+    fill_disk_at(path)
     with pytest.raises(OSError, match=f"cannot write {path}: the disk or quota is full"):
         fetch(server, tmp_path / "cache")
 

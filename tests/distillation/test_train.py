@@ -18,7 +18,7 @@ from pipeline.data.views import AugmentConfig
 from pipeline.distillation import train as train_module
 from pipeline.distillation.config import DistillConfig, TrainingConfig
 from pipeline.distillation.losses import distillation_loss, label_loss
-from pipeline.distillation.state import TrainState, build_optimizer, write_state
+from pipeline.distillation.state import TrainState, build_optimizer, read_state, write_state
 from pipeline.distillation.task import LossFunction, Task, build_distillation_loss, build_label_loss
 from pipeline.models.classifier import Classifier
 from pipeline.runtime.config import ConfigError
@@ -206,7 +206,7 @@ def test_interrupted_training_saves_its_state_and_resumes_exactly(make_classifie
 
     with pytest.raises(KeyboardInterrupt):
         train(make_classifier(0), config=replace(CONFIG, log_every=4), on_step=interrupt)
-    assert torch.load(tmp_path / "s.pt", weights_only=True)["step"] == 6
+    assert read_state(tmp_path / "s.pt")["step"] == 6
     resumed, uninterrupted = make_classifier(0), make_classifier(0)
     train(resumed)
     train(uninterrupted, path=tmp_path / "other.pt")
@@ -278,14 +278,21 @@ def test_state_of_another_configuration_raises_and_is_kept(make_classifier, trai
     assert path.read_bytes() == data
 
 
-@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.95])
-def test_truncated_state_raises_and_is_kept(make_classifier, train, tmp_path, fraction):
+def flip(data: bytes, fraction: float) -> bytes:
+    """The data with one bit flipped, at this fraction of its length."""
+    position = int(fraction * len(data))
+    return data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
+
+
+@pytest.mark.parametrize("damage", [lambda data, at: data[: int(at * len(data))], flip], ids=["truncated", "flipped"])
+@pytest.mark.parametrize("at", [0.0, 0.002, 0.3, 0.95])
+def test_damaged_state_raises_and_is_kept(make_classifier, train, tmp_path, damage, at):
     path = tmp_path / "s.pt"
-    data = save_state(make_classifier(0), path)
-    path.write_bytes(data[: int(fraction * len(data))])
-    with pytest.raises(ValueError, match=r"s\.pt is damaged .*; remove it to train from the start"):
+    damaged = damage(save_state(make_classifier(0), path), at)
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"s\.pt is damaged: .*; remove it to train from the start"):
         train(make_classifier(0))
-    assert path.read_bytes() == data[: int(fraction * len(data))]
+    assert path.read_bytes() == damaged
 
 
 @pytest.mark.parametrize("log_every", [1, 4, 100])
@@ -306,7 +313,7 @@ def test_non_finite_loss_raises_with_its_step_and_keeps_the_saved_state(
         FloatingPointError, match=f"^teacher_training: the loss is {value} at step 6; lower teacher_training.lr$"
     ):
         train(make_classifier(0), config=config, loss_function=loss_function)
-    state = torch.load(tmp_path / "s.pt", weights_only=True)
+    state = read_state(tmp_path / "s.pt")
     assert state["step"] == 1 + 5 // log_every * log_every  # states are saved on logging steps
     assert all(torch.isfinite(tensor).all() for tensor in state["network"].values())
 

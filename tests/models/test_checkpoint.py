@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import asdict, replace
+import random
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
@@ -45,17 +46,30 @@ def test_saved_classifier_loads_with_its_description(tmp_path):
     }
 
 
-@pytest.mark.parametrize("classes", [None, [7, 2]])
-def test_older_file_loads_by_the_images_of_its_identity(tmp_path, classes):
-    images = replace(IMAGES, num_classes=2 if classes else 5)
-    identity, path = {"images": asdict(IMAGES), "classes": classes}, tmp_path / "x.safetensors"
-    save_classifier(path, build_classifier(MODEL, images), MODEL, images, identity)
-    description = read_description(path)
-    del description["images"], description["class_titles"]
-    safetensors.torch.save_file(read_weights(path), path, {METADATA_KEY: json.dumps(description)})
-    loaded = load_classifier(path)
-    assert loaded(torch.rand(1, *images.shape)).shape == (1, images.num_classes)
-    assert loaded.class_titles == (("7", "2") if classes else tuple("01234"))
+def test_flipped_bits_are_noticed_or_harmless(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_classifier(path, build_classifier(MODEL, IMAGES), MODEL, IMAGES, {"seed": 1})
+    content, description = path.read_bytes(), read_description(path)
+    draw = random.Random(0)
+    # Half of them in the first kilobytes, the header.
+    for position in [draw.randrange(limit) for limit in (3000, len(content)) for _ in range(100)]:
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << draw.randrange(8)
+        path.write_bytes(flipped)
+        try:
+            assert read_description(path) == description
+            assert position < 3000, "a flip in the tensors passed"
+        except ValueError as error:
+            assert str(path) in str(error)
+
+
+def test_a_file_without_digest_is_refused(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_classifier(path, build_classifier(MODEL, IMAGES), MODEL, IMAGES, {})
+    metadata = {METADATA_KEY: json.dumps(read_description(path))}
+    safetensors.torch.save_file(read_weights(path), path, metadata)
+    with pytest.raises(ValueError, match="does not have the digest in its metadata"):
+        load_classifier(path)
 
 
 def test_another_source_takes_the_place_of_that_in_the_file(tmp_path):

@@ -146,6 +146,10 @@ def test_other_weights_of_timm_are_a_path():
             {"source": "cifar10:resnet8", "mean": (0.5,), "std": (0.0,)},
             r"std: \[0\.0\] must be one positive value per channel",
         ),
+        (
+            {"source": "cifar10:resnet8", "mean": (123.7,), "std": (0.2,)},
+            r"mean: \[123\.7\] is not for pixels in \[0, 1\]; divide values for pixels in \[0, 255\] by 255",
+        ),
     ],
 )
 def test_invalid_model_config_raises(values, message):

@@ -139,3 +139,27 @@ def test_file_with_code_raises_and_does_not_run(tmp_path, save):
     with pytest.raises(ValueError, match="holds more than tensors, and loading it could run code; save the network's"):
         read_weights(tmp_path / "x.pt")
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64])
+def test_weights_of_another_kind_of_number_raise(tmp_path, dtype):
+    network = nn.Linear(2, 2)
+    tensors = {**network.state_dict(), "bias": torch.zeros(2, dtype=dtype)}
+    torch.save(tensors, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=rf"x\.pt: bias is {dtype} in place of torch\.float32; convert a quantized"):
+        load_weights(network, tmp_path / "x.pt", "a linear layer")
+
+
+def test_weights_of_another_precision_load(tmp_path):
+    network = nn.Linear(2, 2)
+    torch.save({name: tensor.double() for name, tensor in network.state_dict().items()}, tmp_path / "x.pt")
+    load_weights(network, tmp_path / "x.pt", "a linear layer")
+    assert network.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_raise(tmp_path, value):
+    network = nn.Linear(2, 2)
+    torch.save({**network.state_dict(), "weight": torch.tensor([[1.0, value], [0.0, 0.0]])}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"x\.pt: weight holds values that are not finite"):
+        load_weights(network, tmp_path / "x.pt", "a linear layer")

@@ -14,6 +14,10 @@ from pipeline.runtime.reference import sections
 RENAMED = {"train.shift": "train.padding", "noise": "start", "noise.deviation": "start.std"}
 
 
+# Twenty lists of ten, each of ten times the one before: 10^20 values.
+ALIAS_BOMB = "x0: &x0 []\n" + "".join(f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 10)}]\n" for i in range(1, 21))
+
+
 def write(folder, **files: str):
     """Write YAML files, given by stem; returns the path of the first one."""
     for stem, text in files.items():
@@ -52,6 +56,7 @@ def test_overrides_replace_and_add_yaml_values(tmp_path):
         ("seed=[1", r"'\[1' is not a valid YAML value .*write it without them in SET of make: \[1,2\]"),
         ("2]", "'2]' must look like key=value.*quote a value with spaces"),
         ("inner={x: 1, x: 2}", "the key x is given twice"),
+        ("seed=" + "[" * 5000, "it is nested too deeply"),
         ("base=b.yaml", "base can only stand in a config file"),
     ],
 )
@@ -85,6 +90,9 @@ def test_file_without_a_mapping_raises(tmp_path):
         ("x: {y: 1,\n  y: 1}", "line 2: the key y is given twice; remove one of them"),
         ("x: 1\ny: [2", "line 2: expected ',' or ']', but got '<stream end>'"),
         ("x: \x01", "special characters are not allowed, position 3"),
+        ("x: " + "[" * 5000 + "]" * 5000, "it is nested too deeply, or contains itself"),
+        ("x: &x [*x]", "it is nested too deeply, or contains itself"),
+        (ALIAS_BOMB, "it holds more than 1,000,000 values, aliases counted as copies"),
     ],
 )
 def test_invalid_yaml_raises_with_file_and_line(tmp_path, text, problem):

@@ -50,6 +50,15 @@ def test_final_name_appears_after_the_bytes_are_synced(tmp_path, monkeypatch):
     assert at_folder_sync == (True, False)
 
 
+def test_a_link_under_the_temporary_name_is_not_followed(tmp_path):
+    path, other = tmp_path / "result.txt", tmp_path / "other.txt"
+    other.write_text("of somebody else")
+    temporary_path(path).symlink_to(other)
+    write_text(path, "new")
+    assert (path.read_text(), other.read_text()) == ("new", "of somebody else")
+    assert not path.is_symlink()
+
+
 def test_temporary_file_of_a_killed_process_is_overwritten(tmp_path):
     path = tmp_path / "result.txt"
     temporary_path(path).write_bytes(b"x" * 10_000)
@@ -106,10 +115,10 @@ def test_former_folder_of_a_killed_process_is_settled(tmp_path, has_new):
 
 
 @pytest.mark.parametrize("size", [3, 1_000_000])  # less and more than the buffer of a file object
-def test_full_disk_raises_and_keeps_the_earlier_file(tmp_path, size):
+def test_full_disk_raises_and_keeps_the_earlier_file(tmp_path, fill_disk_at, size):
     path = tmp_path / "result.bin"
     path.write_bytes(b"earlier")
-    temporary_path(path).symlink_to("/dev/full")
+    fill_disk_at(path)
     with pytest.raises(OSError, match=f"cannot write {path}: the disk or quota is full: free space") as caught:
         write_text(path, "x" * size)
     assert caught.value.errno == errno.ENOSPC

@@ -7,7 +7,6 @@ from tiny_run import copy_run, digests, run_command, with_weights, write_config
 
 from pipeline.identity import CONFIG_FILE
 from pipeline.run import load_run
-from pipeline.runtime.files import temporary_path
 from stages import distill, evaluate, report, synthesize, teacher, verify
 
 
@@ -102,14 +101,10 @@ def test_unwritable_checkpoints_folder_raises(error_of, tmp_path, name):
     assert str(tmp_path / name) in error_of(teacher, path)
 
 
-def fill_disk_at(path: Path) -> None:
-    """Let the next attempt to write `path` fail as on a full disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary_path(path).symlink_to("/dev/full")
-
-
 @pytest.mark.parametrize("name", ["parts/000001.tar", "train/0004-00000.tar", "manifest.json"])
-def test_synthesis_resumes_after_a_full_disk(error_of, finished, tmp_path, teacher_weights, monkeypatch, name):
+def test_synthesis_resumes_after_a_full_disk(
+    error_of, finished, tmp_path, teacher_weights, monkeypatch, fill_disk_at, name
+):
     path = write_config(tmp_path)
     config = load_run(path)
     config.checkpoints.mkdir(parents=True)
@@ -126,7 +121,7 @@ def test_synthesis_resumes_after_a_full_disk(error_of, finished, tmp_path, teach
     )
 
 
-def test_distillation_resumes_after_a_full_disk(error_of, finished, tmp_path, monkeypatch):
+def test_distillation_resumes_after_a_full_disk(error_of, finished, tmp_path, monkeypatch, fill_disk_at):
     path = copy_run(finished, tmp_path, distill__save_every_s=0)
     student = load_run(path).student_path(0)
     complete = student.read_bytes()
@@ -140,7 +135,7 @@ def test_distillation_resumes_after_a_full_disk(error_of, finished, tmp_path, mo
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.001, 0.5, 0.99])
-def test_truncated_training_state_raises(error_of, finished, tmp_path, fraction):
+def test_truncated_training_state_raises(error_of, finished, tmp_path, fill_disk_at, fraction):
     path = copy_run(finished, tmp_path, distill__save_every_s=0)
     student = load_run(path).student_path(0)
     student.unlink()
