@@ -6,8 +6,8 @@ from typing import Any
 from pipeline.runtime.config import ConfigError
 
 SOURCES = ("cifar10", "torchvision", "timm", "python")
-# Above any mean and standard deviation of pixels in [0, 1], and below those of pixels in [0, 255].
-MAX_NORMALIZATION = 2.0
+# No mean or standard deviation of pixels is larger, in [0, 255] either; `make doctor` tells whether they fit.
+MAX_NORMALIZATION = 255.0
 # (mean, std), one value per channel.
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -85,6 +85,4 @@ class ModelConfig:
         for name in ("mean", "std"):
             values = getattr(self, name) or ()
             if not all(abs(value) <= MAX_NORMALIZATION for value in values):
-                raise ConfigError(
-                    f"{name}: {list(values)} is not for pixels in [0, 1]; divide values for pixels in [0, 255] by 255"
-                )
+                raise ConfigError(f"{name}: {list(values)} is not for pixels in [0, 1]; correct it")

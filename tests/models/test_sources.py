@@ -147,8 +147,12 @@ def test_other_weights_of_timm_are_a_path():
             r"std: \[0\.0\] must be one positive value per channel",
         ),
         (
-            {"source": "cifar10:resnet8", "mean": (123.7,), "std": (0.2,)},
-            r"mean: \[123\.7\] is not for pixels in \[0, 1\]; divide values for pixels in \[0, 255\] by 255",
+            {"source": "cifar10:resnet8", "mean": (float("nan"),), "std": (1.0,)},
+            r"mean: \[nan\] is not for pixels in \[0, 1\]; correct it",
+        ),
+        (
+            {"source": "cifar10:resnet8", "mean": (0.5,), "std": (1e30,)},
+            r"std: \[1e\+30\] is not for pixels in \[0, 1\]; correct it",
         ),
     ],
 )
