@@ -122,7 +122,7 @@ def test_synthesis_resumes_after_a_full_disk(
     )
 
 
-@pytest.mark.parametrize("damage", [partial(alter, at=530), truncate, lambda path: path.write_bytes(b"")])
+@pytest.mark.parametrize("damage", [partial(alter, at=1550), truncate, lambda path: path.write_bytes(b"")])
 def test_damaged_parts_are_made_again(
     error_of, finished, tmp_path, teacher_weights, monkeypatch, capsys, fill_disk_at, damage
 ):
