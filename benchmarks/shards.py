@@ -18,8 +18,9 @@ import webdataset
 from benchmarks.harness import compared, make_parser, open_benchmark, print_result, timed
 from pipeline.data.codec import encode_image, to_uint8
 from pipeline.data.loader import draw_batch, read_batches
+from pipeline.data.parts import Sample, write_part
 from pipeline.data.shard_set import ShardSet
-from pipeline.data.shards import Sample, pack, remove_parts, write_part
+from pipeline.data.shards import pack, remove_parts
 from pipeline.runtime.distributed import DistributedContext
 from pipeline.runtime.fingerprint import versions
 from pipeline.runtime.hardware import peak_memory_bytes

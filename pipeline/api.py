@@ -51,7 +51,7 @@ from pipeline.models.inheritance import inherit_weights
 from pipeline.models.modules import as_classifier, require_same_classes
 from pipeline.runtime.config import to_plain
 from pipeline.runtime.distributed import DistributedContext
-from pipeline.runtime.fingerprint import require_same_identity
+from pipeline.runtime.fingerprint import fingerprint, require_same_identity
 from pipeline.runtime.ranges import batch_ranges
 from pipeline.runtime.recorder import Progress, open_recorder
 from pipeline.runtime.seeds import derive_seed
@@ -60,7 +60,7 @@ from pipeline.synthesis.batches import Monitor, invert_batch, make_batches
 from pipeline.synthesis.config import InversionConfig
 from pipeline.synthesis.objective import Networks, Objective, open_objective
 from pipeline.synthesis.plan import BatchSpec, plan_batches
-from pipeline.synthesis.store import BatchStore, manifest_facts, missing_batches
+from pipeline.synthesis.store import BatchStore, manifest_facts, missing_batches, remove_damaged_parts
 
 __all__ = ["ShardSet", "distill", "evaluate", "invert", "load_student", "synthesize"]
 
@@ -125,16 +125,17 @@ def synthesize(
     identity = module_images_identity(config, images, seed, scorers, map(shared.frozen, ensemble))
     facts = manifest_facts(config, images) | {"round": 0, "teacher": identity["teacher"]["network"]}
     facts |= _classes(scorers.teacher, keywords.get("class_titles"))
-    if (existing := stored_identity(folder)) is not None:
+    if (existing := stored_identity(folder, identity)) is not None:
         require_same_identity(str(folder), existing, identity, FIX)
     specs = plan_batches(config, images.num_classes, seed, 0)
+    remove_damaged_parts(folder, specs)
     if missing := missing_batches(folder, specs):
         with _open_objective(teacher, ensemble, shared, config.inversion) as objective:
             plain = to_plain({"seed": seed, "images": images, "synthesis": config})
             write_identity(folder, identity, yaml.safe_dump(plain, sort_keys=False))
             num_steps = len(missing) * config.inversion.num_steps
             progress = Progress(stage="synthesize", total=num_steps, unit="steps", round_index=0)
-            store = BatchStore(folder=folder, config=config, scorers=scorers)
+            store = BatchStore(folder=folder, fingerprint=fingerprint(identity), config=config, scorers=scorers)
             with open_recorder(folder / "metrics.jsonl", progress) as recorder:
                 monitor = Monitor(recorder, config.inversion.num_steps)
                 make_batches(objective, missing, store, monitor, DistributedContext(device=shared.device))

@@ -9,8 +9,9 @@ import torch
 from pipeline.data.given_sets import RunClasses, labels_in_run
 from pipeline.data.image_sets import ArrayImages, ImageSet
 from pipeline.data.loader import cache_limit_bytes, num_bytes, preload
+from pipeline.data.parts import REMAKE, ShardError
 from pipeline.data.shard_set import ShardSet
-from pipeline.data.shards import REMAKE, ShardError, check_sizes, find_damage, read_manifest
+from pipeline.data.shards import check_sizes, find_damage, read_manifest
 from pipeline.run import RunConfig
 from pipeline.runtime.config import ConfigError
 from pipeline.runtime.distributed import DistributedContext

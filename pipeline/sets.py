@@ -4,10 +4,12 @@ A set grows when `synthesis.num_images` is raised. It then exists at one of the 
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pipeline.data.growth import growth_folder, sizes_so_far
+from pipeline.data.parts import part_fingerprint
 from pipeline.data.shards import GROWTH, is_packed, read_manifest
 from pipeline.identity import CONFIG_FILE, IDENTITY_FILE, is_student_finished, synthesis_identity
 from pipeline.run import RunConfig
@@ -28,25 +30,34 @@ def next_set(config: RunConfig, round_index: int) -> tuple[SynthesisConfig, Path
         steps, folder = steps[steps.index(existing) + 1 :], growth_folder(folder)
     if not steps:
         return None
-    if (existing_identity := stored_identity(folder)) is not None:
-        _require_same(config, folder, existing_identity, synthesis_identity(config, round_index, steps[0]))
+    current = synthesis_identity(config, round_index, steps[0])
+    if (existing_identity := stored_identity(folder, current)) is not None:
+        _require_same(config, folder, existing_identity, current)
     return steps[0], folder
 
 
-def stored_identity(folder: Path) -> dict[str, Any] | None:
+def stored_identity(folder: Path, current: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The identity of the images, or parts of them, in a folder; None if it holds none.
 
-    Raises ConfigError when parts have none.
+    Parts state its fingerprint. If that is not the one of the `current` identity, a file beside them tells what
+    differs; raises ConfigError when that file is missing or damaged.
     """
     if is_packed(folder):
         identity: dict[str, Any] = read_manifest(folder)["identity"]
         return identity
-    if not any((folder / "parts").glob("*.tar")):
+    parts = list((folder / "parts").glob("*.tar"))
+    if not parts:
         return None
-    path = folder / IDENTITY_FILE
-    if not path.exists():
-        raise ConfigError(f"{folder} holds parts without {IDENTITY_FILE}, so their identity is unknown; remove it")
-    return read_json(path)
+    if {part_fingerprint(path) for path in parts} <= {fingerprint(current), None}:  # damaged ones are made again
+        return current
+    with suppress(ValueError, OSError):
+        stated = read_json(folder / IDENTITY_FILE)
+        if fingerprint(stated) != fingerprint(current):
+            return stated
+    raise ConfigError(
+        f"{folder} holds parts of another configuration, and {IDENTITY_FILE}, which would tell what differs, is "
+        f"missing or damaged; set another `name`, or remove {folder}"
+    )
 
 
 def require_same_outputs(config: RunConfig, last_round: int) -> None:

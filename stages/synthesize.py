@@ -8,6 +8,7 @@ from pipeline.data.growth import join_growth, remove_joined
 from pipeline.data.shards import check_sizes, is_packed, pack, read_manifest, remove_parts
 from pipeline.identity import synthesis_identity
 from pipeline.run import RunConfig, resolved_yaml
+from pipeline.runtime.fingerprint import fingerprint
 from pipeline.runtime.hardware import device_name
 from pipeline.runtime.recorder import Progress, open_recorder
 from pipeline.session import Session
@@ -25,7 +26,7 @@ from pipeline.synthesis.pictures import (
     picture_path,
 )
 from pipeline.synthesis.plan import plan_batches, run_step
-from pipeline.synthesis.store import BatchStore, manifest_facts, missing_batches
+from pipeline.synthesis.store import BatchStore, manifest_facts, missing_batches, remove_damaged_parts
 
 
 def main(session: Session, round_index: int | None = None) -> None:
@@ -59,9 +60,11 @@ def _make_set(session: Session, round_index: int, synthesis: SynthesisConfig, fo
     config, context = session.config, session.context
     identity = synthesis_identity(config, round_index, synthesis)
     specs = plan_batches(synthesis, config.student_images.num_classes, config.seed, round_index)
+    for fault in remove_damaged_parts(folder, specs) if context.is_main_process else ():
+        print(f"synthesize: {fault}; its batch is made again", flush=True)
     if missing := context.broadcast(missing_batches(folder, specs)):
         objective = session.objective(round_index)  # before anything is written: the networks may not load
-        store = BatchStore(folder=folder, config=synthesis, scorers=session.scorers)
+        store = BatchStore(folder=folder, fingerprint=fingerprint(identity), config=synthesis, scorers=session.scorers)
         if context.is_main_process:
             write_identity(folder, identity, resolved_yaml(config))
             print(f"synthesize: {picture_path(config.checkpoints, PREVIEW)} shows the newest state", flush=True)
@@ -74,15 +77,22 @@ def _make_set(session: Session, round_index: int, synthesis: SynthesisConfig, fo
             make_batches(objective, own_specs, store, monitor, context)
         context.barrier()
     if context.is_main_process:
-        _remove_picture(config, grid_name(round_index))  # of the set before it grew
-        if not is_packed(folder):
-            facts = manifest_facts(synthesis, config.student_images)
-            facts |= {"round": round_index, "teacher": config.teacher.source, **_classes(config)}
-            facts |= {"device": device_name(context.device)}
-            pack(folder, [spec.index for spec in specs], identity, facts)
-        if synthesis.grown_from:
-            join_growth(config.round_folder(round_index))
+        _pack_set(session, round_index, synthesis, folder)
     context.barrier()
+
+
+def _pack_set(session: Session, round_index: int, synthesis: SynthesisConfig, folder: Path) -> None:
+    """Pack the parts of a set, and join it with the one that it grows."""
+    config = session.config
+    _remove_picture(config, grid_name(round_index))  # of the set before it grew
+    if not is_packed(folder):
+        specs = plan_batches(synthesis, config.student_images.num_classes, config.seed, round_index)
+        facts = manifest_facts(synthesis, config.student_images)
+        facts |= {"round": round_index, "teacher": config.teacher.source, **_classes(config)}
+        facts |= {"device": device_name(session.context.device)}
+        pack(folder, [spec.index for spec in specs], synthesis_identity(config, round_index, synthesis), facts)
+    if synthesis.grown_from:
+        join_growth(config.round_folder(round_index))
 
 
 def _classes(config: RunConfig) -> dict[str, Any]:

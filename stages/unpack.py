@@ -4,7 +4,8 @@ from argparse import Namespace
 from pathlib import Path
 
 from pipeline.data.class_names import listed
-from pipeline.data.shards import ShardError, is_packed, read_manifest
+from pipeline.data.parts import ShardError
+from pipeline.data.shards import is_packed, read_manifest
 from pipeline.data.unpack import unpack
 from pipeline.resolve import resolve
 from pipeline.run import RunConfig, load_run

@@ -1,6 +1,7 @@
 """Hash the shards of every finished round and compare them with the manifests."""
 
-from pipeline.data.shards import ShardError, find_damage, is_packed, read_manifest
+from pipeline.data.parts import ShardError
+from pipeline.data.shards import find_damage, is_packed, read_manifest
 from pipeline.session import Session
 
 

@@ -1,10 +1,10 @@
 """Outputs of another identity are neither reused nor overwritten; settings without effect on outputs do not count."""
 
-import shutil
+from pathlib import Path
 
 import pytest
 import safetensors.torch
-from tiny_run import copy_run, run_command, run_in_process, tiny_config
+from tiny_run import copy_run, run_command, run_in_process, tiny_config, write_config
 
 from pipeline.data.shards import read_manifest
 from pipeline.identity import synthesis_identity
@@ -67,16 +67,32 @@ def test_student_file_without_identity_raises(error_of, finished, tmp_path, stag
     assert f"{student} was not written by a run" in error_of(stage, path)
 
 
-def test_parts_without_identity_raise(error_of, finished, tmp_path):
-    path = copy_run(finished, tmp_path)
-    folder = load_run(path).round_folder(0)
-    (folder / "manifest.json").unlink()
+@pytest.fixture
+def stopped(error_of, teacher_weights, tmp_path, fill_disk_at):
+    """The config of a run that was stopped before its parts were packed, and the folder of its round."""
+    path = write_config(tmp_path)
+    config = load_run(path)
+    config.checkpoints.mkdir(parents=True)
+    config.trained_teacher_path.write_bytes(teacher_weights.read_bytes())
+    fill_disk_at(config.round_folder(0) / "manifest.json")
+    error_of(synthesize, path)
+    return path, config.round_folder(0)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[1:])])
+def test_parts_are_known_without_the_file_beside_them(stopped, monkeypatch, capsys, damage):
+    path, folder = stopped
+    damage(folder / "identity.json")
+    assert run_command(monkeypatch, synthesize.main, path) == 0
+    assert "made again" not in capsys.readouterr().out
+
+
+def test_parts_of_another_configuration_raise_without_the_file_beside_them(stopped, error_of):
+    path, folder = stopped
+    assert "lr: 0.1 before, 0.3 now" in error_of(synthesize, path, "synthesis.inversion.lr=0.3")
     (folder / "identity.json").unlink()
-    (folder / "parts").mkdir()
-    shutil.copy(folder / "train" / "0003-00000.tar", folder / "parts" / "000000.tar")
-    assert f"{folder} holds parts without identity.json, so their identity is unknown; remove it" in error_of(
-        synthesize, path
-    )
+    message = error_of(synthesize, path, "synthesis.inversion.lr=0.3")
+    assert f"{folder} holds parts of another configuration, and identity.json, which would tell what" in message
 
 
 def test_training_state_beside_a_finished_student_is_removed(finished, tmp_path):

@@ -16,7 +16,8 @@ import yaml
 
 from pipeline.data.codec import encode_image
 from pipeline.data.growth import growth_folder, join_growth
-from pipeline.data.shards import Sample, pack, write_part
+from pipeline.data.parts import Sample, write_part
+from pipeline.data.shards import pack
 from pipeline.run import RunConfig, load_run
 from pipeline.runtime.distributed import DistributedContext
 from pipeline.runtime.seeds import make_generator

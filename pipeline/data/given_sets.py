@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.class_names import listed
+from pipeline.data.parts import ShardError
 from pipeline.data.remote import is_remote
-from pipeline.data.shards import ShardError, check_sizes, content_identity, is_packed, read_manifest
+from pipeline.data.shards import check_sizes, content_identity, is_packed, read_manifest
 from pipeline.models.config import ImageConfig
 
 KEY = "distill.shards"

@@ -21,7 +21,8 @@ from threading import Event
 from typing import Any, TypeVar
 
 from pipeline.data.manifest import SPLIT, parse_manifest
-from pipeline.data.shards import MANIFEST, ShardError, is_packed
+from pipeline.data.parts import ShardError
+from pipeline.data.shards import MANIFEST, is_packed
 from pipeline.runtime.config import ConfigError
 from pipeline.runtime.files import atomic_file, exclusive_lock, sha256_of
 from pipeline.runtime.threads import background_threads

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.codec import EXTENSIONS, ImageFormat
-from pipeline.data.shards import REMAKE, Sample, ShardError
+from pipeline.data.parts import REMAKE, Sample, ShardError
 from pipeline.runtime.files import read_range
 
 # Image, label and metadata.

@@ -6,8 +6,6 @@ complete set grows, its folder has `growth/`, which is the folder of the added i
 """
 
 import hashlib
-import json
-import tarfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,35 +15,15 @@ from typing import Any
 from webdataset import TarWriter
 
 from pipeline.data.card import write_card
-from pipeline.data.codec import EXTENSIONS, ImageFormat
-from pipeline.data.manifest import FORMAT, SPLIT, image_key, parse_manifest, shard_name
+from pipeline.data.codec import EXTENSIONS
+from pipeline.data.manifest import FORMAT, SPLIT, parse_manifest, shard_name
+from pipeline.data.parts import REMAKE, ShardError, part_path, read_files, read_members, require_whole
 from pipeline.runtime.config import to_plain
-from pipeline.runtime.files import atomic_file, read_range, sha256_of, write_json
+from pipeline.runtime.files import atomic_file, sha256_of, write_json
 from pipeline.runtime.fingerprint import fingerprint
 
 MANIFEST = "manifest.json"
 GROWTH = "growth"
-# What to do after the folder of a damaged set is removed.
-REMAKE = "run the stage `synthesize` again"
-
-
-class ShardError(ValueError):
-    """A shard, part or manifest that is missing or damaged; the message names the file and the fix."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """One synthetic image: its number in the run, its class, its file bytes, and its metadata with the scores."""
-
-    number: int
-    label: int
-    image: bytes
-    metadata: dict[str, Any]
-
-    @property
-    def key(self) -> str:
-        """The name of the image in a set, see `manifest.image_key`."""
-        return image_key(self.label, self.number)
 
 
 @dataclass(frozen=True)
@@ -56,48 +34,6 @@ class _TarSample:
     members: dict[str, tuple[int, int]]
 
 
-def part_path(folder: Path, batch_index: int) -> Path:
-    """The part file of one batch."""
-    return folder / "parts" / f"{batch_index:06d}.tar"
-
-
-def write_part(folder: Path, batch_index: int, samples: Iterable[Sample], image_format: ImageFormat) -> None:
-    """Write one finished batch, atomically."""
-    with atomic_file(part_path(folder, batch_index)) as file, TarWriter(file, encoder=False, mtime=0) as tar:
-        for sample in samples:
-            tar.write(
-                {
-                    "__key__": sample.key,
-                    EXTENSIONS[image_format]: sample.image,
-                    "cls": str(sample.label).encode(),
-                    "json": json.dumps(sample.metadata, sort_keys=True, allow_nan=False).encode(),
-                }
-            )
-
-
-def read_members(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
-    """(offset, size) by sample key and extension of one tar, in file order; raises ShardError when it is damaged."""
-    members: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                key, _, extension = member.name.partition(".")
-                members[key][extension] = (member.offset_data, member.size)
-        _check_end(path, members)
-    except (tarfile.TarError, OSError) as error:
-        raise ShardError(f"{path} is damaged ({error}); remove it and run the stage `synthesize` again") from error
-    return dict(members)
-
-
-def _check_end(path: Path, members: Mapping[str, Mapping[str, tuple[int, int]]]) -> None:
-    """Raise tarfile.ReadError when the end marker is missing: tarfile does not notice a cut between two members."""
-    ends = [offset + size for extensions in members.values() for offset, size in extensions.values()]
-    with open(path, "rb") as file:
-        file.seek(-(-max(ends, default=0) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
-        if file.read(2 * tarfile.BLOCKSIZE) != bytes(2 * tarfile.BLOCKSIZE):
-            raise tarfile.ReadError("truncated")
-
-
 def pack(folder: Path, batch_indices: Iterable[int], identity: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Sort all parts into class shards and write the manifest; a second call writes the same bytes.
 
@@ -105,20 +41,18 @@ def pack(folder: Path, batch_indices: Iterable[int], identity: Mapping[str, Any]
     damaged.
     """
     by_class: dict[int, list[tuple[str, _TarSample]]] = defaultdict(list)
-    metadata = []
     for index in batch_indices:
         path = part_path(folder, index)
         for key, members in read_members(path).items():
-            sample = _TarSample(path, members)
-            by_class[int(key.partition("/")[0])].append((key, sample))
-            metadata.append(json.loads(_read(sample, "json")))
-    entries = []
+            by_class[int(key.partition("/")[0])].append((key, _TarSample(path, members)))
+    entries, metadata = [], []
     for label, samples in sorted(by_class.items()):
         samples.sort(key=lambda sample: sample[0])
         step = facts["images_per_shard"]
         for i in range(0, len(samples), step):
             path = folder / shard_name(label, i // step)
-            entries.append(_write_shard(path, label, samples[i : i + step], EXTENSIONS[facts["image_format"]]))
+            metadata += _write_shard(path, samples[i : i + step])
+            entries.append(_entry(path, label, EXTENSIONS[facts["image_format"]]))
     manifest = {
         "format": FORMAT,
         "fingerprint": fingerprint(identity),
@@ -132,25 +66,30 @@ def pack(folder: Path, batch_indices: Iterable[int], identity: Mapping[str, Any]
     write_json(folder / MANIFEST, manifest, indent=None)
 
 
-def _write_shard(path: Path, label: int, samples: list[tuple[str, _TarSample]], extension: str) -> dict[str, Any]:
+def _write_shard(path: Path, samples: list[tuple[str, _TarSample]]) -> list[dict[str, Any]]:
+    """Write the tar of a shard; returns the metadata of its images. Raises ShardError when one is damaged."""
+    metadata = []
     with atomic_file(path) as file, TarWriter(file, encoder=False, mtime=0) as tar:
         for key, sample in samples:
-            tar.write({"__key__": key, **{name: _read(sample, name) for name in sample.members}})
+            files = read_files(sample.file, sample.members)
+            metadata.append(require_whole(sample.file, key, files))
+            tar.write({"__key__": key, **files})
+    return metadata
+
+
+def _entry(path: Path, label: int, extension: str) -> dict[str, Any]:
+    """What the manifest states of a shard."""
     members = read_members(path)
     return {
         "file": f"{SPLIT}/{path.name}",
         "class": label,
-        "count": len(samples),
+        "count": len(members),
         "bytes": path.stat().st_size,
         "sha256": sha256_of(path),
         "keys": list(members),
         "offsets": [m[extension][0] for m in members.values()],
         "sizes": [m[extension][1] for m in members.values()],
     }
-
-
-def _read(sample: _TarSample, extension: str) -> bytes:
-    return read_range(sample.file, *sample.members[extension])
 
 
 def mean_scores(metadata: list[dict[str, Any]]) -> dict[str, float]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from pipeline.data.codec import EXTENSIONS
 from pipeline.data.manifest import SPLIT, class_folder
-from pipeline.data.shards import REMAKE, ShardError, content_identity, find_damage, read_manifest
+from pipeline.data.parts import REMAKE, ShardError
+from pipeline.data.shards import content_identity, find_damage, read_manifest
 from pipeline.runtime.files import (
     explain_os_errors,
     make_folder,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pipeline.data.manifest import image_key
 from pipeline.runtime.ranges import batch_ranges, even_ranges
 from pipeline.runtime.seeds import derive_seed, make_generator
 from pipeline.synthesis.config import SynthesisConfig
@@ -20,6 +21,11 @@ class BatchSpec:
     first_image: int
     labels: tuple[int, ...]
     seed: int
+
+    @property
+    def keys(self) -> list[str]:
+        """The names of the images in a set, see `manifest.image_key`."""
+        return [image_key(label, number) for number, label in enumerate(self.labels, self.first_image)]
 
 
 def plan_batches(config: SynthesisConfig, num_classes: int, seed: int, round_index: int) -> list[BatchSpec]:

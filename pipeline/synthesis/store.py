@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from pipeline.data.codec import decode_image, encode_image
-from pipeline.data.shards import Sample, is_packed, part_path, write_part
+from pipeline.data.parts import FINGERPRINT, Sample, find_fault, part_path, write_part
+from pipeline.data.shards import is_packed
 from pipeline.evaluation.scores import Scorers, score
 from pipeline.models.config import ImageConfig
 from pipeline.runtime.fingerprint import versions
@@ -20,9 +21,13 @@ from pipeline.synthesis.plan import BatchSpec
 
 @dataclass(frozen=True, kw_only=True)
 class BatchStore:
-    """The `folder` of a round, to which finished batches are written, one part file each."""
+    """The `folder` of a round, to which finished batches are written, one part file each.
+
+    `fingerprint` is that of what the images depend on.
+    """
 
     folder: Path
+    fingerprint: str
     config: SynthesisConfig
     scorers: Scorers
 
@@ -41,12 +46,13 @@ class BatchStore:
         num_channels = inversion.images.shape[1]
         stored = torch.stack([decode_image(file, num_channels, f"batch {spec.index}") for file in files])
         scores = score(stored, inversion.labels, self.scorers)
+        facts = {"batch": spec.index, "seed": spec.seed, FINGERPRINT: self.fingerprint}
         return [
             Sample(
                 number=spec.first_image + i,
                 label=spec.labels[i],
                 image=files[i],
-                metadata={"batch": spec.index, "seed": spec.seed, "label": spec.labels[i], **scores[i]},
+                metadata={**facts, "label": spec.labels[i], **scores[i]},
             )
             for i in range(len(files))
         ]
@@ -55,6 +61,17 @@ class BatchStore:
 def missing_batches(folder: Path, specs: Sequence[BatchSpec]) -> list[BatchSpec]:
     """The batches of a round without a part file; none if the round is packed."""
     return [] if is_packed(folder) else [spec for spec in specs if not part_path(folder, spec.index).exists()]
+
+
+def remove_damaged_parts(folder: Path, specs: Sequence[BatchSpec]) -> list[str]:
+    """Remove the parts of a round that are not whole, so that their batches are missing; returns why, a line each."""
+    faults = []
+    for spec in () if is_packed(folder) else specs:
+        path = part_path(folder, spec.index)
+        if path.exists() and (fault := find_fault(path, spec.keys)):
+            path.unlink()
+            faults.append(fault)
+    return faults
 
 
 def manifest_facts(config: SynthesisConfig, images: ImageConfig) -> dict[str, Any]:

@@ -9,7 +9,8 @@ import torch
 from tiny_run import ROUND_IMAGES
 
 from pipeline.data.image_sets import DIGITS_NUM_TEST, DataConfig, load_images, source_identity
-from pipeline.data.shards import MANIFEST, ShardError
+from pipeline.data.parts import ShardError
+from pipeline.data.shards import MANIFEST
 from pipeline.models.config import ImageConfig
 from pipeline.runtime.config import ConfigError
 

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from pipeline.data.manifest import parse_manifest
-from pipeline.data.shards import MANIFEST, ShardError, read_manifest
+from pipeline.data.parts import ShardError
+from pipeline.data.shards import MANIFEST, read_manifest
 
 
 @pytest.fixture

@@ -15,9 +15,10 @@ from http_server import FolderServer, serve
 from tiny_run import ROUND_IMAGES, digests, write_round
 
 from pipeline.data import remote
+from pipeline.data.parts import ShardError
 from pipeline.data.remote import fetch_set, is_remote, local_folder
 from pipeline.data.shard_set import ShardSet
-from pipeline.data.shards import ShardError, find_damage, is_packed, read_manifest
+from pipeline.data.shards import find_damage, is_packed, read_manifest
 from pipeline.distillation.config import DistillConfig
 from pipeline.runtime.config import ConfigError
 from pipeline.runtime.files import exclusive_lock

@@ -3,8 +3,8 @@
 import pytest
 from tiny_run import make_samples
 
+from pipeline.data.parts import ShardError, part_path, write_part
 from pipeline.data.samples import read_metadata, read_samples
-from pipeline.data.shards import ShardError, part_path, write_part
 
 
 @pytest.fixture
@@ -15,8 +15,10 @@ def tar(tmp_path):
 
 def test_the_first_samples_are_those_that_were_written(tar):
     samples, _ = make_samples([3, 3, 3])
-    assert read_samples(tar, 3, "png", 2) == samples[:2]
-    assert list(read_metadata(tar, 2)) == [(sample.key, sample.metadata) for sample in samples[:2]]
+    read = read_samples(tar, 3, "png", 2)
+    assert [(sample.key, sample.image) for sample in read] == [(sample.key, sample.image) for sample in samples[:2]]
+    assert all(sample.metadata.items() <= own.metadata.items() for sample, own in zip(samples[:2], read, strict=True))
+    assert list(read_metadata(tar, 2)) == [(sample.key, sample.metadata) for sample in read]
 
 
 @pytest.mark.parametrize("num_bytes", [0, 100, 700, 1600])

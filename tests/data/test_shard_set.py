@@ -7,8 +7,9 @@ import torch
 from tiny_run import ROUND_CLASSES, ROUND_IMAGES, write_round
 
 from pipeline.data.codec import encode_image
+from pipeline.data.parts import ShardError
 from pipeline.data.shard_set import ShardSet
-from pipeline.data.shards import ShardError, read_manifest
+from pipeline.data.shards import read_manifest
 
 
 def test_shard_set_holds_the_images_of_its_rounds(packed_round, tmp_path):

@@ -12,18 +12,9 @@ from tiny_run import digests, make_facts, make_samples
 
 from pipeline.data import shards
 from pipeline.data.codec import EXTENSIONS, decode_image
+from pipeline.data.parts import ShardError, part_path, read_members, write_part
 from pipeline.data.shard_set import ShardSet
-from pipeline.data.shards import (
-    MANIFEST,
-    ShardError,
-    find_damage,
-    pack,
-    part_path,
-    read_manifest,
-    read_members,
-    remove_parts,
-    write_part,
-)
+from pipeline.data.shards import MANIFEST, find_damage, pack, read_manifest, remove_parts
 from pipeline.runtime.fingerprint import fingerprint
 
 IDENTITY = {"seed": 0, "teacher": "of a test"}

@@ -9,7 +9,8 @@ from tiny_run import ROUND_CLASSES, ROUND_IMAGES, digests, make_facts, make_samp
 
 from pipeline.data import unpack as module
 from pipeline.data.image_sets import DataConfig, load_images
-from pipeline.data.shards import ShardError, pack, write_part
+from pipeline.data.parts import ShardError, write_part
+from pipeline.data.shards import pack
 from pipeline.data.unpack import unpack
 from pipeline.models.config import ImageConfig
 from pipeline.runtime.config import ConfigError

@@ -16,9 +16,10 @@ from tiny_run import (
     write_round,
 )
 
+from pipeline.data.parts import ShardError
 from pipeline.data.samples import read_metadata
 from pipeline.data.shard_set import ShardSet
-from pipeline.data.shards import ShardError, read_manifest
+from pipeline.data.shards import read_manifest
 from pipeline.pool import Pool
 from pipeline.report import record
 from pipeline.report.record import RunRecord, read_record

@@ -1,5 +1,6 @@
 """Missing, damaged and unwritable files of a run: the message names the file and the fix."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,9 @@ from pipeline.run import load_run
 from stages import distill, evaluate, report, synthesize, teacher, verify
 
 
-def alter(path: Path) -> None:
+def alter(path: Path, at: int = 700) -> None:
     content = bytearray(path.read_bytes())
-    content[700] ^= 1
+    content[at] ^= 1
     path.write_bytes(content)
 
 
@@ -119,6 +120,25 @@ def test_synthesis_resumes_after_a_full_disk(
     assert digests(config.round_folder(0), exclude=[CONFIG_FILE]) == digests(
         finished / "shards/tiny/0", exclude=[CONFIG_FILE]
     )
+
+
+@pytest.mark.parametrize("damage", [partial(alter, at=1550), truncate, lambda path: path.write_bytes(b"")])
+def test_damaged_parts_are_made_again(
+    error_of, finished, tmp_path, teacher_weights, monkeypatch, capsys, fill_disk_at, damage
+):
+    path = write_config(tmp_path)
+    config = load_run(path)
+    config.checkpoints.mkdir(parents=True)
+    config.trained_teacher_path.write_bytes(teacher_weights.read_bytes())
+    folder = config.round_folder(0)
+    fill_disk_at(folder / "manifest.json")
+    error_of(synthesize, path)
+    for index in (0, 2):
+        damage(folder / f"parts/{index:06d}.tar")
+    assert run_command(monkeypatch, synthesize.main, path) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.endswith("its batch is made again")]
+    assert [line.partition(".tar is damaged")[0][-6:] for line in lines] == ["000000", "000002"]
+    assert digests(folder, exclude=[CONFIG_FILE]) == digests(finished / "shards/tiny/0", exclude=[CONFIG_FILE])
 
 
 def test_distillation_resumes_after_a_full_disk(error_of, finished, tmp_path, monkeypatch, fill_disk_at):

@@ -23,7 +23,7 @@ from tiny_run import (
     write_config,
 )
 
-from pipeline.data.shards import part_path
+from pipeline.data.parts import part_path
 from pipeline.distillation.state import TrainState, state_path
 from pipeline.identity import CONFIG_FILE, student_identity
 from pipeline.models.classifier import load_frozen

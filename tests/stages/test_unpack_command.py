@@ -5,8 +5,9 @@ import shutil
 import pytest
 from tiny_run import TWO_ROUNDS, copy_run, make_facts, make_samples, write_config
 
+from pipeline.data.parts import write_part
 from pipeline.data.shard_set import ShardSet
-from pipeline.data.shards import pack, write_part
+from pipeline.data.shards import pack
 from pipeline.run import load_run
 from stages.command_line import run
 

@@ -7,7 +7,8 @@ import torch
 from tiny_run import make_facts, make_samples
 
 from pipeline.data.codec import decode_image, to_uint8
-from pipeline.data.shards import pack, write_part
+from pipeline.data.parts import write_part
+from pipeline.data.shards import pack
 from pipeline.runtime.sinks import open_sinks
 from pipeline.synthesis import pictures
 from pipeline.synthesis.config import InversionConfig, PhaseConfig
