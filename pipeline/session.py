@@ -133,7 +133,10 @@ def open_session(config: RunConfig, context: DistributedContext, command: str = 
     """A session of `config`, resolved for this machine; the hooks on its networks are removed when the block ends."""
     keep_freed_memory(context.local_size)
     with ExitStack() as resources:
-        yield Session(resolve(config, context.device), context, resources, command)
+        resolved = resolve(config, context.device)
+        if command and resolved.synthesis.grown_from != config.synthesis.grown_from:
+            command += f" synthesis.grown_from=[{','.join(map(str, resolved.synthesis.grown_from))}]"
+        yield Session(resolved, context, resources, command)
 
 
 def check_inputs(config: RunConfig, num_processes: int) -> None:

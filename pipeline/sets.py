@@ -47,6 +47,7 @@ def stored_identity(folder: Path, current: Mapping[str, Any]) -> Mapping[str, An
         return identity
     parts = list((folder / "parts").glob("*.tar"))
     if not parts:
+        _require_no_other_files(folder)
         return None
     if {part_fingerprint(path) for path in parts} <= {fingerprint(current), None}:  # damaged ones are made again
         return current
@@ -58,6 +59,13 @@ def stored_identity(folder: Path, current: Mapping[str, Any]) -> Mapping[str, An
         f"{folder} holds parts of another configuration, and {IDENTITY_FILE}, which would tell what differs, is "
         f"missing or damaged; set another `name`, or remove {folder}"
     )
+
+
+def _require_no_other_files(folder: Path) -> None:
+    """Raise ConfigError when a folder holds files, but none that says that a set is made there."""
+    names = sorted(path.name for path in folder.glob("[!.]*"))
+    if names and not (folder / IDENTITY_FILE).exists():
+        raise ConfigError(f"{folder} holds other files, such as {names[0]}; name another folder, or remove them")
 
 
 def require_same_outputs(config: RunConfig, last_round: int) -> None:

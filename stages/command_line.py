@@ -1,6 +1,7 @@
 """`dreamdistill COMMAND ...`: finds the command, reads its arguments, and runs its module, imported only then."""
 
 import importlib
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -31,6 +32,8 @@ def run(words: Sequence[str]) -> int:
         else:
             command = find_command(name)
             run_command(command, parse_words(command, others))
+    except BrokenPipeError:  # who read the output has stopped, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
         print_error(error_text(error))
         return FAILED

@@ -101,3 +101,16 @@ def test_training_state_beside_a_finished_student_is_removed(finished, tmp_path)
     state.write_bytes(b"of a process that was killed after it wrote the student")
     run_in_process(distill.main, config)
     assert not state.exists()
+
+
+@pytest.mark.parametrize("name", ["README.md", "train/0000-00000.tar"])
+def test_a_folder_with_other_files_raises_and_is_kept(error_of, tmp_path, teacher_weights, name):
+    path = write_config(tmp_path)
+    config = load_run(path)
+    config.checkpoints.mkdir(parents=True)
+    config.trained_teacher_path.write_bytes(teacher_weights.read_bytes())
+    file = config.round_folder(0) / name
+    file.parent.mkdir(parents=True)
+    file.write_text("of somebody else")
+    first = name.partition("/")[0]
+    assert f"{config.round_folder(0)} holds other files, such as {first}; name another" in error_of(synthesize, path)

@@ -12,17 +12,17 @@ from pipeline.runtime.files import read_range
 
 
 class ShardSet:
-    """A map-style data set of the shards of one or more rounds; it reads images by offset and does not scan the tars.
+    """A map-style data set of the shards of one folder or several; reads images by offset and does not scan the tars.
 
     `keys` are `CLASS/NUMBER`, `labels` int64 (N,). Raises ShardError when a manifest or a shard is missing, or when a
     shard differs in size from the manifest.
     """
 
-    def __init__(self, folders: Sequence[Path | str]) -> None:
+    def __init__(self, folders: Path | str | Sequence[Path | str]) -> None:
         self.keys: list[str] = []
         self.labels = torch.empty(0, dtype=torch.int64)
         self._locations: list[tuple[Path, int, int]] = []
-        for folder in folders:
+        for folder in [folders] if isinstance(folders, Path | str) else folders:
             self.add(Path(folder))
 
     def add(self, folder: Path, labels_of: Sequence[int] | None = None) -> None:

@@ -116,7 +116,8 @@ def remove_parts(folder: Path) -> None:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a complete set, see `parse_manifest`; ShardError when it is missing, damaged or foreign."""
     if not is_packed(folder):
-        raise ShardError(f"{folder} holds no complete synthetic dataset; run the stage `synthesize` first")
+        fix = "name the folder of one, or run the stage `synthesize` first"
+        raise ShardError(f"{folder} holds no complete synthetic dataset; {fix}")
     path = folder / MANIFEST
     try:
         return parse_manifest(path.read_bytes())

@@ -65,7 +65,10 @@ def _label_finding(key: str, logits: Tensor, labels: Tensor) -> Finding:
     confidence = logits.double().softmax(1).amax(1).mean().item()
     text = f"{key}: top-1 {top1:.1%} of {count:,} test images"
     if moved := _better_order(predictions, labels, num_classes, top1):
-        fix = "the order of the labels differs: set data.class_names to the classes in the network's order"
+        fix = (
+            "the order of the labels differs: for folders of images set data.class_names to the classes in the "
+            "network's order, else renumber the labels"
+        )
         return problem(subject, f"{text}, {moved}; {fix}")
     if len(set(labels.tolist())) > 1 and top1 <= _chance_limit(predictions, labels, num_classes):
         fix = "check the order of the labels (data.class_names), the weights and the architecture"

@@ -119,8 +119,11 @@ def _fix(key: str, preparation: Preparation) -> str:
     settings = f"set {_settings(key, preparation)}"
     if not preparation.is_swapped:
         return settings
-    swap = "exchange the input channels of its first layer's weights, or reverse the channels in its forward"
-    return f"it reads blue first: {swap}{'' if preparation.name == GIVEN else f', and {settings}'}"
+    swap = (
+        "colors are in another order: correct the test images if they are stored as BGR; if the network reads blue "
+        "first, exchange the input channels of its first layer's weights, or reverse the channels in its forward"
+    )
+    return swap if preparation.name == GIVEN else f"{swap}; and {settings}"
 
 
 def _settings(key: str, preparation: Preparation) -> str:

@@ -56,7 +56,7 @@ def read_description(path: Path) -> dict[str, Any]:
             metadata = file.metadata() or {}
     except safetensors.SafetensorError as error:
         raise ValueError(
-            f"{path} is truncated or not a safetensors file ({error}); remove it to make it again"
+            f"{path} is truncated or not a safetensors file ({error}); if a run wrote it, remove it to make it again"
         ) from error
     if METADATA_KEY not in metadata:
         raise ValueError(
@@ -64,8 +64,8 @@ def read_description(path: Path) -> dict[str, Any]:
         )
     if not is_intact(path):
         raise ValueError(
-            f"{path} is damaged: its content does not have the digest in its metadata (files of older versions have "
-            "none); remove it to make it again"
+            f"{path} is damaged, or of an older version: its content does not have the digest in its metadata; move it "
+            "away to make it again, or, if it is of an older version, name it as a model's `weights`"
         )
     description: dict[str, Any] = json.loads(metadata[METADATA_KEY])
     return description

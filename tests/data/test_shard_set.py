@@ -27,7 +27,7 @@ def test_shard_set_holds_the_images_of_its_rounds(packed_round, tmp_path):
 
 def test_incomplete_round_raises(packed_round, tmp_path):
     folder, _ = packed_round
-    with pytest.raises(ShardError, match=f"{tmp_path} holds no complete synthetic dataset; run the stage `synthesize`"):
+    with pytest.raises(ShardError, match=f"{tmp_path} holds no complete synthetic dataset; name the folder of one"):
         ShardSet([folder, tmp_path])
 
 

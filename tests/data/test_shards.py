@@ -140,7 +140,7 @@ def test_interrupted_pack_leaves_no_manifest_and_resumes(tmp_path, packed, monke
         with pytest.raises(KeyboardInterrupt):
             pack_parts(folder)
     assert not (folder / MANIFEST).exists()
-    with pytest.raises(ShardError, match="no complete synthetic dataset; run the stage `synthesize`"):
+    with pytest.raises(ShardError, match="no complete synthetic dataset; name the folder of one"):
         ShardSet([folder])
     pack_parts(folder)
     remove_parts(folder)

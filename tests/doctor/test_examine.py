@@ -453,7 +453,10 @@ def test_real_network_that_reads_blue_first(tmp_path):
     safetensors.torch.save_file({**tensors, "conv1.weight": tensors["conv1.weight"].flip(1).contiguous()}, path)
     (line,) = problems_of(cifar10_config(tmp_path, f"teacher.weights={path}"))
     assert line.startswith("problem  normalization  teacher: top-1 is 84")
-    assert "with the given mean and std and red and blue exchanged; it reads blue first: exchange the input" in line
+    assert (
+        "with the given mean and std and red and blue exchanged; colors are in another order: correct the test images"
+        in line
+    )
 
 
 @needs_data

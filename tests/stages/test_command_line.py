@@ -191,3 +191,9 @@ def test_modules_in_the_current_folder_can_be_named(monkeypatch):
 def test_parser_of_a_run_takes_its_options():
     options = CommandParser(find_command("run")).format_usage()
     assert all(option in options for option in ("--config", "--round", "--device", "--processes", "--dry-run"))
+
+
+def test_a_reader_that_stops_is_no_error():
+    script = f"{sys.executable} -m stages help synthesis | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -138,7 +138,7 @@ def test_missing_set_is_an_error(tmp_path, monkeypatch, capsys, finished):
     path = copy_run(finished, tmp_path)
     shutil.rmtree(tmp_path / "shards")
     assert run_command(monkeypatch, quality.main, path) == 2
-    assert "holds no complete synthetic dataset; run the stage `synthesize` first" in capsys.readouterr().err
+    assert "holds no complete synthetic dataset; name the folder of one, or run the stage" in capsys.readouterr().err
 
 
 def test_set_of_other_images_is_an_error(tmp_path, monkeypatch, capsys, finished):
