@@ -65,7 +65,7 @@ class Estimate:
             *([f"teacher       {duration(self.teacher_s)}, measured: it is trained"] if self.teacher_s else []),
             *([synthesis] if self.num_files else []),
             f"distillation  {distillation}, {self.trained_images_per_s:,.0f} images per second",
-            f"compilation   {duration(self.compile_s)} of it, once for each process",
+            f"start-up      {duration(self.compile_s)} of it, compilation included, once for each process",
             f"memory        {size(self.peak_memory_bytes)} for each process at most, as far as these steps show",
             *([disk] if self.num_files else []),
         ]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.growth import growth_folder, sizes_so_far
-from pipeline.data.parts import part_fingerprint
+from pipeline.data.parts import PARTS, part_fingerprint
 from pipeline.data.shards import GROWTH, is_packed, read_manifest
 from pipeline.identity import CONFIG_FILE, IDENTITY_FILE, is_student_finished, synthesis_identity
 from pipeline.run import RunConfig
@@ -45,7 +45,7 @@ def stored_identity(folder: Path, current: Mapping[str, Any]) -> Mapping[str, An
     if is_packed(folder):
         identity: dict[str, Any] = read_manifest(folder)["identity"]
         return identity
-    parts = list((folder / "parts").glob("*.tar"))
+    parts = list((folder / PARTS).glob("*.tar"))
     if not parts:
         _require_no_other_files(folder)
         return None
@@ -63,7 +63,7 @@ def stored_identity(folder: Path, current: Mapping[str, Any]) -> Mapping[str, An
 
 def _require_no_other_files(folder: Path) -> None:
     """Raise ConfigError when a folder holds files, but none that says that a set is made there."""
-    names = sorted(path.name for path in folder.glob("[!.]*"))
+    names = sorted(path.name for path in folder.glob("[!.]*") if path.name != PARTS)
     if names and not (folder / IDENTITY_FILE).exists():
         raise ConfigError(f"{folder} holds other files, such as {names[0]}; name another folder, or remove them")
 

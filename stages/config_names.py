@@ -23,9 +23,11 @@ def config_path(name: str) -> Path:
     for path in paths:
         if path.is_file():
             return path
+    here = Path(name + SUFFIX)
+    hint = f"; did you mean --config {here}?" if here.is_file() else nearest(name, names)
     raise ValueError(
-        f"--config {name}: there is no file {name} or {paths[0]}, and no shipped config of that name"
-        f"{nearest(name, names)} (shipped: {', '.join(names)})"
+        f"--config {name}: there is no file {name} or {paths[0]}, and no shipped config of that name{hint} "
+        f"(shipped: {', '.join(names)})"
     )
 
 

@@ -24,7 +24,7 @@ def main(arguments: Namespace) -> None:
         config = load_run(config_path(arguments.config), arguments.overrides)
         folders, folder = _complete_rounds(config, arguments.round), arguments.folder or config.shards / "unpacked"
     if folder is None:
-        raise ValueError("FOLDER: missing; name the folder to write with --folder")
+        raise ValueError("--folder: missing; name the folder to write")
     is_new = unpack(folders, folder)
     _report(folders, folder, is_new)
 

@@ -45,7 +45,7 @@ def test_lines_have_suitable_units():
     assert [" ".join(line[:3]).rstrip(",") for line in words] == [
         "synthesis 2.00 h",
         "distillation 1.5 min",
-        "compilation 2.0 s",
+        "start-up 2.0 s",
         "memory 3.00 GiB",
         "disk 5.0 MiB",
     ]

@@ -34,7 +34,7 @@ def test_output_of_another_identity_raises(error_of, finished, tmp_path, stage, 
     message = error_of(stage, copy_run(finished, tmp_path), f"{key}={new}")
     assert f"{tmp_path / name} was made with another configuration (" in message
     assert f"{key}: {old} before, {new} now" in message
-    assert "Set another `name`, or remove it (`make clean`" in message
+    assert "Set another `name`, or remove it (the command `clean`" in message
 
 
 def test_other_training_images_raise_in_a_stage_that_does_not_read_them(error_of, finished, tmp_path):

@@ -92,7 +92,7 @@ def open_folder(root: Path, images: ImageConfig, options: FolderOptions) -> Fold
     """An `imagefolder`: one sub-folder per class."""
     source = f"imagefolder:{root}"
     if not root.is_dir():
-        raise ValueError(f"{source}: there is no such folder")
+        raise ValueError(f"{source}: there is no such folder; correct the path")
     folders = sorted(path.name for path in root.iterdir() if path.is_dir())
     label_of = _labels_of(folders, options, images, source)
     paths = sorted(path for name in folders for path in (root / name).rglob("*") if _is_image(path.name))

@@ -203,7 +203,7 @@ def _torchvision(name: str, split: str, folder: Path) -> ArrayImages:
 
 def _npz(path: Path) -> ArrayImages:
     if not path.is_file():
-        raise ValueError(f"npz:{path}: there is no such file")
+        raise ValueError(f"npz:{path}: there is no such file; correct the path")
     try:
         with np.load(path) as arrays:
             x, y = arrays["x"], arrays["y"]

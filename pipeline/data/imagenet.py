@@ -28,12 +28,12 @@ def read_wnids(path: Path) -> list[str]:
     it is neither.
     """
     if not path.is_file():
-        raise ValueError(f"DEVKIT: there is no file {path}")
+        raise ValueError(f"--devkit: there is no file {path}")
     with open(path, "rb") as file:
         is_archive = file.read(2) == GZIP_START
     wnids = _wnids_of_devkit(path) if is_archive else _wnids_of_lines(path)
     if not wnids:
-        raise ValueError(f"DEVKIT: {path} names no image")
+        raise ValueError(f"--devkit: {path} names no image")
     return wnids
 
 
@@ -44,16 +44,16 @@ def _wnids_of_devkit(path: Path) -> list[str]:
             missing = {GROUND_TRUTH, META} - files.keys()
             if missing:
                 raise ValueError(
-                    f"DEVKIT: {path} has no {' and no '.join(sorted(missing))}; it must be ILSVRC2012_devkit_t12.tar.gz"
+                    f"--devkit: {path} has no {' and no '.join(sorted(missing))}; use ILSVRC2012_devkit_t12.tar.gz"
                 )
             truth, meta = (_content(files[name]) for name in (GROUND_TRUTH, META))
     except (gzip.BadGzipFile, EOFError, zlib.error, tarfile.TarError) as error:
-        raise ValueError(f"DEVKIT: {path} is damaged ({error}); download it again") from error
+        raise ValueError(f"--devkit: {path} is damaged ({error}); download it again") from error
     wnid_of = _read_meta(meta, path)
     numbers = truth.decode().split()
     unknown = sorted({number for number in numbers if number not in wnid_of})
     if unknown:
-        raise ValueError(f"DEVKIT: {GROUND_TRUTH} in {path} has class {unknown[0]}, which {META} does not name")
+        raise ValueError(f"--devkit: {GROUND_TRUTH} in {path} has class {unknown[0]}, which {META} does not name")
     return [wnid_of[number] for number in numbers]
 
 
@@ -76,7 +76,7 @@ def _read_meta(content: bytes, path: Path) -> dict[str, str]:
             if num_children == 0
         }
     except Exception as error:  # damaged files raise whatever the parser at hand raises
-        raise ValueError(f"DEVKIT: {META} in {path} cannot be read ({error}); download the devkit again") from error
+        raise ValueError(f"--devkit: {META} in {path} cannot be read ({error}); download the devkit again") from error
 
 
 def _wnids_of_lines(path: Path) -> list[str]:
@@ -84,11 +84,11 @@ def _wnids_of_lines(path: Path) -> list[str]:
     for number, line in enumerate(lines, start=1):
         if line.isdigit():
             raise ValueError(
-                f"DEVKIT: {path} holds class numbers; only the devkit names them: give ILSVRC2012_devkit_t12.tar.gz"
+                f"--devkit: {path} holds class numbers; only the devkit names them: give ILSVRC2012_devkit_t12.tar.gz"
             )
         if not WNID.fullmatch(line):
             raise ValueError(
-                f"DEVKIT: entry {number} of {path} is {line[:20]!r}; it must be ILSVRC2012_devkit_t12.tar.gz, or a "
+                f"--devkit: entry {number} of {path} is {line[:20]!r}; it must be ILSVRC2012_devkit_t12.tar.gz, or a "
                 "text with one wnid per line"
             )
     return lines
@@ -101,9 +101,9 @@ def sort_validation_images(archive: Path, wnids: Sequence[str], folder: Path) ->
     damaged, is another one, or does not hold exactly one image for each of `wnids`.
     """
     if not archive.is_file():
-        raise ValueError(f"TAR: there is no file {archive}")
+        raise ValueError(f"--tar: there is no file {archive}")
     if folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"FOLDER: {folder} holds files already; remove it, or name another folder")
+        raise ValueError(f"--folder: {folder} holds files already; remove it, or name another folder")
     missing = set(range(1, len(wnids) + 1))
     with _open_target(folder) as temporary:
         for wnid in sorted(set(wnids)):
@@ -111,12 +111,12 @@ def sort_validation_images(archive: Path, wnids: Sequence[str], folder: Path) ->
         for name, content in _read_images(archive):
             number = int(Path(name).stem.rpartition("_")[2])
             if number not in missing:
-                raise ValueError(f"TAR: DEVKIT has {len(wnids):,} labels, and none is left for {name} in {archive}")
+                raise ValueError(f"--tar: --devkit has {len(wnids):,} labels, and none is left for {name} in {archive}")
             missing.remove(number)
             (temporary / wnids[number - 1] / name).write_bytes(content)
         if missing:
             raise ValueError(
-                f"TAR: {archive} ends after {len(wnids) - len(missing):,} of {len(wnids):,} images; number "
+                f"--tar: {archive} ends after {len(wnids) - len(missing):,} of {len(wnids):,} images; number "
                 f"{min(missing)} is missing; download it again"
             )
 
@@ -132,17 +132,17 @@ def _read_images(archive: Path) -> Iterator[tuple[str, bytes]]:
                 name = Path(member.name).name
                 if not (member.isfile() and IMAGE_NAME.fullmatch(name)):
                     raise ValueError(
-                        f"TAR: {archive} holds {member.name}; the images of ILSVRC2012_img_val.tar are named "
+                        f"--tar: {archive} holds {member.name}; the images of ILSVRC2012_img_val.tar are named "
                         "ILSVRC2012_val_00000001.JPEG and so on"
                     )
                 content = _content(tar.extractfile(member))
                 if len(content) < member.size or not content.startswith(JPEG_START):
-                    raise ValueError(f"TAR: {name} in {archive} is no JPEG image; download the archive again")
+                    raise ValueError(f"--tar: {name} in {archive} is no JPEG image; download the archive again")
                 yield name, content
     except tarfile.TarError as error:
-        raise ValueError(f"TAR: {archive} is no tar, or damaged at {name} ({error}); download it again") from error
+        raise ValueError(f"--tar: {archive} is no tar, or damaged at {name} ({error}); download it again") from error
     except OSError as error:  # else the folder that is written would be blamed
-        raise ValueError(f"TAR: {archive} cannot be read at {name} ({error}); is its disk in order?") from error
+        raise ValueError(f"--tar: {archive} cannot be read at {name} ({error}); is its disk in order?") from error
 
 
 @contextmanager
@@ -153,4 +153,4 @@ def _open_target(folder: Path) -> Iterator[Path]:
             yield temporary
             os.sync()  # all files at once, before their folder gets its name
     except OSError as error:
-        raise ValueError(f"FOLDER: {folder} was not written ({error})") from error
+        raise ValueError(f"--folder: {folder} was not written ({error})") from error

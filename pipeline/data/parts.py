@@ -17,6 +17,8 @@ from pipeline.runtime.files import atomic_file, read_range
 
 # What to do after a damaged file is removed.
 REMAKE = "run the stage `synthesize` again"
+# The folder of the parts in that of a set.
+PARTS = "parts"
 # In the metadata of an image: its digest, and the fingerprint of what it depends on.
 DIGEST, FINGERPRINT = "sha256", "fingerprint"
 
@@ -42,7 +44,7 @@ class Sample:
 
 def part_path(folder: Path, batch_index: int) -> Path:
     """The part file of one batch."""
-    return folder / "parts" / f"{batch_index:06d}.tar"
+    return folder / PARTS / f"{batch_index:06d}.tar"
 
 
 def write_part(folder: Path, batch_index: int, samples: Iterable[Sample], image_format: ImageFormat) -> None:

@@ -17,7 +17,7 @@ from webdataset import TarWriter
 from pipeline.data.card import write_card
 from pipeline.data.codec import EXTENSIONS
 from pipeline.data.manifest import FORMAT, SPLIT, parse_manifest, shard_name
-from pipeline.data.parts import REMAKE, ShardError, part_path, read_files, read_members, require_whole
+from pipeline.data.parts import PARTS, REMAKE, ShardError, part_path, read_files, read_members, require_whole
 from pipeline.runtime.config import to_plain
 from pipeline.runtime.files import atomic_file, sha256_of, write_json
 from pipeline.runtime.fingerprint import fingerprint
@@ -106,7 +106,7 @@ def is_packed(folder: Path) -> bool:
 def remove_parts(folder: Path) -> None:
     """Delete the parts of a packed round."""
     assert is_packed(folder)
-    parts = folder / "parts"
+    parts = folder / PARTS
     if parts.exists():
         for path in parts.iterdir():
             path.unlink()

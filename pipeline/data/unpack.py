@@ -34,17 +34,17 @@ def unpack(folders: Sequence[Path], target: Path) -> bool:
     manifests = [read_manifest(folder) for folder in folders]
     identity = {"sets": [content_identity(manifest) for manifest in manifests]}
     if not target.name:
-        raise ValueError(f"FOLDER: {target} cannot be replaced by a complete folder at once; name a new one in it")
+        raise ValueError(f"--folder: {target} cannot be replaced by a complete folder at once; name a new one in it")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         if (target / RECORD).is_file() and read_json(target / RECORD) == identity:
             return False
-        raise ValueError(f"FOLDER: {target} holds other files, or another set; remove it, or name another folder")
+        raise ValueError(f"--folder: {target} holds other files, or another set; remove it, or name another folder")
     for folder in folders:
         if problems := find_damage(folder):
             raise ShardError(f"{'; '.join(problems)}; remove {folder} and {REMAKE}")
     keys = [key for manifest in manifests for entry in manifest["shards"] for key in entry["keys"]]
     if len(set(keys)) < len(keys):
-        raise ValueError("FOLDER: the sets have images of the same name; unpack each into a folder of its own")
+        raise ValueError("--folder: the sets have images of the same name; unpack each into a folder of its own")
     temporary = _open_temporary(target, identity)
     for folder, manifest in zip(folders, manifests, strict=True):
         for entry in manifest["shards"]:

@@ -54,7 +54,7 @@ def check_estimate(examination: Examination) -> Iterator[Finding]:
         fix = "lower synthesis.batch_size and distill.batch_size, or the number of processes"
         yield problem("estimate", f"{memory}; {fix} (about {times})")
     else:
-        yield ok("estimate", f"about {times}, uncompiled; {memory}; `make estimate` measures what compiling saves")
+        yield ok("estimate", f"about {times}, uncompiled; {memory}; the command `estimate` measures whole steps")
 
 
 def _measure_inversion(examination: Examination) -> _Cost:

@@ -107,7 +107,8 @@ def build_classifier(
     mean, std = normalization
     if len(mean) != images.channels or len(std) != images.channels:
         raise ValueError(
-            f"{config.source}: mean {mean} and std {std} need one value for each of images.channels={images.channels}"
+            f"{config.source}: mean {mean} and std {std} need one value for each of images.channels={images.channels}; "
+            "give as many"
         )
     if config.weights and not is_published_name(config):
         load_weights(network, Path(config.weights), config.source)

@@ -49,7 +49,9 @@ def build_network(config: ModelConfig, images: ImageConfig) -> tuple[nn.Module, 
     try:
         network, published = build(name, config, images)
     except (TypeError, NotImplementedError) as error:
-        raise ValueError(f"{config.source} does not take options {config.options}: {error}") from error
+        raise ValueError(
+            f"{config.source} does not take options {config.options}: {error}; correct the options"
+        ) from error
     except urllib.error.URLError as error:
         raise ValueError(
             f"{config.source}: weights {config.weights} could not be downloaded ({error.reason}); "

@@ -26,7 +26,7 @@ from pipeline.runtime.quantities import duration
 from pipeline.runtime.recorder import read_metrics, seconds_of_stages
 
 # Keys that name a run, and do not change it.
-NOT_COMPARED = ("name", "shards_dir", "checkpoints_dir")
+NOT_COMPARED = ("name", "shards_dir", "checkpoints_dir", "sinks")
 SHARES = ("top1", "top5", "agreement", "accuracy_retention", "probability", "top1_among_classes")
 ABSENT = "-"
 Figures = dict[str, float]

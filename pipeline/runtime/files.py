@@ -41,9 +41,10 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def open_new(path: Path) -> IO[bytes]:
-    """Open a file that takes the place of what has its name; a link is replaced, not followed."""
-    path.unlink(missing_ok=True)
-    return open(path, "xb")
+    """Open a file for writing, in place of what has its name; a link is replaced, not followed."""
+    if path.is_symlink():
+        path.unlink()
+    return open(path, "wb")
 
 
 @contextmanager

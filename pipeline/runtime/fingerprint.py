@@ -25,7 +25,7 @@ HASHES = {
     "hash": "the images changed",
 }
 # What to do about an output of another identity.
-FIX = "Set another `name`, or remove it (`make clean` removes all outputs of the run)"
+FIX = "Set another `name`, or remove it (the command `clean` removes all outputs of the run)"
 
 
 def fingerprint(identity: Mapping[str, Any]) -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from pipeline.runtime.config import nearest
+
 
 def load_python(name: str) -> Callable[..., Any]:
     """The function or class that `name` names after `python:`; raises ValueError when there is none."""
@@ -17,7 +19,9 @@ def load_python(name: str) -> Callable[..., Any]:
     module = _import_file(Path(module_name)) if module_name.endswith(".py") else _import_module(module_name)
     function: Callable[..., Any] | None = getattr(module, function_name, None)
     if function is None:
-        raise ValueError(f"python:{name}: {module_name} has no {function_name!r}")
+        known = [key for key in vars(module) if not key.startswith("_")]
+        hint = nearest(function_name, known) or "; correct the name"
+        raise ValueError(f"python:{name}: {module_name} has no {function_name!r}{hint}")
     return function
 
 
@@ -30,7 +34,7 @@ def _import_module(name: str) -> ModuleType:
 
 def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
-        raise ValueError(f"python:{path}: no such file")
+        raise ValueError(f"python:{path}: no such file; correct the path")
     name = f"dreamdistill_user_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None

@@ -113,14 +113,14 @@ def test_other_files_are_no_devkit(tmp_path, content, message):
     path = tmp_path / "devkit"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ValueError, match=f"^DEVKIT: .*{message}"):
+    with pytest.raises(ValueError, match=f"^--devkit: .*{message}"):
         read_wnids(path)
 
 
 def test_a_devkit_without_its_files_is_refused(tmp_path):
     for name in ("meta.mat", "ILSVRC2012_validation_ground_truth.txt"):
         devkit = save_devkit(tmp_path / "devkit.tar.gz", without=name)
-        with pytest.raises(ValueError, match=f"has no {name}; it must be ILSVRC2012_devkit_t12"):
+        with pytest.raises(ValueError, match=f"has no {name}; use ILSVRC2012_devkit_t12"):
             read_wnids(devkit)
 
 
@@ -161,7 +161,7 @@ def test_an_archive_that_was_cut_anywhere_is_refused_and_nothing_is_left(tmp_pat
     end = content.rindex(b"\xff\xd9") + 2
     for size in [*range(0, end, 300), end - 1]:
         archive.write_bytes(content[:size])
-        require_refusal(archive, "^TAR: .*download it again", tmp_path / "val")
+        require_refusal(archive, "^--tar: .*download it again", tmp_path / "val")
 
 
 def test_bytes_that_are_no_tar_are_refused(tmp_path):
@@ -175,11 +175,11 @@ def test_a_disk_that_fails_is_blamed_on_the_archive(tmp_path, monkeypatch):
 
     archive = save_archive(tmp_path / "val.tar")
     monkeypatch.setattr(tarfile.ExFileObject, "read", fail)
-    require_refusal(archive, "^TAR: .*val.tar cannot be read at ILSVRC2012_val_00000001.JPEG", tmp_path / "val")
+    require_refusal(archive, "^--tar: .*val.tar cannot be read at ILSVRC2012_val_00000001.JPEG", tmp_path / "val")
 
 
 def test_a_missing_archive_is_named(tmp_path):
-    require_refusal(tmp_path / "val.tar", "TAR: there is no file", tmp_path / "val")
+    require_refusal(tmp_path / "val.tar", "--tar: there is no file", tmp_path / "val")
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_a_folder_with_files_stays_as_it_is(tmp_path):
     archive, folder = save_archive(tmp_path / "val.tar"), tmp_path / "val"
     folder.mkdir()
     sort_validation_images(archive, LABELS, folder)  # into an empty one
-    with pytest.raises(ValueError, match=f"FOLDER: {folder} holds files already"):
+    with pytest.raises(ValueError, match=f"--folder: {folder} holds files already"):
         sort_validation_images(archive, LABELS, folder)
     assert len(list(folder.rglob("*.JPEG"))) == 8
 
@@ -228,7 +228,9 @@ def test_what_a_killed_process_left_is_replaced(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
-    require_refusal(save_archive(tmp_path / "val.tar"), "FOLDER: .*file/val was not written", tmp_path / "file" / "val")
+    require_refusal(
+        save_archive(tmp_path / "val.tar"), "--folder: .*file/val was not written", tmp_path / "file" / "val"
+    )
 
 
 @pytest.mark.skipif("DREAMDISTILL_DATA" not in os.environ, reason="DREAMDISTILL_DATA names no folder of real images")

@@ -106,7 +106,7 @@ def test_a_folder_with_other_files_stays_as_it_is(packed_round, tmp_path):
         (packed_round[0], tmp_path / "home"),
         (tmp_path / "1", tmp_path / "file"),
     ):
-        with pytest.raises(ValueError, match=f"^FOLDER: {other} holds other files, or another set; remove it"):
+        with pytest.raises(ValueError, match=f"^--folder: {other} holds other files, or another set; remove it"):
             unpack([folder], other)
     assert digests(tmp_path) == before
 
@@ -126,7 +126,7 @@ def test_an_image_whose_name_leads_out_of_its_class_folder_is_not_written(tmp_pa
 
 
 def test_the_current_folder_is_refused(packed_round):
-    with pytest.raises(ValueError, match=r"^FOLDER: \. cannot be replaced"):
+    with pytest.raises(ValueError, match=r"^--folder: \. cannot be replaced"):
         unpack([packed_round[0]], Path())
 
 

@@ -309,7 +309,7 @@ def test_missing_test_images(tmp_path):
     config = tiny_config(tmp_path, data__test="npz:no.npz")
     findings = findings_of(config)
     assert [f.line() for f in findings if f.status == "problem"] == [
-        "problem  test images    npz:no.npz: there is no such file"
+        "problem  test images    npz:no.npz: there is no such file; correct the path"
     ]
     assert [f.subject for f in findings if f.status == "warning"] == ["normalization", "accuracy"]
 

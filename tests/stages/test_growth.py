@@ -233,7 +233,7 @@ def test_the_grown_set_makes_another_student(grown, finished, tmp_path, monkeypa
 REFUSED = {
     "shrinking": ({"synthesis__num_images": 50}, "A set grows, but does not shrink: set synthesis.num_images=60 or"),
     "a tiny batch": ({"synthesis__num_images": 69}, "synthesis.num_images: 69 adds 9 images to a set of 60; their"),
-    "another seed": ({"synthesis__num_images": 97, "seed": 1}, "Set another `name`, or remove it (`make clean`"),
+    "another seed": ({"synthesis__num_images": 97, "seed": 1}, "Set another `name`, or remove it (the command `clean`"),
 }
 
 

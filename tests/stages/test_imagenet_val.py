@@ -41,4 +41,4 @@ def test_an_archive_with_another_md5_is_noted(calls, monkeypatch, capsys, offici
 
 def test_an_error_is_one_line(capsys):
     assert run_imagenet_val("--tar", "a.tar", "--devkit", "nowhere.txt") == 2
-    assert capsys.readouterr().err == "error: DEVKIT: there is no file nowhere.txt\n"
+    assert capsys.readouterr().err == "error: --devkit: there is no file nowhere.txt\n"

@@ -63,9 +63,9 @@ def test_all_rounds_must_be_complete_and_of_this_configuration(run_unpack, finis
 def test_mistakes_are_told(run_unpack, finished, packed_round, tmp_path):
     path = copy_run(finished, tmp_path)
     mistakes = [
-        (["--shards", packed_round[0]], "FOLDER: missing; name the folder to write with --folder"),
+        (["--shards", packed_round[0]], "--folder: missing; name the folder to write"),
         (["--shards", tmp_path, "--folder", tmp_path / "out"], f"{tmp_path} holds no complete synthetic dataset"),
-        (["--config", path, "--folder", tmp_path], f"FOLDER: {tmp_path} holds other files"),
+        (["--config", path, "--folder", tmp_path], f"--folder: {tmp_path} holds other files"),
         (["--shards", packed_round[0], "--round", 0], "--shards names one set, as it is; leave out --round and"),
         (["--shards", packed_round[0], "seed=1"], "--shards names one set, as it is; leave out --round and"),
         (["--config", path, "distill.shards=[a]"], "distill.shards names the images of this run; unpack each"),
