@@ -1,5 +1,6 @@
 """Invert the teacher into the class-organized synthetic images of one round."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from pipeline.synthesis.pictures import (
     has_pictures,
     picture_path,
 )
-from pipeline.synthesis.plan import plan_batches, run_step
+from pipeline.synthesis.plan import BatchSpec, plan_batches, run_step
 from pipeline.synthesis.store import BatchStore, manifest_facts, missing_batches, remove_damaged_parts
 
 
@@ -77,16 +78,17 @@ def _make_set(session: Session, round_index: int, synthesis: SynthesisConfig, fo
             make_batches(objective, own_specs, store, monitor, context)
         context.barrier()
     if context.is_main_process:
-        _pack_set(session, round_index, synthesis, folder)
+        _pack_set(session, round_index, synthesis, folder, specs)
     context.barrier()
 
 
-def _pack_set(session: Session, round_index: int, synthesis: SynthesisConfig, folder: Path) -> None:
+def _pack_set(
+    session: Session, round_index: int, synthesis: SynthesisConfig, folder: Path, specs: Sequence[BatchSpec]
+) -> None:
     """Pack the parts of a set, and join it with the one that it grows."""
     config = session.config
     _remove_picture(config, grid_name(round_index))  # of the set before it grew
     if not is_packed(folder):
-        specs = plan_batches(synthesis, config.student_images.num_classes, config.seed, round_index)
         facts = manifest_facts(synthesis, config.student_images)
         facts |= {"round": round_index, "teacher": config.teacher.source, **_classes(config)}
         facts |= {"device": device_name(session.context.device)}

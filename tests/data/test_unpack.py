@@ -111,7 +111,7 @@ def test_a_folder_with_other_files_stays_as_it_is(packed_round, tmp_path):
     assert digests(tmp_path) == before
 
 
-@pytest.mark.parametrize("key", ["../../out of the folder", "/tmp/absolute", "0004/000003"])
+@pytest.mark.parametrize("key", ["../../out of the folder", "/absolute", "0004/000003"])
 def test_an_image_whose_name_leads_out_of_its_class_folder_is_not_written(tmp_path, key):
     folder = tmp_path / "0"
     write_round(folder)
