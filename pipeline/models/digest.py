@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from pipeline.runtime.files import cached_while_unchanged
 
 METADATA, DIGEST = "__metadata__", "sha256"
 # A safetensors file starts with the size of its header, which ends at a multiple of it.
@@ -20,14 +21,9 @@ def with_digest(content: bytes) -> bytes:
     return len(text).to_bytes(LENGTH_BYTES, "little") + text + data
 
 
+@cached_while_unchanged
 def is_intact(path: Path) -> bool:
     """Whether the content of a safetensors file has the digest of its metadata; false if there is none."""
-    state = path.stat()
-    return _is_intact(path, state.st_size, state.st_mtime_ns)
-
-
-@lru_cache(maxsize=64)
-def _is_intact(path: Path, size: int, mtime_ns: int) -> bool:
     content = path.read_bytes()
     try:
         header = _header(content)

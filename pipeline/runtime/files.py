@@ -7,12 +7,13 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import lru_cache, wraps
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
+Value = TypeVar("Value")
 TEMPORARY_SUFFIX = ".tmp"
 _CHUNK_BYTES = 1 << 20
 _JSON_STRING_OR_NUMBERS = re.compile(r'"(?:[^"\\]|\\.)*"|\[[^\[\]{}"]*\]')
@@ -201,14 +202,24 @@ def read_range(path: Path, offset: int, size: int) -> bytes:
         return file.read(size)
 
 
+def cached_while_unchanged(compute: Callable[[Path], Value]) -> Callable[[Path], Value]:
+    """A function of a file's content, cached while size and time stamp of the file stay the same."""
+
+    @lru_cache(maxsize=64)
+    def cached(path: Path, size: int, mtime_ns: int) -> Value:
+        return compute(path)
+
+    @wraps(compute)
+    def current(path: Path) -> Value:
+        state = path.stat()
+        return cached(path, state.st_size, state.st_mtime_ns)
+
+    return current
+
+
+@cached_while_unchanged
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal; cached while size and time stamp stay the same."""
-    state = path.stat()
-    return _sha256(path, state.st_size, state.st_mtime_ns)
-
-
-@lru_cache(maxsize=64)
-def _sha256(path: Path, size: int, mtime_ns: int) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
