@@ -9,9 +9,10 @@ import pytest
 import torch
 from tiny_run import TWO_ROUNDS, copy_run, digests, modification_times, run_in_process, tiny_config
 
+from pipeline.data.damage import find_damage
 from pipeline.data.image_sets import DataConfig, load_images
 from pipeline.data.shard_set import ShardSet
-from pipeline.data.shards import find_damage, read_manifest
+from pipeline.data.shards import read_manifest
 from pipeline.estimate import estimate as estimate_session
 from pipeline.identity import CONFIG_FILE, student_identity
 from pipeline.models.checkpoint import read_description, save_classifier
