@@ -45,7 +45,7 @@ def plan_repair(folder: Path) -> Repair:
     faults = damaged_shards(folder, manifest)
     damaged = [entry for entry in manifest["shards"] if entry["file"] in faults]
     lost = {key for entry in damaged for key in entry["keys"]}
-    lost -= {key for entry in damaged for key in _whole_samples(folder / entry["file"], manifest)}
+    lost -= {key for entry in damaged for key in whole_samples(folder / entry["file"], manifest)}
     return Repair(folder, faults, frozenset(lost))
 
 
@@ -57,13 +57,13 @@ def write_repaired(repair: Repair, batch_indices: Iterable[int]) -> list[str]:
     folder, manifest = repair.folder, read_manifest(repair.folder)
     made: dict[str, TarSample] = {}
     for index in batch_indices:
-        made |= _whole_samples(part_path(repair.workshop, index), manifest)
+        made |= whole_samples(part_path(repair.workshop, index), manifest)
     changed = []
     for entry in manifest["shards"]:
         if entry["file"] not in repair.faults:
             continue
         path = folder / entry["file"]
-        samples = made | _whole_samples(path, manifest)
+        samples = made | whole_samples(path, manifest)
         if lost := [key for key in entry["keys"] if key not in samples]:
             raise ShardError(f"{path} is damaged: it lacks {lost[0]}; {REMAKE}")
         write_shard(path, [(key, samples[key]) for key in entry["keys"]])
@@ -78,7 +78,7 @@ def write_repaired(repair: Repair, batch_indices: Iterable[int]) -> list[str]:
     return changed
 
 
-def _whole_samples(path: Path, manifest: Mapping[str, Any]) -> dict[str, TarSample]:
+def whole_samples(path: Path, manifest: Mapping[str, Any]) -> dict[str, TarSample]:
     """The whole images of a set in a tar, by key. Each has the fingerprint of the set as it was when it was made."""
     former = [step["fingerprint"] for step in manifest.get("grown_from", ())]
     whole = find_whole(path, {manifest["fingerprint"], *former})

@@ -9,8 +9,8 @@ from pipeline.data.card import CARD_FILES
 from pipeline.data.damage import damaged_shards, unlisted_shards
 from pipeline.data.growth import growth_folder
 from pipeline.data.manifest import parse_manifest
-from pipeline.data.parts import PARTS, REMAKE, ShardError, find_fault, find_whole, part_fingerprint, part_path
-from pipeline.data.repair import REPAIR
+from pipeline.data.parts import PARTS, REMAKE, ShardError, find_fault, part_fingerprint, part_path
+from pipeline.data.repair import REPAIR, whole_samples
 from pipeline.data.shards import MANIFEST, MANIFEST_COPY, is_packed, read_manifest
 from pipeline.identity import CONFIG_FILE, IDENTITY_FILE, synthesis_identity
 from pipeline.integrity.files import FileState, judge, require_sealed
@@ -83,8 +83,7 @@ def _require_stated_identity(path: Path) -> None:
 
 def _image_fault(path: Path, entry: Mapping[str, Any], manifest: Mapping[str, Any]) -> str | None:
     """Which image of a shard is not whole, has another label, or is of another set."""
-    former = [step["fingerprint"] for step in manifest.get("grown_from", ())]
-    whole = find_whole(path, {manifest["fingerprint"], *former})
+    whole = whole_samples(path, manifest)
     lost = [key for key in entry["keys"] if key not in whole]
     return f"{path}: {lost[0]} does not have the digest and the fingerprint of this set" if lost else None
 

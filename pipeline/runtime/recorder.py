@@ -97,10 +97,11 @@ def _ignore(done: int) -> None:
 def _drop_half_line(path: Path) -> None:
     """Remove the last line if a full disk or a lost machine left it half-written."""
     with explain_os_errors(path), open(path, "a+b") as file:
-        file.seek(max(0, file.tell() - MAX_LINE_BYTES))
-        tail = file.read()
-        if not tail.endswith(b"\n"):
-            file.truncate(file.tell() - len(tail) + tail.rfind(b"\n") + 1)
+        size = file.tell()
+        file.seek(max(0, size - MAX_LINE_BYTES))
+        tail = file.read(min(size, MAX_LINE_BYTES))
+        if tail and not tail.endswith(b"\n"):
+            file.truncate(size - len(tail) + tail.rfind(b"\n") + 1)
 
 
 def seconds_of_stages(lines: Iterable[Mapping[str, Any]]) -> dict[str, float]:
