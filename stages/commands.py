@@ -113,9 +113,9 @@ COMMANDS = (
     ),
     Command(
         "verify",
-        "check every file of the run: whole, damaged, or not of the run",
+        "check every file of the run: whole, damaged, or not of it",
         exclusive=False,
-        rounds=COMPLETE_ROUNDS,
+        rounds="the round whose images are checked; by default everything",
     ),
     Command(
         "clean",
