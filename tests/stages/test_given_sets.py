@@ -69,7 +69,7 @@ def test_chain_learns_from_a_set_and_makes_none(finished, config_with, tmp_path,
     assert run_command(monkeypatch, chain.main, path) == 0
     assert capsys.readouterr().out.count("up to date") == 2
     assert run_command(monkeypatch, verify.main, path) == 0
-    assert f"verify: {finished / SET}, 10 shards with 60 images" in capsys.readouterr().out
+    assert f"verify: {finished / SET / 'train'}, 10 whole files" in capsys.readouterr().out
 
 
 def test_rounds_of_the_config_do_not_count(finished, config_with):
@@ -161,7 +161,7 @@ def test_damaged_sets_are_refused(finished, config_with, tmp_path, error_of):
     message = error_of(distill, path)
     assert f"{tar} was altered" in message and f"remove {tmp_path / 'set'} and make or fetch it again" in message
     tar.write_bytes(content[:-1])
-    assert f"{tar} has" in (message := error_of(distill, path)) and "make it again" in message
+    assert f"{tar} has" in (message := error_of(distill, path)) and "make or fetch it again" in message
 
 
 def test_dry_run_and_estimate_know_that_nothing_is_made(finished, config_with, monkeypatch, capsys):
