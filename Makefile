@@ -52,7 +52,7 @@ evaluate:    ## the student beside its teacher on real images
 quality:     ## score the synthetic images: predictions, diversity, distances to real images
 report:      ## one HTML page about the run
 export:      ## the student as safetensors, torch.export and ONNX files, compared and timed, with a model card
-verify:      ## re-hash the shards against their manifests
+verify:      ## check every file of the run: whole, damaged, or not of it
 clean:       ## remove the shards and checkpoints of this CONFIG
 
 compare: $(READY)  ## runs beside each other on one page: RUNS="a b c"

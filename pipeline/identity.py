@@ -137,11 +137,11 @@ def _evaluation_recipe(config: RunConfig, round_index: int) -> dict[str, Any]:
 
 def _frozen_teacher(config: RunConfig) -> dict[str, Any]:
     if config.teacher.weights is None:
-        _require_trained_teacher(config)
+        require_trained_teacher(config)
     return weights_identity(config.teacher_model, "teacher.weights")
 
 
-def _require_trained_teacher(config: RunConfig) -> None:
+def require_trained_teacher(config: RunConfig) -> None:
     """Raise ValueError when the run has not trained its teacher, ConfigError when it was trained by another recipe.
 
     The content of the training images is compared by the teacher stage alone: the other stages need no such images.

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 
-from pipeline.data.given_sets import RunClasses, labels_in_run
+from pipeline.data.damage import check_sizes, find_damage
+from pipeline.data.given_sets import RunClasses, given_fix, labels_in_run
 from pipeline.data.image_sets import ArrayImages, ImageSet
 from pipeline.data.loader import cache_limit_bytes, num_bytes, preload
 from pipeline.data.parts import REMAKE, ShardError
 from pipeline.data.shard_set import ShardSet
-from pipeline.data.shards import check_sizes, find_damage, read_manifest
+from pipeline.data.shards import read_manifest
 from pipeline.run import RunConfig
 from pipeline.runtime.config import ConfigError
 from pipeline.runtime.distributed import DistributedContext
@@ -51,8 +52,8 @@ class Pool:
         new = folders[self._num_pooled :]
         for folder in new:
             if problems := find_damage(folder):
-                fix = "make or fetch it again" if self._config.distill.shards else REMAKE
-                raise ShardError(f"{'; '.join(problems)}; remove {folder} and {fix}")
+                fix = given_fix(folder) if self._config.distill.shards else REMAKE
+                raise ShardError(f"{'; '.join(problems)}; {fix}")
         for folder in new:
             self._shards.add(folder, self._given_labels.get(folder))
         self._num_pooled = len(folders)

@@ -8,13 +8,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.card import CARD_FILES
 from pipeline.data.growth import growth_folder, sizes_so_far
 from pipeline.data.parts import PARTS, part_fingerprint
-from pipeline.data.shards import GROWTH, is_packed, read_manifest
+from pipeline.data.shards import GROWTH, MANIFEST, MANIFEST_COPY, is_packed, read_manifest, write_manifest
 from pipeline.identity import CONFIG_FILE, IDENTITY_FILE, is_student_finished, synthesis_identity
-from pipeline.run import RunConfig
+from pipeline.run import RunConfig, resolved_yaml
 from pipeline.runtime.config import ConfigError, to_plain
-from pipeline.runtime.files import read_json, write_json, write_text
+from pipeline.runtime.files import is_whole, read_json, write_json, write_sealed_text
 from pipeline.runtime.fingerprint import FIX, fingerprint, require_same_identity
 from pipeline.synthesis.config import SynthesisConfig
 
@@ -88,9 +89,27 @@ def require_complete_set(config: RunConfig, round_index: int, identity: Mapping[
         )
 
 
+def steps_of_set(config: RunConfig, round_index: int) -> tuple[SynthesisConfig, ...]:
+    """The steps of growth that made the complete set of a round; ConfigError when it has another identity."""
+    identity, steps = read_manifest(config.round_folder(round_index))["identity"], config.synthesis.growth
+    return steps[: steps.index(_existing_set(config, round_index, identity)) + 1]
+
+
+def restore_texts(config: RunConfig, round_index: int) -> list[Path]:
+    """Write the files beside the shards of a complete set again; returns those that were damaged or missing."""
+    folder = config.round_folder(round_index)
+    names = (MANIFEST, MANIFEST_COPY, *CARD_FILES, IDENTITY_FILE, CONFIG_FILE)
+    damaged = [folder / name for name in names if not is_whole(folder / name)]
+    if damaged:
+        manifest = read_manifest(folder)
+        write_identity(folder, manifest["identity"], resolved_yaml(config))
+        write_manifest(folder, manifest)
+    return damaged
+
+
 def write_identity(folder: Path, identity: Mapping[str, Any], config_yaml: str) -> None:
     """Write the resolved configuration and the identity of the images that the folder will hold."""
-    write_text(folder / CONFIG_FILE, config_yaml)
+    write_sealed_text(folder / CONFIG_FILE, config_yaml)
     write_json(folder / IDENTITY_FILE, to_plain(identity))
 
 

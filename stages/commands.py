@@ -111,7 +111,12 @@ COMMANDS = (
         "write the student as safetensors, torch.export and ONNX files, with a model card",
         rounds=LAST_STUDENT,
     ),
-    Command("verify", "compare the shards with the hashes of their manifests", exclusive=False, rounds=COMPLETE_ROUNDS),
+    Command(
+        "verify",
+        "check every file of the run: whole, damaged, or not of it",
+        exclusive=False,
+        rounds="the round whose images are checked; by default everything",
+    ),
     Command(
         "clean",
         "remove the shards and checkpoints of the run",

@@ -3,7 +3,7 @@
 from argparse import Namespace
 
 from pipeline.report.comparison import comparison_csv, comparison_lines, read_summary, render_comparison
-from pipeline.runtime.files import write_text
+from pipeline.runtime.files import write_sealed_text, write_text
 
 
 def main(arguments: Namespace) -> None:
@@ -13,7 +13,7 @@ def main(arguments: Namespace) -> None:
         raise ValueError(f"{' '.join(arguments.runs)}: name at least two different runs to compare")
     runs = [read_summary(name, arguments.checkpoints_dir, arguments.shards_dir) for name in names]
     folder = arguments.output or arguments.checkpoints_dir
-    write_text(folder / "compare.html", render_comparison(runs))
+    write_sealed_text(folder / "compare.html", render_comparison(runs))
     write_text(folder / "compare.csv", comparison_csv(runs))
     print(*comparison_lines(runs), sep="\n")
     for run in runs:

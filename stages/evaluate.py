@@ -1,13 +1,10 @@
 """Evaluate a student beside its teacher on real test images."""
 
-import csv
-import io
-
 from pipeline.data.image_sets import load_images
-from pipeline.evaluation.evaluate import EvalReport, evaluate
+from pipeline.evaluation.evaluate import evaluate, evaluation_csv
 from pipeline.identity import evaluation_identity
 from pipeline.runtime.config import to_plain
-from pipeline.runtime.files import read_json, write_json, write_text
+from pipeline.runtime.files import is_whole, read_json, write_json, write_text
 from pipeline.runtime.fingerprint import fingerprint, versions
 from pipeline.runtime.hardware import device_name
 from pipeline.runtime.recorder import Progress, open_recorder
@@ -22,7 +19,8 @@ def main(session: Session, round_index: int | None = None) -> None:
     round_index = student_round(config, round_index)
     identity = evaluation_identity(config, round_index)
     path = config.evaluation_path(round_index)
-    if path.exists() and (existing := read_json(path)).get("fingerprint") == fingerprint(identity):
+    existing = read_json(path) if is_whole(path) else {}  # a damaged one is made again, which costs seconds
+    if existing.get("fingerprint") == fingerprint(identity):
         print(f"evaluate: {path} is up to date; {existing['line']}")
         return
     images = load_images(config.data, "test", config.images, config.class_labels)
@@ -33,18 +31,9 @@ def main(session: Session, round_index: int | None = None) -> None:
         num_steps = config.distill_steps(round_index).stop
         recorder.log(report.num_images - 1, report.row(), sink_step=num_steps)
     session.sinks.figures(report.row())
-    write_text(path.with_suffix(".csv"), _csv(config.name, round_index, report))
+    write_text(path.with_suffix(".csv"), evaluation_csv(config.name, round_index, report))
     head = {"round": round_index, "fingerprint": fingerprint(identity), "identity": identity}
     facts = {"class_titles": config.class_titles, **vars(report), "line": report.line()}
     facts |= {"device": device_name(session.context.device), "versions": versions(), "config": to_plain(config)}
     write_json(path, {**head, **facts})
     print(f"evaluate: {report.line()}")
-
-
-def _csv(name: str, round_index: int, report: EvalReport) -> str:
-    row = {"run": name, "round": round_index, **report.row()}
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, row)
-    writer.writeheader()
-    writer.writerow(row)
-    return buffer.getvalue()

@@ -17,7 +17,7 @@ from pipeline.models.checkpoint import load_classifier, save_classifier
 from pipeline.models.classifier import Classifier
 from pipeline.models.model_card import TEACHER, ModelCard
 from pipeline.run import RunConfig
-from pipeline.runtime.files import atomic_folder, write_json, write_text
+from pipeline.runtime.files import atomic_folder, sha256_of, write_json, write_sealed_text
 from pipeline.runtime.fingerprint import fingerprint, versions
 from pipeline.runtime.hardware import device_name
 from pipeline.session import Session, load_student, student_round
@@ -51,7 +51,7 @@ def main(session: Session, round_index: int | None = None) -> None:
             "timed_batch": min(len(pixels), export.BATCH),
             "hardware": f"{device_name(student.device)} with {counted(torch.get_num_threads(), 'thread')}",
             "pytorch_ms": pytorch_ms,
-            "files": {name: asdict(file) for name, file in files.items()},
+            "files": {name: {**asdict(file), "sha256": sha256_of(temporary / name)} for name, file in files.items()},
         }
         head = {"round": round_index, "fingerprint": fingerprint(identity), "opset": export.OPSET}
         write_json(temporary / "export.json", {**head, **comparison, "versions": _versions()})
@@ -66,7 +66,7 @@ def main(session: Session, round_index: int | None = None) -> None:
             evaluation=evaluation,
             comparison=comparison,
         )
-        write_text(temporary / "README.md", card.text)
+        write_sealed_text(temporary / "README.md", card.text)
     for name, file in files.items():
         print(
             f"export: {folder / name}, {file.num_bytes / 2**20:.2f} MiB, logits within {file.max_difference:.2g} of "

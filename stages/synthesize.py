@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.growth import join_growth, remove_joined
-from pipeline.data.shards import check_sizes, is_packed, pack, read_manifest, remove_parts
+from pipeline.data.repair import Repair, plan_repair, write_repaired
+from pipeline.data.shards import is_packed, pack, read_manifest, remove_parts
 from pipeline.identity import synthesis_identity
 from pipeline.run import RunConfig, resolved_yaml
 from pipeline.runtime.fingerprint import fingerprint
 from pipeline.runtime.hardware import device_name
 from pipeline.runtime.recorder import Progress, open_recorder
 from pipeline.session import Session
-from pipeline.sets import next_set, write_identity
+from pipeline.sets import next_set, restore_texts, steps_of_set, write_identity
 from pipeline.synthesis.batches import Monitor, make_batches
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.pictures import (
@@ -40,13 +41,15 @@ def main(session: Session, round_index: int | None = None) -> None:
     if round_index is None:
         round_index = context.broadcast(_next_round(config))
     folder, was_complete = config.round_folder(round_index), True
+    if repair := context.broadcast(plan_repair(folder) if context.is_main_process and is_packed(folder) else None):
+        was_complete = not repair.faults
+        _repair_set(session, round_index, repair)
     # All ranks use what rank 0 sees: on a network file system, they may see other files for a while.
     while missing := context.broadcast(next_set(config, round_index) if context.is_main_process else None):
         was_complete = False
         _make_set(session, round_index, *missing)
     if context.is_main_process:
         manifest = read_manifest(folder)
-        check_sizes(folder, manifest)
         remove_parts(folder)
         remove_joined(folder)
         _finish_pictures(session, round_index)
@@ -56,11 +59,46 @@ def main(session: Session, round_index: int | None = None) -> None:
     context.barrier()
 
 
+def _repair_set(session: Session, round_index: int, repair: Repair) -> None:
+    """Make the lost images of a complete set anew, and write its damaged files again."""
+    config, context = session.config, session.context
+    plans = {step: _plan(config, round_index, step) for step in steps_of_set(config, round_index)}
+    lost = {step: [spec for spec in specs if not repair.lost.isdisjoint(spec.keys)] for step, specs in plans.items()}
+    num_lost, num_batches = (sum(map(len, specs.values())) for specs in (lost, plans))
+    if context.is_main_process and repair.faults:
+        print(*(f"synthesize: {fault}; it is written again" for fault in repair.faults.values()), sep="\n")
+        print(f"synthesize: lost images: {len(repair.lost)}; batches made again: {num_lost} of {num_batches}")
+    for step, specs in lost.items():
+        if specs:
+            _make_missing(session, round_index, step, repair.workshop, specs)
+    if context.is_main_process:
+        changed = write_repaired(repair, [spec.index for specs in lost.values() for spec in specs])
+        for path in restore_texts(config, round_index):
+            print(f"synthesize: {path} was missing or damaged; it is written again")
+        if changed:
+            print(
+                f"synthesize: repaired shards with other bytes than before: {len(changed)} of {len(repair.faults)}; "
+                "images that are made on another kind of machine have other last bits"
+            )
+    context.barrier()
+
+
 def _make_set(session: Session, round_index: int, synthesis: SynthesisConfig, folder: Path) -> None:
     """Make the missing batches of a set, or of the images that it grows by, in `folder`, and pack them."""
     config, context = session.config, session.context
+    specs = _plan(config, round_index, synthesis)
+    _make_missing(session, round_index, synthesis, folder, specs)
+    if context.is_main_process:
+        _pack_set(session, round_index, synthesis, folder, specs)
+    context.barrier()
+
+
+def _make_missing(
+    session: Session, round_index: int, synthesis: SynthesisConfig, folder: Path, specs: Sequence[BatchSpec]
+) -> None:
+    """Make those of the batches that have no part in `folder`."""
+    config, context = session.config, session.context
     identity = synthesis_identity(config, round_index, synthesis)
-    specs = plan_batches(synthesis, config.student_images.num_classes, config.seed, round_index)
     for fault in remove_damaged_parts(folder, specs) if context.is_main_process else ():
         print(f"synthesize: {fault}; its batch is made again", flush=True)
     if missing := context.broadcast(missing_batches(folder, specs)):
@@ -77,9 +115,6 @@ def _make_set(session: Session, round_index: int, synthesis: SynthesisConfig, fo
             monitor = Monitor(recorder, config.synthesis.inversion.num_steps, _live_pictures(session, round_index))
             make_batches(objective, own_specs, store, monitor, context)
         context.barrier()
-    if context.is_main_process:
-        _pack_set(session, round_index, synthesis, folder, specs)
-    context.barrier()
 
 
 def _pack_set(
@@ -95,6 +130,10 @@ def _pack_set(
         pack(folder, [spec.index for spec in specs], synthesis_identity(config, round_index, synthesis), facts)
     if synthesis.grown_from:
         join_growth(config.round_folder(round_index))
+
+
+def _plan(config: RunConfig, round_index: int, synthesis: SynthesisConfig) -> list[BatchSpec]:
+    return plan_batches(synthesis, config.student_images.num_classes, config.seed, round_index)
 
 
 def _classes(config: RunConfig) -> dict[str, Any]:
@@ -122,7 +161,7 @@ def _finish_pictures(session: Session, round_index: int) -> None:
     config, name = session.config, grid_name(round_index)
     _remove_picture(config, PREVIEW)
     if has_pictures(round_index, config.synthesis.rounds) and not picture_path(config.checkpoints, name).is_file():
-        specs = plan_batches(config.synthesis, config.student_images.num_classes, config.seed, round_index)
+        specs = _plan(config, round_index, config.synthesis)
         num_steps = config.synthesis.inversion.num_steps
         picture = draw_grid(config.round_folder(round_index), _round_title(config, round_index))
         session.sinks.image(name, picture, run_step(specs[-1], num_steps, num_steps))

@@ -1,24 +1,27 @@
-"""Hash the shards of every finished round and compare them with the manifests."""
+"""Check every file of a run: is it whole, damaged, or not of the run?"""
 
-from pipeline.data.parts import ShardError
-from pipeline.data.shards import find_damage, is_packed, read_manifest
+from collections import Counter
+
+from pipeline.integrity.run import check_run
 from pipeline.session import Session
+from stages.stage import counted
 
 
 def main(session: Session, round_index: int | None = None) -> None:
-    """Raise ShardError with one line for each shard that is missing, truncated or altered."""
+    """Print how many files of each folder are whole, and which are not of the run.
+
+    Raises ValueError with one line for each damaged file, or when there is no file at all.
+    """
     config = session.config
     if not session.context.is_main_process:
         return
-    all_folders = config.image_folders(config.num_rounds - 1)
-    chosen = all_folders if round_index is None or config.distill.shards else [config.round_folder(round_index)]
-    folders = [folder for folder in chosen if is_packed(folder)]
-    if not folders:
-        raise ShardError(f"{chosen[0]} holds no complete dataset; run the stage `synthesize` first")
-    problems = [problem for folder in folders for problem in find_damage(folder)]
-    if problems:
-        raise ShardError("\n  ".join(["shards differ from their manifest:", *problems]))
-    for folder in folders:
-        manifest = read_manifest(folder)
-        num_shards, num_images = len(manifest["shards"]), manifest["num_images"]
-        print(f"verify: {folder}, {num_shards} shards with {num_images:,} images match the manifest")
+    states = list(check_run(config, None if round_index is None else range(round_index, round_index + 1)))
+    if not states:
+        raise ValueError(f"there is nothing to verify yet, neither in {config.shards} nor in {config.checkpoints}")
+    for folder, count in Counter(state.path.parent for state in states if state.state == "whole").items():
+        print(f"verify: {folder}, {counted(count, 'whole file')}")
+    for state in states:
+        if state.note and state.state != "damaged":
+            print(f"verify: {state.note}")
+    if damaged := [state.note for state in states if state.state == "damaged"]:
+        raise ValueError("\n  ".join([f"{counted(len(damaged), 'file')} of {len(states)} damaged:", *damaged]))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import copy_run, digests, run_command, write_config
+from tiny_run import copy_run, digests, remove_manifest, run_command, write_config
 
 from pipeline.resolve import resolve
 from pipeline.run import load_run
@@ -84,7 +84,7 @@ def test_growth_of_a_set_is_marked(preview, finished, tmp_path):
 def test_partial_outputs_are_marked(preview, finished, tmp_path):
     path = copy_run(finished, tmp_path)
     folder, student = load_run(path).round_folder(0), load_run(path).student_path(0)
-    (folder / "manifest.json").unlink()
+    remove_manifest(folder)
     (folder / "parts").mkdir()
     for index in range(2):
         shutil.copy(folder / "train/0000-00000.tar", folder / "parts" / f"{index:06d}.tar")

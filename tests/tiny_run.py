@@ -39,6 +39,12 @@ TWO_ROUNDS = {
 PLAIN = {"precision": "float32", "compile": False}
 
 
+def remove_manifest(folder: Path) -> None:
+    """Make a complete set one that is not packed yet, by its files."""
+    for path in folder.glob("manifest*.json"):
+        path.unlink()
+
+
 class FreeCoresContext(DistributedContext):
     """A process on the CPU that acts as if its device left the cores free, as a GPU does."""
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.runtime.files import write_json, write_text
+from pipeline.runtime.files import write_json, write_sealed_text
 
 CARD_FILES = ("README.md", "_info.json")
 CARD = """---
@@ -61,7 +61,7 @@ def write_card(folder: Path, manifest: Mapping[str, Any]) -> None:
         **{**manifest, "scores": scores, "num_classes": len(labels), "classes": _class_table(manifest, labels)},
     )
     card, index = (folder / name for name in CARD_FILES)
-    write_text(card, text)
+    write_sealed_text(card, text)
     split = {
         "name": "train",
         "num_samples": manifest["num_images"],

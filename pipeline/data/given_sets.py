@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.class_names import listed
+from pipeline.data.damage import check_sizes
 from pipeline.data.parts import ShardError
 from pipeline.data.remote import is_remote
-from pipeline.data.shards import check_sizes, content_identity, is_packed, read_manifest
+from pipeline.data.shards import content_identity, is_packed, read_manifest
 from pipeline.models.config import ImageConfig
 
 KEY = "distill.shards"
@@ -34,6 +35,11 @@ def read_given(name: str, folder: Path) -> dict[str, Any]:
     return read_manifest(folder)
 
 
+def given_fix(folder: Path) -> str:
+    """What to do about a damaged set that a run was given."""
+    return f"run the stage `synthesize` of the run that made it, or remove {folder} and make or fetch it again"
+
+
 def given_identity(folders: Mapping[str, Path]) -> dict[str, Any]:
     """What a student depends on if it learns from these sets, by their order."""
     return {str(i): content_identity(read_given(*item)) for i, item in enumerate(folders.items())}
@@ -50,7 +56,7 @@ def labels_in_run(
     labels, existing = [], set()
     for name, folder in folders.items():
         manifest = read_given(name, folder)
-        check_sizes(folder, manifest, "fetch it again" if is_remote(name) else "make it again")
+        check_sizes(folder, manifest, given_fix(folder))
         _check_fit(name, manifest, classes.images)
         in_run = _labels_of(name, manifest, classes)
         existing |= {in_run[entry["class"]] for entry in manifest["shards"]}

@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.card import CARD_FILES, write_card
+from pipeline.data.card import CARD_FILES
+from pipeline.data.damage import check_sizes
 from pipeline.data.manifest import SPLIT, shard_name
-from pipeline.data.shards import GROWTH, MANIFEST, check_sizes, is_packed, read_manifest
-from pipeline.runtime.files import sync, temporary_path, write_json
+from pipeline.data.shards import GROWTH, MANIFEST, MANIFEST_COPY, is_packed, read_manifest, write_manifest
+from pipeline.runtime.files import sync, temporary_path
 
 
 def growth_folder(folder: Path) -> Path:
@@ -36,12 +37,11 @@ def join_growth(folder: Path) -> None:
     growth = growth_folder(folder)
     manifest, added = read_manifest(folder), read_manifest(growth)
     _move_shards(folder, manifest, added)
-    check_sizes(folder, manifest)
-    write_card(folder, manifest)
+    check_sizes(folder, manifest, f"remove {growth} and run the stage `synthesize` again")
     for path in growth.iterdir():
-        if path.is_file() and path.name not in (MANIFEST, *CARD_FILES):
+        if path.is_file() and path.name not in (MANIFEST, MANIFEST_COPY, *CARD_FILES):
             os.replace(path, folder / path.name)  # the configuration and the identity
-    write_json(folder / MANIFEST, manifest, indent=None)
+    write_manifest(folder, manifest)
     remove_joined(folder)
 
 

@@ -1,19 +1,19 @@
 """The manifest of a set of images, which can come from anywhere: its form, and the names of files and images in it."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.data.codec import EXTENSIONS
+from pipeline.runtime.digests import unseal
 
-FORMAT = 1
+FORMAT = 2  # since 2, a manifest has a digest, and so has each image
 SPLIT = "train"
 # One shard holds one class. The name of the tar and the folder of its members are the class, padded to sort by label.
 CLASS_DIGITS = 4
 # With more classes, names would not sort by label.
 MAX_CLASSES = 10**CLASS_DIGITS
-# The types of the keys of a manifest, and of a shard in it. `classes` and `class_titles` may be missing.
+# The types of the keys of a manifest, and of a shard in it.
 KEYS: dict[str, type] = {
     "fingerprint": str,
     "identity": dict,
@@ -22,6 +22,8 @@ KEYS: dict[str, type] = {
     "shape": list,
     "image_format": str,
     "scores": dict,
+    "classes": list,
+    "class_titles": list,
     "shards": list,
 }
 SHARD_KEYS: dict[str, type] = {
@@ -54,18 +56,13 @@ def shard_name(label: int, number: int) -> str:
 def parse_manifest(content: bytes) -> dict[str, Any]:
     """The manifest in the bytes of a file; raises ValueError, saying what is wrong, unless it is one of a set.
 
-    Names in it cannot lead out of the folder of the set. `classes` and `class_titles` are always there: before version
-    8 of the method, labels were those of the teacher.
+    Names in it cannot lead out of the folder of the set.
     """
-    manifest = json.loads(content)
-    if not isinstance(manifest, dict):
-        raise ValueError("it is no object")
+    manifest = unseal(content)
     if manifest.get("format") != FORMAT:
         raise ValueError(f"it has format {manifest.get('format')!r}, this version reads {FORMAT}")
     if fault := next(_faults(manifest), None):
         raise ValueError(fault)
-    manifest.setdefault("classes", list(range(manifest["num_classes"])))
-    manifest.setdefault("class_titles", list(map(str, manifest["classes"])))
     return manifest
 
 
@@ -98,8 +95,8 @@ def _fact_faults(manifest: Mapping[str, Any]) -> Iterator[str]:
         if not _is(manifest["identity"].get(key, {}), dict):
             yield f"identity.{key}: no object"
     for key, kind in (("classes", int), ("class_titles", str)):
-        values = manifest.get(key, [kind()] * num_classes)
-        if not (_is(values, list) and len(values) == num_classes and all(_is(value, kind) for value in values)):
+        values = manifest[key]
+        if not (len(values) == num_classes and all(_is(value, kind) for value in values)):
             yield f"{key}: not one of each of the {num_classes} classes"
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import tarfile
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,14 @@ from pipeline.data.codec import EXTENSIONS, ImageFormat
 from pipeline.data.manifest import class_folder, image_key
 from pipeline.runtime.files import atomic_file, read_range
 
-# What to do after a damaged file is removed.
-REMAKE = "run the stage `synthesize` again"
+# What to do about a damaged file of images.
+REMAKE = "run the stage `synthesize` again, which makes damaged images anew"
 # The folder of the parts in that of a set.
 PARTS = "parts"
 # In the metadata of an image: its digest, and the fingerprint of what it depends on.
 DIGEST, FINGERPRINT = "sha256", "fingerprint"
+# (offset, size) in a tar of the files of an image, by their extension.
+Positions = dict[str, tuple[int, int]]
 
 
 class ShardError(ValueError):
@@ -68,21 +70,44 @@ def sample_digest(key: str, image: bytes, metadata: Mapping[str, Any]) -> str:
     return hashlib.sha256(f"{key}\n{json.dumps(others, sort_keys=True)}\n".encode() + image).hexdigest()
 
 
-def read_members(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
+def read_members(path: Path) -> dict[str, Positions]:
     """(offset, size) by sample key and extension of one tar, in file order; raises ShardError when it is damaged."""
-    members: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                key, _, extension = member.name.partition(".")
-                members[key][extension] = (member.offset_data, member.size)
+        members = _list_members(path)
         _check_end(path, members)
     except (tarfile.TarError, OSError) as error:
-        raise ShardError(f"{path} is damaged ({error}); remove it and {REMAKE}") from error
+        raise ShardError(f"{path} is damaged ({error}); {REMAKE}") from error
+    return members
+
+
+def find_whole(path: Path, fingerprints: Container[str]) -> dict[str, Positions]:
+    """As `read_members`, of the whole images with one of these fingerprints, whatever else in the file is damaged."""
+    try:
+        members = _list_members(path, skip_damage=True)
+    except (tarfile.TarError, OSError):  # there is no file, or not one header in it
+        return {}
+    return {
+        key: positions for key, positions in members.items() if _has_fingerprint(path, key, positions, fingerprints)
+    }
+
+
+def _list_members(path: Path, *, skip_damage: bool = False) -> dict[str, Positions]:
+    members: dict[str, Positions] = defaultdict(dict)
+    with tarfile.open(path, "r:", ignore_zeros=skip_damage) as tar:
+        for member in tar:
+            key, _, extension = member.name.partition(".")
+            members[key][extension] = (member.offset_data, member.size)
     return dict(members)
 
 
-def _check_end(path: Path, members: Mapping[str, Mapping[str, tuple[int, int]]]) -> None:
+def _has_fingerprint(path: Path, key: str, positions: Positions, fingerprints: Container[str]) -> bool:
+    try:
+        return require_whole(path, key, read_files(path, positions)).get(FINGERPRINT) in fingerprints
+    except ShardError:
+        return False
+
+
+def _check_end(path: Path, members: Mapping[str, Positions]) -> None:
     """Raise tarfile.ReadError when the end marker is missing: tarfile does not notice a cut between two members."""
     ends = [offset + size for extensions in members.values() for offset, size in extensions.values()]
     with open(path, "rb") as file:
@@ -91,7 +116,7 @@ def _check_end(path: Path, members: Mapping[str, Mapping[str, tuple[int, int]]])
             raise tarfile.ReadError("truncated")
 
 
-def read_files(path: Path, positions: Mapping[str, tuple[int, int]]) -> dict[str, bytes]:
+def read_files(path: Path, positions: Positions) -> dict[str, bytes]:
     """The bytes of the files of an image by extension, from their (offset, size) in a tar."""
     return {extension: read_range(path, *position) for extension, position in positions.items()}
 
@@ -99,11 +124,11 @@ def read_files(path: Path, positions: Mapping[str, tuple[int, int]]) -> dict[str
 def require_whole(path: Path, key: str, files: Mapping[str, bytes]) -> dict[str, Any]:
     """The metadata of an image, given the bytes of its files by extension; raises ShardError unless all are whole."""
     try:
-        (image,) = [content for extension, content in files.items() if extension in EXTENSIONS.values()]
+        (image,) = [content for extension, content in files.items() if extension not in ("cls", "json")]
         metadata: dict[str, Any] = json.loads(files["json"])
         is_whole = metadata[DIGEST] == sample_digest(key, image, metadata)
         is_whole &= key.startswith(f"{class_folder(int(files['cls']))}/")
-    except (ValueError, KeyError, TypeError):  # one of the files is missing, or is none of its kind
+    except (ValueError, KeyError, TypeError, RecursionError):  # one of the files is missing, or is none of its kind
         is_whole = False
     if not is_whole:
         raise ShardError(f"{path} is damaged: its image {key} does not have the digest in its metadata; {REMAKE}")

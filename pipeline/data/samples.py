@@ -49,4 +49,4 @@ def _explain_damage(path: Path) -> Iterator[None]:
     try:
         yield
     except (tarfile.TarError, OSError, ValueError, KeyError) as error:  # KeyError: a sample without one of its members
-        raise ShardError(f"{path} is damaged ({error}); remove it and {REMAKE}") from error
+        raise ShardError(f"{path} is damaged ({error}); {REMAKE}") from error

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from pipeline.data.codec import decode_image
-from pipeline.data.shards import check_sizes, read_manifest
+from pipeline.data.damage import check_sizes
+from pipeline.data.shards import read_manifest
 from pipeline.runtime.files import read_range
 
 

@@ -17,21 +17,22 @@ from webdataset import TarWriter
 from pipeline.data.card import write_card
 from pipeline.data.codec import EXTENSIONS
 from pipeline.data.manifest import FORMAT, SPLIT, parse_manifest, shard_name
-from pipeline.data.parts import PARTS, REMAKE, ShardError, part_path, read_files, read_members, require_whole
+from pipeline.data.parts import PARTS, Positions, ShardError, part_path, read_files, read_members, require_whole
 from pipeline.runtime.config import to_plain
 from pipeline.runtime.files import atomic_file, sha256_of, write_json
 from pipeline.runtime.fingerprint import fingerprint
 
-MANIFEST = "manifest.json"
+# The copy is read when the manifest is missing or damaged.
+MANIFEST, MANIFEST_COPY = "manifest.json", "manifest.copy.json"
 GROWTH = "growth"
 
 
 @dataclass(frozen=True)
-class _TarSample:
+class TarSample:
     """The position of one sample: its tar file, and (offset, size) of the member of each extension."""
 
     file: Path
-    members: dict[str, tuple[int, int]]
+    members: Positions
 
 
 def pack(folder: Path, batch_indices: Iterable[int], identity: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
@@ -40,19 +41,19 @@ def pack(folder: Path, batch_indices: Iterable[int], identity: Mapping[str, Any]
     `identity` is what the images depend on. `facts` go into the manifest. Raises ShardError when a part is missing or
     damaged.
     """
-    by_class: dict[int, list[tuple[str, _TarSample]]] = defaultdict(list)
+    by_class: dict[int, list[tuple[str, TarSample]]] = defaultdict(list)
     for index in batch_indices:
         path = part_path(folder, index)
         for key, members in read_members(path).items():
-            by_class[int(key.partition("/")[0])].append((key, _TarSample(path, members)))
+            by_class[int(key.partition("/")[0])].append((key, TarSample(path, members)))
     entries, metadata = [], []
     for label, samples in sorted(by_class.items()):
         samples.sort(key=lambda sample: sample[0])
         step = facts["images_per_shard"]
         for i in range(0, len(samples), step):
             path = folder / shard_name(label, i // step)
-            metadata += _write_shard(path, samples[i : i + step])
-            entries.append(_entry(path, label, EXTENSIONS[facts["image_format"]]))
+            metadata += write_shard(path, samples[i : i + step])
+            entries.append(shard_entry(path, label, EXTENSIONS[facts["image_format"]]))
     manifest = {
         "format": FORMAT,
         "fingerprint": fingerprint(identity),
@@ -62,11 +63,17 @@ def pack(folder: Path, batch_indices: Iterable[int], identity: Mapping[str, Any]
         "scores": mean_scores(metadata),
         "shards": entries,
     }
+    write_manifest(folder, manifest)
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the card, a copy of the manifest, and last the manifest itself."""
     write_card(folder, manifest)
-    write_json(folder / MANIFEST, manifest, indent=None)
+    for name in (MANIFEST_COPY, MANIFEST):
+        write_json(folder / name, manifest, indent=None)
 
 
-def _write_shard(path: Path, samples: list[tuple[str, _TarSample]]) -> list[dict[str, Any]]:
+def write_shard(path: Path, samples: Iterable[tuple[str, TarSample]]) -> list[dict[str, Any]]:
     """Write the tar of a shard; returns the metadata of its images. Raises ShardError when one is damaged."""
     metadata = []
     with atomic_file(path) as file, TarWriter(file, encoder=False, mtime=0) as tar:
@@ -77,8 +84,8 @@ def _write_shard(path: Path, samples: list[tuple[str, _TarSample]]) -> list[dict
     return metadata
 
 
-def _entry(path: Path, label: int, extension: str) -> dict[str, Any]:
-    """What the manifest states of a shard."""
+def shard_entry(path: Path, label: int, extension: str) -> dict[str, Any]:
+    """What the manifest states of the shard of a class; raises ShardError when it is no tar of whole samples."""
     members = read_members(path)
     return {
         "file": f"{SPLIT}/{path.name}",
@@ -99,8 +106,9 @@ def mean_scores(metadata: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def is_packed(folder: Path) -> bool:
-    """Whether a round is complete: its manifest is written last."""
-    return (folder / MANIFEST).exists()
+    """Whether a set is complete: its manifest is written last, and then its parts are removed."""
+    is_copy_alone = (folder / MANIFEST_COPY).exists() and not (folder / PARTS).exists()
+    return (folder / MANIFEST).exists() or is_copy_alone
 
 
 def remove_parts(folder: Path) -> None:
@@ -118,47 +126,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not is_packed(folder):
         fix = "name the folder of one, or run the stage `synthesize` first"
         raise ShardError(f"{folder} holds no complete synthetic dataset; {fix}")
-    path = folder / MANIFEST
-    try:
-        return parse_manifest(path.read_bytes())
-    except ValueError as error:
-        raise ShardError(
-            f"{path} is damaged, or no manifest of a set ({error}); remove {folder} and make or fetch the set again"
-        ) from error
+    faults = []
+    for path in (folder / MANIFEST, folder / MANIFEST_COPY):
+        try:
+            return parse_manifest(path.read_bytes())
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            faults.append(f"{path} is damaged, or no manifest of a set ({error})")
+    raise ShardError(f"{'; '.join(faults)}; remove {folder} and make or fetch the set again")
 
 
 def content_identity(manifest: Mapping[str, Any]) -> dict[str, str]:
     """The fingerprint of a set, and a hash of the content of all its shards."""
     digests = "\n".join(f"{entry['file']} {entry['sha256']}" for entry in manifest["shards"])
     return {"fingerprint": manifest["fingerprint"], "hash": hashlib.sha256(digests.encode()).hexdigest()}
-
-
-def check_sizes(folder: Path, manifest: Mapping[str, Any], fix: str = REMAKE) -> None:
-    """Raise ShardError, with the fix, when a shard is missing or has not the manifest's size; reads no shard."""
-    for entry in manifest["shards"]:
-        if problem := _size_problem(folder / entry["file"], entry["bytes"]):
-            raise ShardError(f"{problem}; remove {folder} and {fix}")
-
-
-def _size_problem(path: Path, expected: int) -> str | None:
-    if not path.is_file():
-        return f"{path} is missing"
-    size = path.stat().st_size
-    return None if size == expected else f"{path} has {size} bytes instead of {expected}: it was truncated or replaced"
-
-
-def find_damage(folder: Path) -> list[str]:
-    """Hash every shard and compare with the manifest; returns one line for each missing, truncated or altered shard."""
-    problems = []
-    manifest = read_manifest(folder)
-    for entry in manifest["shards"]:
-        path = folder / entry["file"]
-        if problem := _size_problem(path, entry["bytes"]):
-            problems.append(problem)
-        elif sha256_of(path) != entry["sha256"]:
-            problems.append(f"{path} was altered: its SHA-256 is not the manifest's")
-    listed = {entry["file"] for entry in manifest["shards"]}
-    existing = {f"{SPLIT}/{path.name}" for path in (folder / SPLIT).glob("*.tar")}
-    if not is_packed(folder / GROWTH):  # a killed process may have left shards of it in this folder
-        problems += [f"{folder / name} is not in the manifest" for name in sorted(existing - listed)]
-    return problems

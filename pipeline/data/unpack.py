@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.codec import EXTENSIONS
+from pipeline.data.damage import find_damage
 from pipeline.data.manifest import SPLIT, class_folder
 from pipeline.data.parts import REMAKE, ShardError
-from pipeline.data.shards import content_identity, find_damage, read_manifest
+from pipeline.data.shards import content_identity, read_manifest
 from pipeline.runtime.files import (
     explain_os_errors,
+    is_whole,
     make_folder,
     read_json,
     read_range,
@@ -36,12 +38,12 @@ def unpack(folders: Sequence[Path], target: Path) -> bool:
     if not target.name:
         raise ValueError(f"--folder: {target} cannot be replaced by a complete folder at once; name a new one in it")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        if (target / RECORD).is_file() and read_json(target / RECORD) == identity:
+        if is_whole(target / RECORD) and read_json(target / RECORD) == identity:
             return False
         raise ValueError(f"--folder: {target} holds other files, or another set; remove it, or name another folder")
     for folder in folders:
         if problems := find_damage(folder):
-            raise ShardError(f"{'; '.join(problems)}; remove {folder} and {REMAKE}")
+            raise ShardError(f"{'; '.join(problems)}; {REMAKE}")
     keys = [key for manifest in manifests for entry in manifest["shards"] for key in entry["keys"]]
     if len(set(keys)) < len(keys):
         raise ValueError("--folder: the sets have images of the same name; unpack each into a folder of its own")
@@ -63,7 +65,7 @@ def _open_temporary(target: Path, identity: dict[str, Any]) -> Path:
     """The folder that is written, with what a killed process left of the same sets."""
     temporary = temporary_path(target)
     record = temporary / RECORD
-    if not (record.is_file() and read_json(record) == identity):
+    if not (is_whole(record) and read_json(record) == identity):
         shutil.rmtree(temporary, ignore_errors=True)
         write_json(record, identity)
     return temporary

@@ -1,8 +1,10 @@
 """Evaluation of a student beside its teacher on real images, each image once."""
 
-from collections.abc import Callable, Iterator
+import csv
+import io
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -54,6 +56,11 @@ class EvalReport:
     accuracy_retention: float
     timed_batch: int
 
+    @classmethod
+    def of(cls, stated: Mapping[str, Any]) -> Self:
+        """The report in the content of an evaluation's file, which holds its fields."""
+        return cls(**{name: stated[name] for name in cls.__dataclass_fields__})
+
     def row(self) -> dict[str, float]:
         """The scalar metrics under flat names, for a CSV line."""
         flat: dict[str, float] = {"num_images": self.num_images}
@@ -70,6 +77,16 @@ class EvalReport:
             f"accuracy retention {self.accuracy_retention:.1%}, agreement {self.agreement:.2%}, "
             f"{student['parameters']:,} parameters, teacher {teacher['parameters']:,}"
         )
+
+
+def evaluation_csv(name: str, round_index: int, report: EvalReport) -> str:
+    """The metrics of a run's round as a table of one line."""
+    row = {"run": name, "round": round_index, **report.row()}
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, row)
+    writer.writeheader()
+    writer.writerow(row)
+    return buffer.getvalue()
 
 
 @torch.no_grad()

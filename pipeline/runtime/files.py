@@ -7,14 +7,18 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache, wraps
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from pipeline.runtime.digests import find_fault, seal, seal_text, unseal
+
 Value = TypeVar("Value")
 TEMPORARY_SUFFIX = ".tmp"
+# Files whose results are remembered; a set of ImageNet's size has about a thousand shards.
+CACHED_FILES = 1 << 14
 _CHUNK_BYTES = 1 << 20
 _JSON_STRING_OR_NUMBERS = re.compile(r'"(?:[^"\\]|\\.)*"|\[[^\[\]{}"]*\]')
 
@@ -172,9 +176,14 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
-    """Write `value` as JSON, atomically; with an indent, a list of numbers is one line."""
-    text = json.dumps(value, indent=indent, allow_nan=False)
+def write_sealed_text(path: Path, text: str) -> None:
+    """Write `text` and, as a comment in its last line, its digest; atomically."""
+    write_text(path, seal_text(text, path.suffix))
+
+
+def write_json(path: Path, value: Mapping[str, Any], *, indent: int | None = 1) -> None:
+    """Write `value` and its digest as a JSON object, atomically; with an indent, a list of numbers is one line."""
+    text = json.dumps(seal(value), indent=indent, allow_nan=False)
     if indent is not None:
         text = _JSON_STRING_OR_NUMBERS.sub(_without_spaces, text)
     write_text(path, text + "\n")
@@ -184,15 +193,17 @@ def _without_spaces(match: re.Match[str]) -> str:
     return match[0] if match[0].startswith('"') else re.sub(r"\s", "", match[0])
 
 
+def is_whole(path: Path) -> bool:
+    """Whether a file that `write_json` or `write_sealed_text` wrote exists and is not damaged."""
+    return path.is_file() and find_fault(path.read_bytes(), path.suffix) is None
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; raises ValueError that names the file when it is damaged."""
+    """The JSON object that `write_json` wrote; raises ValueError that names the file when it is damaged."""
     try:
-        value = json.loads(path.read_bytes())
+        return unseal(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); remove it and run the stage that writes it again") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} is damaged (no object); remove it and run the stage that writes it again")
-    return value
 
 
 def read_range(path: Path, offset: int, size: int) -> bytes:
@@ -205,7 +216,7 @@ def read_range(path: Path, offset: int, size: int) -> bytes:
 def cached_while_unchanged(compute: Callable[[Path], Value]) -> Callable[[Path], Value]:
     """A function of a file's content, cached while size and time stamp of the file stay the same."""
 
-    @lru_cache(maxsize=64)
+    @lru_cache(maxsize=CACHED_FILES)
     def cached(path: Path, size: int, mtime_ns: int) -> Value:
         return compute(path)
 

@@ -1,8 +1,7 @@
 """Metrics of a running stage: a bar, and for each logging step one JSON line, which also goes to the sinks."""
 
-import json
-import os
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -11,9 +10,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.runtime.bars import open_bar
+from pipeline.runtime.digests import seal_line, unseal_line
 from pipeline.runtime.files import explain_os_errors, make_folder
 from pipeline.runtime.sinks import Sinks
 
+# More than any line of metrics has.
+MAX_LINE_BYTES = 1 << 16
 # A loop calls this on a logging step, with the step and its figures.
 OnStep = Callable[[int, dict[str, float]], None]
 
@@ -68,7 +70,7 @@ class Recorder:
         line = {**self.progress.line_keys, **keys, "step": step, "elapsed_s": elapsed_s, **figures}
         self._logged_at = now
         with explain_os_errors(Path(self._file.name)):
-            self._file.write((json.dumps(line) + "\n").encode())
+            self._file.write(seal_line(line))
         self.advance(step + 1 if done is None else done)
         if self._sinks is not None:
             stage, round_index = self.progress.stage, self.progress.round_index
@@ -81,7 +83,7 @@ def open_recorder(
 ) -> Iterator[Recorder]:
     """A recorder that appends to `path`. What is done shows on the standard error if it is `visible`."""
     make_folder(path.parent)
-    _end_last_line(path)
+    _drop_half_line(path)
     bar = open_bar(progress.title, progress.total, progress.unit, progress.done)
     # Unbuffered, so that a line is either in the file or its failure is reported where it is written.
     with open(path, "ab", buffering=0) as file, bar if visible else nullcontext(_ignore) as advance:
@@ -92,13 +94,14 @@ def _ignore(done: int) -> None:
     """Show nothing."""
 
 
-def _end_last_line(path: Path) -> None:
-    """End a line that a killed process left half-written, so that the next one stays readable."""
+def _drop_half_line(path: Path) -> None:
+    """Remove the last line if a full disk or a lost machine left it half-written."""
     with explain_os_errors(path), open(path, "a+b") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
+        size = file.tell()
+        file.seek(max(0, size - MAX_LINE_BYTES))
+        tail = file.read(min(size, MAX_LINE_BYTES))
+        if tail and not tail.endswith(b"\n"):
+            file.truncate(size - len(tail) + tail.rfind(b"\n") + 1)
 
 
 def seconds_of_stages(lines: Iterable[Mapping[str, Any]]) -> dict[str, float]:
@@ -110,12 +113,23 @@ def seconds_of_stages(lines: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All complete lines in order; of lines for the same stage, round, batch and step, the last one counts."""
-    latest: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for text in path.read_text().splitlines() if path.exists() else ():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue  # the half-written last line of a killed process
-        latest[tuple(line.get(k) for k in ("stage", "round", "batch", "step"))] = line
+    """All lines in order; of lines for the same stage, round, batch and step, the last one counts.
+
+    Damaged ones are left out with a warning.
+    """
+    lines = read_lines(path)
+    if damaged := lines.count(None):
+        warnings.warn(f"{path}: {damaged} of {len(lines)} lines are damaged; they are left out", stacklevel=2)
+    latest = {tuple(map(line.get, ("stage", "round", "batch", "step"))): line for line in lines if line is not None}
     return list(latest.values())
+
+
+def read_lines(path: Path) -> list[dict[str, Any] | None]:
+    """Each line of a file of metrics, None for a damaged one; none if there is no such file."""
+    lines: list[dict[str, Any] | None] = []
+    for text in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            lines.append(unseal_line(text))
+        except ValueError:
+            lines.append(None)
+    return lines

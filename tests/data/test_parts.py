@@ -72,5 +72,5 @@ def test_each_file_of_an_image_is_protected(part, extension):
     part.write_bytes(content)
     assert find_fault(part, KEYS) == (
         f"{part} is damaged: its image {KEYS[1]} does not have the digest in its metadata; "
-        "run the stage `synthesize` again"
+        "run the stage `synthesize` again, which makes damaged images anew"
     )

@@ -1,6 +1,5 @@
 """Sets at an http address: fetched once, whole and checked, or refused with the reason."""
 
-import json
 import re
 import shutil
 import socket
@@ -15,10 +14,11 @@ from http_server import FolderServer, serve
 from tiny_run import ROUND_IMAGES, digests, write_round
 
 from pipeline.data import remote
+from pipeline.data.damage import find_damage
 from pipeline.data.parts import ShardError
 from pipeline.data.remote import fetch_set, is_remote, local_folder
 from pipeline.data.shard_set import ShardSet
-from pipeline.data.shards import find_damage, is_packed, read_manifest
+from pipeline.data.shards import is_packed, read_manifest
 from pipeline.distillation.config import DistillConfig
 from pipeline.runtime.config import ConfigError
 from pipeline.runtime.files import exclusive_lock
@@ -273,7 +273,7 @@ def test_each_address_has_a_readable_folder_of_its_own(tmp_path):
 
 def test_a_set_that_grew_on_the_server_stays_as_it_was_fetched(server, site, tmp_path):
     fetch(server, tmp_path / "cache")
-    before = json.loads((tmp_path / "cache/manifest.json").read_text())
+    before = read_manifest(tmp_path / "cache")
     shutil.rmtree(site / "0")
     write_round(site / "0", first_image=7)
     fetch(server, tmp_path / "cache")

@@ -12,9 +12,10 @@ from tiny_run import digests, make_facts, make_samples
 
 from pipeline.data import shards
 from pipeline.data.codec import EXTENSIONS, decode_image
+from pipeline.data.damage import find_damage
 from pipeline.data.parts import ShardError, part_path, read_members, write_part
 from pipeline.data.shard_set import ShardSet
-from pipeline.data.shards import MANIFEST, find_damage, pack, read_manifest, remove_parts
+from pipeline.data.shards import MANIFEST, pack, read_manifest, remove_parts
 from pipeline.runtime.fingerprint import fingerprint
 
 IDENTITY = {"seed": 0, "teacher": "of a test"}
@@ -127,7 +128,7 @@ def test_repeated_pack_and_other_order_of_parts_give_the_same_bytes(tmp_path):
 def test_interrupted_pack_leaves_no_manifest_and_resumes(tmp_path, packed, monkeypatch, shards_before_failure):
     folder, written = tmp_path / "interrupted", []
     write_parts(folder)
-    write_shard = shards._write_shard
+    write_shard = shards.write_shard
 
     def fail_in_the_middle(*arguments):
         if len(written) == shards_before_failure:
@@ -136,7 +137,7 @@ def test_interrupted_pack_leaves_no_manifest_and_resumes(tmp_path, packed, monke
         return write_shard(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "_write_shard", fail_in_the_middle)
+        patch.setattr(shards, "write_shard", fail_in_the_middle)
         with pytest.raises(KeyboardInterrupt):
             pack_parts(folder)
     assert not (folder / MANIFEST).exists()
@@ -180,7 +181,7 @@ def test_part_truncated_inside_a_member_raises(tmp_path, position):
         members = tar.getmembers()
     member = members[int(position * len(members))]
     path.write_bytes(path.read_bytes()[: member.offset_data + member.size // 2])
-    with pytest.raises(ShardError, match=f"{path} .*remove it and run the stage `synthesize` again"):
+    with pytest.raises(ShardError, match=f"{path} .*run the stage `synthesize` again"):
         pack_parts(tmp_path)
     assert not (tmp_path / MANIFEST).exists()
 
@@ -255,6 +256,6 @@ def test_part_truncated_between_members_raises(tmp_path, num_lost):
     with tarfile.open(path) as tar:
         end = tar.getmembers()[-num_lost].offset
     path.write_bytes(path.read_bytes()[:end])
-    with pytest.raises(ShardError, match=f"{path} is damaged .truncated.; remove it and run"):
+    with pytest.raises(ShardError, match=f"{path} is damaged .truncated.; run"):
         pack(tmp_path, [0], {}, make_facts())
     assert not (tmp_path / MANIFEST).exists()

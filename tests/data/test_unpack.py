@@ -10,10 +10,11 @@ from tiny_run import ROUND_CLASSES, ROUND_IMAGES, digests, make_facts, make_samp
 from pipeline.data import unpack as module
 from pipeline.data.image_sets import DataConfig, load_images
 from pipeline.data.parts import ShardError, write_part
-from pipeline.data.shards import pack
+from pipeline.data.shards import MANIFEST, MANIFEST_COPY, pack, read_manifest
 from pipeline.data.unpack import unpack
 from pipeline.models.config import ImageConfig
 from pipeline.runtime.config import ConfigError
+from pipeline.runtime.files import write_json
 
 
 def test_the_folder_holds_the_images_the_names_and_the_record(packed_round, tmp_path):
@@ -115,10 +116,11 @@ def test_a_folder_with_other_files_stays_as_it_is(packed_round, tmp_path):
 def test_an_image_whose_name_leads_out_of_its_class_folder_is_not_written(tmp_path, key):
     folder = tmp_path / "0"
     write_round(folder)
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = read_manifest(folder)
     (entry,) = [entry for entry in manifest["shards"] if entry["file"] == "train/0003-00000.tar"]
     entry["keys"][0] = key
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    for name in (MANIFEST, MANIFEST_COPY):
+        write_json(folder / name, manifest)
     before = digests(tmp_path)
     with pytest.raises(ShardError, match=r"keys: not all have the form 0003/000000"):
         unpack([folder], tmp_path / "out")

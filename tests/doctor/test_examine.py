@@ -112,7 +112,8 @@ def test_set_that_cannot_grow_is_told(finished, tmp_path):
 
 def test_damaged_manifest_is_told_once(finished, tmp_path):
     config = load_run(copy_run(finished, tmp_path))
-    (config.round_folder(0) / "manifest.json").write_text("{}")
+    for path in config.round_folder(0).glob("manifest*.json"):
+        path.write_text("{}")
     (line,) = problems_of(config)
     assert line.startswith(f"problem  images         {config.round_folder(0)}/manifest.json is damaged")
 

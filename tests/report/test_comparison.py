@@ -16,6 +16,7 @@ from pipeline.report.comparison import (
     render_comparison,
 )
 from pipeline.run import load_run
+from pipeline.runtime.files import read_json, write_json
 from stages import distill, evaluate
 from stages.command_line import run
 
@@ -43,9 +44,9 @@ def copied(two_runs, tmp_path):
 
 
 def change_json(path, change):
-    content = json.loads(path.read_text())
+    content = read_json(path)
     change(content)
-    path.write_text(json.dumps(content))
+    write_json(path, content)
 
 
 def change_config(folder, name, change):
@@ -230,6 +231,6 @@ def test_evaluation_of_another_version_is_named(two_runs, copied, capsys):
     change_json(path, lambda evaluation: evaluation.pop("config"))
     (before,), (after,) = summaries(two_runs, "faster"), summaries(copied, "faster")
     assert before.figures == after.figures  # the configuration is that beside the images
-    path.write_text(json.dumps({"recovered": 0.9, "student": {}, "teacher": {}}))
+    write_json(path, {"recovered": 0.9, "student": {}, "teacher": {}})
     message = error_of_compare(capsys, "tiny", "faster", "--checkpoints-dir", str(copied / "checkpoints"))
     assert f"another version wrote {path} (it has no accuracy_retention); run the stage `evaluate` again" in message

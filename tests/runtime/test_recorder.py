@@ -1,9 +1,11 @@
 """Metrics are one JSON line for each logging step, readable after a kill, and go to the sinks."""
 
-import json
 from contextlib import nullcontext
 
+import pytest
+
 import pipeline.runtime.recorder as recorder_module
+from pipeline.runtime.digests import unseal_line
 from pipeline.runtime.recorder import Progress, open_recorder, read_metrics, seconds_of_stages
 
 
@@ -18,7 +20,7 @@ def record(path, *losses, stage="distill", **place):
 def test_line_has_place_step_time_and_figures(tmp_path):
     path = tmp_path / "run" / "metrics.jsonl"
     record(path, 2.5, 1.5, stage="synthesize", batch=7)
-    first, second = (json.loads(line) for line in path.read_text().splitlines())
+    first, second = map(unseal_line, path.read_bytes().splitlines())
     assert first.pop("elapsed_s") >= 0
     assert first == {"stage": "synthesize", "round": 0, "batch": 7, "step": 0, "loss": 2.5}
     assert (second["step"], second["loss"]) == (1, 1.5)
@@ -33,12 +35,13 @@ def test_line_is_on_disk_at_once(tmp_path):
         assert "round" not in line
 
 
-def test_half_written_line_of_a_killed_process_is_skipped(tmp_path):
+def test_half_written_line_is_left_out_and_then_removed(tmp_path):
     path = tmp_path / "metrics.jsonl"
     record(path, 3.0, 2.0)
     complete = path.read_text()
     path.write_text(complete + '{"stage": "distill", "round": 0, "st')
-    assert [line["loss"] for line in read_metrics(path)] == [3.0, 2.0]
+    with pytest.warns(UserWarning, match=f"^{path}: 1 of 3 lines are damaged; they are left out"):
+        assert [line["loss"] for line in read_metrics(path)] == [3.0, 2.0]
     record(path, 6.0, 5.0, 4.0)
     assert [line["loss"] for line in read_metrics(path)] == [6.0, 5.0, 4.0]
     assert path.read_text().startswith(complete)

@@ -9,9 +9,10 @@ import pytest
 import torch
 from tiny_run import TWO_ROUNDS, copy_run, digests, modification_times, run_in_process, tiny_config
 
+from pipeline.data.damage import find_damage
 from pipeline.data.image_sets import DataConfig, load_images
 from pipeline.data.shard_set import ShardSet
-from pipeline.data.shards import find_damage, read_manifest
+from pipeline.data.shards import read_manifest
 from pipeline.estimate import estimate as estimate_session
 from pipeline.identity import CONFIG_FILE, student_identity
 from pipeline.models.checkpoint import read_description, save_classifier
@@ -44,6 +45,7 @@ def test_chain_makes_every_output_and_nothing_else(finished):
         "config.yaml",
         "identity.json",
         "manifest.json",
+        "manifest.copy.json",
         *(f"train/{label:04d}-00000.tar" for label in range(10)),
     }
     assert not (config.round_folder(0) / "parts").exists()
@@ -107,7 +109,7 @@ def test_outputs_do_not_depend_on_their_folder(finished, tmp_path):
         run_in_process(stage.main, config)
     outputs = digests(tmp_path, exclude=[CONFIG_FILE, "metrics.jsonl", "teacher.json", "tiny.yaml"])
     expected = digests(finished)
-    assert len(outputs) == 18
+    assert len(outputs) == 19
     assert {name: expected[name] for name in outputs} == outputs
 
 
@@ -146,7 +148,7 @@ def test_verify_counts_and_clean_removes_one_run(finished, tmp_path, capsys):
     config = load_run(copy_run(finished, tmp_path))
     (config.checkpoints.parent / "other").mkdir()
     run_in_process(verify.main, config)
-    assert "10 shards with 60 images match the manifest" in capsys.readouterr().out
+    assert f"{config.round_folder(0) / 'train'}, 10 whole files" in capsys.readouterr().out
     clean.remove(config)
     assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.glob("*/*"))] == ["checkpoints/other"]
     clean.remove(config)

@@ -34,7 +34,8 @@ def test_both_folders_of_a_run_are_removed(monkeypatch, finished, tmp_path, caps
 @pytest.mark.parametrize("content", ["{", "{}", '{"format": 1}'])
 def test_damaged_outputs_are_removed(monkeypatch, finished, tmp_path, content):
     path = copy_run(finished, tmp_path)
-    (load_run(path).round_folder(0) / "manifest.json").write_text(content)
+    for file in load_run(path).round_folder(0).glob("manifest*.json"):
+        file.write_text(content)
     run_clean(monkeypatch, path)
     assert list(digests(tmp_path)) == ["tiny.yaml"]
 

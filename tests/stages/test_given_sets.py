@@ -17,6 +17,7 @@ from pipeline.data.shards import read_manifest
 from pipeline.models.checkpoint import read_description
 from pipeline.run import RunConfig, load_run
 from pipeline.runtime.distributed import DistributedContext
+from pipeline.runtime.files import write_json
 from pipeline.session import open_session
 from stages import chain, distill, estimate, evaluate, report, synthesize, verify
 
@@ -68,7 +69,7 @@ def test_chain_learns_from_a_set_and_makes_none(finished, config_with, tmp_path,
     assert run_command(monkeypatch, chain.main, path) == 0
     assert capsys.readouterr().out.count("up to date") == 2
     assert run_command(monkeypatch, verify.main, path) == 0
-    assert f"verify: {finished / SET}, 10 shards with 60 images" in capsys.readouterr().out
+    assert f"verify: {finished / SET / 'train'}, 10 whole files" in capsys.readouterr().out
 
 
 def test_rounds_of_the_config_do_not_count(finished, config_with):
@@ -88,9 +89,9 @@ def test_content_of_the_sets_counts_and_not_their_folder(
     shutil.copytree(finished / SET, tmp_path / "moved")
     assert run_command(monkeypatch, distill.main, config_with(tmp_path / "moved")) == 0
     assert "student-0.safetensors is up to date" in capsys.readouterr().out
-    manifest = json.loads((tmp_path / "moved/manifest.json").read_text())
+    manifest = read_manifest(tmp_path / "moved")
     manifest["shards"][0]["sha256"] = "0" * 64
-    (tmp_path / "moved/manifest.json").write_text(json.dumps(manifest))
+    write_json(tmp_path / "moved/manifest.json", manifest)
     for stage in (distill, evaluate, report):
         assert "(shards.0: the images changed); nothing was changed" in error_of(stage, config_with(tmp_path / "moved"))
 
@@ -123,7 +124,7 @@ def changed(folder: Path, target: Path, **values) -> Path:
     """A copy of a set whose manifest has other values."""
     shutil.copytree(folder, target)
     manifest = read_manifest(target) | values
-    (target / "manifest.json").write_text(json.dumps(manifest))
+    write_json(target / "manifest.json", manifest)
     return target
 
 
@@ -160,7 +161,7 @@ def test_damaged_sets_are_refused(finished, config_with, tmp_path, error_of):
     message = error_of(distill, path)
     assert f"{tar} was altered" in message and f"remove {tmp_path / 'set'} and make or fetch it again" in message
     tar.write_bytes(content[:-1])
-    assert f"{tar} has" in (message := error_of(distill, path)) and "make it again" in message
+    assert f"{tar} has" in (message := error_of(distill, path)) and "make or fetch it again" in message
 
 
 def test_dry_run_and_estimate_know_that_nothing_is_made(finished, config_with, monkeypatch, capsys):

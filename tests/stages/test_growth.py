@@ -20,8 +20,9 @@ from tiny_run import (
 )
 
 from pipeline.data import growth
+from pipeline.data.damage import find_damage
 from pipeline.data.shard_set import ShardSet
-from pipeline.data.shards import find_damage, read_manifest
+from pipeline.data.shards import read_manifest
 from pipeline.identity import CONFIG_FILE, synthesis_identity
 from pipeline.resolve import resolve
 from pipeline.run import load_run
@@ -145,7 +146,7 @@ def test_growth_that_is_killed_keeps_the_smaller_set_and_continues(finished, gro
     assert digests(shards(tmp_path), exclude=[CONFIG_FILE]) == digests(shards(grown), exclude=[CONFIG_FILE])
 
 
-@pytest.mark.parametrize("name", ["check_sizes", "write_card", "write_json", "remove_joined"])
+@pytest.mark.parametrize("name", ["check_sizes", "write_manifest", "remove_joined"])
 def test_growth_that_is_killed_while_it_joins_continues(finished, grown, tmp_path, monkeypatch, name):
     config = load_run(copy_run(finished, tmp_path, **GROWN))
 

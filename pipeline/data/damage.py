@@ -1,0 +1,59 @@
+"""Damage to a complete set: what in its folder differs from the manifest."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.codec import EXTENSIONS
+from pipeline.data.manifest import SPLIT
+from pipeline.data.parts import REMAKE, ShardError
+from pipeline.data.shards import GROWTH, is_packed, read_manifest, shard_entry
+from pipeline.runtime.files import sha256_of
+
+
+def check_sizes(folder: Path, manifest: Mapping[str, Any], fix: str = REMAKE) -> None:
+    """Raise ShardError, with the fix, when a shard is missing or has not the manifest's size; reads no shard."""
+    for entry in manifest["shards"]:
+        if problem := _size_problem(folder / entry["file"], entry["bytes"]):
+            raise ShardError(f"{problem}; {fix}")
+
+
+def find_damage(folder: Path) -> list[str]:
+    """One line for each shard that is missing, differs from the manifest, or is not in it."""
+    manifest = read_manifest(folder)
+    unlisted = [f"{folder / file} is not in the manifest" for file in unlisted_shards(folder, manifest)]
+    return [*damaged_shards(folder, manifest).values(), *unlisted]
+
+
+def damaged_shards(folder: Path, manifest: Mapping[str, Any]) -> dict[str, str]:
+    """What is wrong with each shard, by its file, that is missing or differs from the manifest; reads every shard."""
+    extension = EXTENSIONS[manifest["image_format"]]
+    problems = {entry["file"]: _shard_problem(folder / entry["file"], entry, extension) for entry in manifest["shards"]}
+    return {file: problem for file, problem in problems.items() if problem}
+
+
+def unlisted_shards(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """The files in the folder of the shards that the manifest does not name, which programs that list it would read."""
+    if is_packed(folder / GROWTH):
+        return []  # a killed process may have left shards of it in this folder
+    listed = {entry["file"] for entry in manifest["shards"]}
+    return sorted({f"{SPLIT}/{path.name}" for path in (folder / SPLIT).glob("*.tar")} - listed)
+
+
+def _shard_problem(path: Path, entry: Mapping[str, Any], extension: str) -> str | None:
+    if problem := _size_problem(path, entry["bytes"]):
+        return problem
+    if sha256_of(path) != entry["sha256"]:
+        return f"{path} was altered: its SHA-256 is not the manifest's"
+    try:
+        is_as_stated = shard_entry(path, entry["class"], extension) == entry
+    except ShardError as error:
+        return str(error)
+    return None if is_as_stated else f"{path} does not hold the images that the manifest states"
+
+
+def _size_problem(path: Path, expected: int) -> str | None:
+    if not path.is_file():
+        return f"{path} is missing"
+    size = path.stat().st_size
+    return None if size == expected else f"{path} has {size} bytes instead of {expected}: it was truncated or replaced"

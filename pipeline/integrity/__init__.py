@@ -1,0 +1,1 @@
+"""Which files of a run are whole, damaged, or not of it."""

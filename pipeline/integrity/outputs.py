@@ -1,0 +1,110 @@
+"""The state of the networks, evaluations, figures and pictures of a run."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from pipeline.distillation.state import read_state
+from pipeline.evaluation.evaluate import EvalReport, evaluation_csv
+from pipeline.identity import existing_evaluation, is_student_finished, require_trained_teacher, student_identity
+from pipeline.integrity.files import FileState, judge, require_sealed, require_whole_lines, require_whole_picture
+from pipeline.models.checkpoint import read_description
+from pipeline.run import RunConfig
+from pipeline.runtime.config import ConfigError
+from pipeline.runtime.files import read_json, sha256_of
+from pipeline.runtime.fingerprint import require_same_identity
+
+Check = Callable[[RunConfig, Path, re.Match[str]], FileState]
+EXPORT_FACTS = "export.json"
+
+
+def check_outputs(config: RunConfig) -> Iterator[FileState]:
+    """The state of every file in the folder of the networks that a stage wrote; others are left out."""
+    for path in sorted(config.checkpoints.rglob("*")):
+        name = path.relative_to(config.checkpoints).as_posix()
+        for pattern, check in CHECKS.items():
+            if path.is_file() and (match := re.fullmatch(pattern, name)):
+                yield check(config, path, match)
+                break
+
+
+def _teacher(config: RunConfig, path: Path, match: re.Match[str]) -> FileState:
+    return judge(path, read_description, partial(require_trained_teacher, config))
+
+
+def _student(config: RunConfig, path: Path, match: re.Match[str]) -> FileState:
+    return judge(path, read_description, partial(is_student_finished, config, _round(config, path, match)))
+
+
+def _state(config: RunConfig, path: Path, match: re.Match[str]) -> FileState:
+    if match["round"] is None:  # of the teacher, whose identity has the content of real images
+        return judge(path, read_state)
+    return judge(path, read_state, partial(_require_own_state, config, path, match))
+
+
+def _require_own_state(config: RunConfig, path: Path, match: re.Match[str]) -> None:
+    existing = json.loads(read_state(path)["identity"])
+    require_same_identity(str(path), existing, student_identity(config, _round(config, path, match)))
+
+
+def _evaluation(config: RunConfig, path: Path, match: re.Match[str]) -> FileState:
+    return judge(path, require_sealed, partial(_require_own_evaluation, config, path, match))
+
+
+def _require_own_evaluation(config: RunConfig, path: Path, match: re.Match[str]) -> None:
+    if existing_evaluation(config, _round(config, path, match)) is None:
+        raise ConfigError(f"{path} is of another student or configuration; run the stage `evaluate` again")
+
+
+def _table(config: RunConfig, path: Path, match: re.Match[str]) -> FileState:
+    return judge(path, _require_rows_of_evaluation)
+
+
+def _require_rows_of_evaluation(path: Path) -> None:
+    """Raise ValueError unless a table holds the figures of the evaluation beside it."""
+    source = path.with_suffix(".json")
+    if source.exists():
+        evaluation = read_json(source)
+        text = evaluation_csv(evaluation["config"]["name"], evaluation["round"], EvalReport.of(evaluation))
+        if path.read_bytes() != text.encode():
+            raise ValueError(f"{path} is damaged: it has not the figures of {source}; remove both and evaluate again")
+
+
+def _exported(config: RunConfig, path: Path, match: re.Match[str]) -> FileState:
+    return judge(path, _require_stated_bytes)
+
+
+def _require_stated_bytes(path: Path) -> None:
+    files = read_json(path.with_name(EXPORT_FACTS))["files"]
+    if path.name not in files or files[path.name]["sha256"] != sha256_of(path):
+        raise ValueError(f"{path} is damaged: {EXPORT_FACTS} states another SHA-256; run the stage `export` again")
+
+
+def _with(require_whole: Callable[[Path], object]) -> Check:
+    """A check of files that are of the run whatever the configuration is."""
+    return lambda config, path, match: judge(path, require_whole)
+
+
+def _round(config: RunConfig, path: Path, match: re.Match[str]) -> int:
+    """The round in the name of a file; raises ConfigError when the run has not so many."""
+    round_index = int(match["round"])
+    if round_index >= config.num_rounds:
+        raise ConfigError(f"{path} is of round {round_index}, this configuration has {config.num_rounds}")
+    return round_index
+
+
+# The files that stages write, by their name in the folder.
+CHECKS: dict[str, Check] = {
+    r"teacher\.safetensors": _teacher,
+    r"student-(?P<round>\d+)\.safetensors": _student,
+    r"(teacher|student-(?P<round>\d+))\.state": _state,
+    r"eval-(?P<round>\d+)\.json": _evaluation,
+    r"eval-\d+\.csv": _table,
+    r"(teacher|estimate|quality-\w+|export/export)\.json": _with(require_sealed),
+    r"(report\.html|export/README\.md)": _with(require_sealed),
+    r"export/student\.\w+": _exported,
+    r"metrics(\.\d+)?\.jsonl": _with(require_whole_lines),
+    r"[\w-]+\.png": _with(require_whole_picture),
+}

@@ -1,0 +1,38 @@
+"""The state of every file in the folders of a run."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.data.shards import is_packed
+from pipeline.integrity.files import FileState
+from pipeline.integrity.images import check_complete_set, check_round
+from pipeline.integrity.outputs import check_outputs
+from pipeline.run import RunConfig
+from pipeline.runtime.files import TEMPORARY_SUFFIX
+
+
+def check_run(config: RunConfig, rounds: range | None = None) -> Iterator[FileState]:
+    """The state of each file in the folders of a run and of the sets that it was given, or of the sets of `rounds`.
+
+    Files under temporary names, which a killed process left, and locks are left out: nothing reads them.
+    """
+    if rounds is not None:
+        for round_index in rounds:
+            yield from check_round(config, round_index)
+        return
+    if config.distill.shards:
+        for folder in filter(is_packed, config.image_folders(0)):
+            yield from check_complete_set(folder)
+    checked = [state for r in range(config.synthesis.rounds) for state in check_round(config, r)]
+    checked += check_outputs(config)
+    yield from checked
+    known = {state.path for state in checked}
+    for folder in (config.shards, config.checkpoints):
+        for path in sorted(folder.rglob("*")):
+            if path not in known and path.is_file() and not _is_passing(path, folder):
+                yield FileState(path, "foreign", f"{path} is no output of this run, so it is not checked")
+
+
+def _is_passing(path: Path, folder: Path) -> bool:
+    parts = path.relative_to(folder).parts
+    return path.name == ".lock" or any(part.endswith(TEMPORARY_SUFFIX) for part in parts)

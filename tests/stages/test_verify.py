@@ -1,0 +1,173 @@
+"""`verify` says of every file of a run whether it is whole, damaged, or not of the run."""
+
+import random
+import shutil
+
+import pytest
+from tiny_run import copy_run, remove_manifest, run_command, run_in_process, write_config
+
+from pipeline.data.damage import find_damage
+from pipeline.data.shards import MANIFEST, MANIFEST_COPY, read_manifest
+from pipeline.integrity.run import check_run
+from pipeline.run import load_run
+from pipeline.runtime.files import read_json, write_json
+from stages import estimate, quality, report, synthesize, verify
+
+
+@pytest.fixture(scope="module")
+def complete(finished, tmp_path_factory):
+    """A folder with a run that has a file of each kind, but for exports."""
+    folder = tmp_path_factory.mktemp("complete")
+    config = load_run(copy_run(finished, folder))
+    for stage in (quality, estimate, report):
+        run_in_process(stage.main, config)
+    shutil.copy(config.student_path(0), folder / "student")
+    return folder
+
+
+@pytest.fixture
+def run(complete, tmp_path):
+    """The config file of a copy of that run."""
+    path = copy_run(complete, tmp_path)
+    return path
+
+
+def states_of(path, kind):
+    return {state.path: state.note for state in check_run(load_run(path)) if state.state == kind}
+
+
+def test_a_finished_run_is_whole(run, monkeypatch, capsys):
+    assert run_command(monkeypatch, verify.main, run) == 0
+    config, output = load_run(run), capsys.readouterr().out
+    assert output.splitlines()[1:] == [
+        f"verify: {config.round_folder(0)}, 6 whole files",
+        f"verify: {config.round_folder(0) / 'train'}, 10 whole files",
+        f"verify: {config.checkpoints}, {len(list(config.checkpoints.glob('[!.]*')))} whole files",
+    ]
+
+
+def test_a_flip_in_any_file_is_named_or_harmless(run):
+    config, draw = load_run(run), random.Random(0)
+    before = [state.path for state in check_run(config)]
+    assert {path.suffix for path in before} == {
+        ".tar", ".json", ".md", ".yaml", ".safetensors", ".csv", ".html", ".jsonl", ".png"
+    }  # fmt: skip
+    for path in before:
+        whole = path.read_bytes()
+        for damage in (flipped(whole, draw), whole[: draw.randrange(len(whole))], whole + b"x", b""):
+            path.write_bytes(damage)
+            damaged = states_of(run, "damaged")
+            named = [note for note in damaged.values() if str(path) in note]
+            assert named or is_harmless(path, whole, damage), f"{path}: {damaged}"
+        path.write_bytes(whole)
+    assert states_of(run, "damaged") == {}
+
+
+def flipped(content, draw):
+    changed = bytearray(content)
+    changed[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    return bytes(changed)
+
+
+def is_harmless(path, whole, damage):
+    """Whether what is read of a file is the same."""
+    if path.suffix == ".json":
+        changed = read_json(path)
+        path.write_bytes(whole)
+        return read_json(path) == changed
+    if path.suffix == ".jsonl":  # a log that ends between two lines can be that of a killed run
+        return whole.startswith(damage) and damage[-1:] in (b"", b"\n")
+    return path.suffix == ".png" and damage == whole + b"x"  # behind the end of the picture
+
+
+def test_missing_files_are_named(run, error_of):
+    folder = load_run(run).round_folder(0)
+    for name in ("train/0003-00000.tar", MANIFEST, MANIFEST_COPY, "README.md"):
+        content = (folder / name).read_bytes()
+        (folder / name).unlink()
+        assert f"{folder / name} is missing; run the stage `synthesize` again" in error_of(verify, run)
+        (folder / name).write_bytes(content)
+
+
+def test_a_damaged_file_is_an_error_that_names_all(run, error_of):
+    config = load_run(run)
+    for path in (config.student_path(0), config.evaluation_path(0), config.round_folder(0) / "train/0003-00000.tar"):
+        path.write_bytes(path.read_bytes()[:-600])
+    first, *lines = error_of(verify, run).splitlines()
+    assert first == "error: 4 files of 27 damaged:"  # with the table of the evaluation
+    assert len(lines) == 4
+
+
+def test_files_of_others_are_told_and_no_error(run, monkeypatch, capsys):
+    config = load_run(run)
+    for path in (config.checkpoints / "notes.txt", config.shards / "backup/0.tar", config.round_folder(0) / "a.csv"):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    (config.checkpoints / "student-0.safetensors.tmp").touch()
+    assert run_command(monkeypatch, verify.main, run) == 0
+    output = capsys.readouterr().out
+    assert output.count("is no output of this run, so it is not checked") == 3
+    assert ".tmp" not in output
+
+
+@pytest.mark.parametrize(
+    ("overrides", "names"),
+    [
+        ({"distill__lr": 0.5}, ["student-0.safetensors"]),
+        ({"synthesis__inversion__lr": 0.5}, [MANIFEST, MANIFEST_COPY, "student-0.safetensors"]),
+        ({"seed": 7}, [MANIFEST, MANIFEST_COPY, "student-0.safetensors", "teacher.safetensors"]),
+    ],
+)
+def test_outputs_of_another_configuration_are_not_of_the_run(complete, tmp_path, overrides, names):
+    path = copy_run(complete, tmp_path, **overrides)
+    foreign = states_of(path, "foreign")
+    assert set(names) <= {path.name for path in foreign}
+    assert all("another" in note or "no output" in note for note in foreign.values())
+    assert states_of(path, "damaged") == {}
+
+
+def test_an_unlisted_shard_is_told(run):
+    folder = load_run(run).round_folder(0)
+    shutil.copy(folder / "train/0003-00000.tar", folder / "train/0003-00001.tar")
+    assert list(states_of(run, "foreign")) == [folder / "train/0003-00001.tar"]
+
+
+def test_a_manifest_that_was_written_again_with_other_facts_is_damaged(run):
+    folder = load_run(run).round_folder(0)
+
+    def assert_named(change):
+        manifest = read_manifest(folder)
+        change(manifest)
+        for name in (MANIFEST, MANIFEST_COPY):
+            write_json(folder / name, manifest)
+        assert states_of(run, "damaged")
+        remove_manifest(folder)
+        for name in (MANIFEST, MANIFEST_COPY):
+            write_json(folder / name, whole)
+
+    whole = read_manifest(folder)
+    assert_named(lambda manifest: manifest["identity"].update(seed=5))
+    assert_named(lambda manifest: manifest["shards"][0]["keys"].reverse())
+    assert_named(lambda manifest: manifest["shards"][0]["offsets"].reverse())
+    assert find_damage(folder) == []
+
+
+def test_parts_are_checked(finished, tmp_path, teacher_weights, error_of, fill_disk_at):
+    path = write_config(tmp_path)
+    config = load_run(path)
+    config.checkpoints.mkdir(parents=True)
+    config.trained_teacher_path.write_bytes(teacher_weights.read_bytes())
+    fill_disk_at(config.round_folder(0) / MANIFEST_COPY)
+    error_of(synthesize, path)
+    parts = sorted((config.round_folder(0) / "parts").iterdir())
+    assert set(parts) <= set(states_of(path, "whole"))
+    parts[1].write_bytes(parts[1].read_bytes()[:6000])
+    parts[2].rename(parts[2].with_name("000009.tar"))
+    assert list(states_of(path, "damaged")) == [parts[1]]
+    assert parts[2].with_name("000009.tar") in states_of(path, "foreign")
+    other = write_config(tmp_path, synthesis__inversion__lr=0.5)
+    assert parts[0] in states_of(other, "foreign")
+
+
+def test_nothing_to_verify_is_an_error(tmp_path, error_of):
+    assert "there is nothing to verify yet" in error_of(verify, write_config(tmp_path))
