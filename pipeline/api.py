@@ -136,9 +136,9 @@ def synthesize(
             num_steps = len(missing) * config.inversion.num_steps
             progress = Progress(stage="synthesize", total=num_steps, unit="steps", round_index=0)
             store = BatchStore(folder=folder, fingerprint=fingerprint(identity), config=config, scorers=scorers)
-            with open_recorder(folder / "metrics.jsonl", progress) as recorder:
-                monitor = Monitor(recorder, config.inversion.num_steps)
-                make_batches(objective, missing, store, monitor, DistributedContext(device=shared.device))
+            context = DistributedContext(device=shared.device)
+            with open_recorder(folder / "metrics.jsonl", progress, context) as recorder:
+                make_batches(objective, missing, store, Monitor(recorder, config.inversion.num_steps), context)
     if not is_packed(folder):
         pack(folder, [spec.index for spec in specs], identity, facts)
     remove_parts(folder)
