@@ -135,6 +135,8 @@ MISTAKES = {
     "teacher --round 1": "unknown argument --round",
     "run --round last": "--round: invalid int value: 'last'",
     "run --device cuda:99": "there is no device 'cuda:99'",
+    "compare": 'name at least two different runs: dreamdistill compare a b (make: RUNS="a b")',
+    "compare a": 'a: name at least two different runs: dreamdistill compare a b (make: RUNS="a b")',
     "imagenet-val --tar a.tar": "the following arguments are required: --devkit",
     "completion": "the following arguments are required: shell",
     "completion tcsh": "shell: invalid choice: 'tcsh'",
