@@ -1,5 +1,6 @@
 """The arguments of `pipeline.api` as users give them, or an error that names the argument, its value and the fix."""
 
+import math
 import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,8 @@ Size = int | tuple[int, int]
 # Steps of an inversion, or (scale, steps) of each of its phases from coarse to fine; the last scale is 1.
 Steps = int | Sequence[tuple[float, int]]
 
+# What labels and pixels are, in a message.
+LABELS, PIXELS = "whole numbers of shape (N,)", "uint8 pixels (N, C, H, W)"
 # Characters of a value in a message.
 SHOWN_CHARACTERS = 80
 
@@ -49,11 +52,11 @@ def whole_number(name: str, value: Any, least: int | None = None) -> int:
 
 
 def image_size(size: Any) -> tuple[int, int]:
-    """(H, W) of H = W or of (H, W); raises ValueError for what is neither."""
+    """(H, W) of H = W or of (H, W), at least two pixels each; raises ValueError for what is neither."""
     sides = size if isinstance(size, Sequence) and not isinstance(size, str) else (size, size)
     if len(sides) != 2:
         raise ValueError(f"size: {shown(size)} must be H = W, such as 32, or (H, W), such as (32, 48)")
-    height, width = (whole_number("size", side, 1) for side in sides)
+    height, width = (whole_number("size", side, 2) for side in sides)
     return height, width
 
 
@@ -67,11 +70,16 @@ def phases(steps: Any) -> list[dict[str, Any]]:
 
 
 def numbers(name: str, values: Any) -> tuple[float, ...] | None:
-    """One number for each channel, of a sequence, an array or a tensor; None for None."""
+    """One finite number for each channel, of a sequence, an array or a tensor; None for None."""
+    if values is None:
+        return None
     try:
-        return None if values is None else tuple(map(float, values))
+        floats = tuple(map(float, values))
     except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"{name}: {shown(values)} must be one number for each channel") from None
+        floats = ()
+    if not floats or not all(map(math.isfinite, floats)):
+        raise ValueError(f"{name}: {shown(values)} must be one number for each channel")
+    return floats
 
 
 def device_named(name: str, value: Any) -> torch.device:
@@ -131,21 +139,21 @@ def path_of(name: str, value: Any) -> Path:
 
 def label_tensor(labels: Any) -> Tensor:
     """Labels as int64 (N,); raises ValueError for none, and for what are not whole numbers in one dimension."""
-    try:
-        tensor = _tensor(labels)
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"labels: {shown(labels)}; give whole numbers of shape (N,)") from None
+    tensor = _tensor("labels", labels, LABELS)
     if tensor.dim() != 1 or (len(tensor) and not _holds_whole_numbers(tensor)):
-        raise ValueError(f"labels: {tensor.dtype} {tuple(tensor.shape)}; give whole numbers of shape (N,)")
+        raise ValueError(f"labels: {tensor.dtype} {tuple(tensor.shape)}; give {LABELS}")
     if not len(tensor):
         raise ValueError("labels: there are none")
     return tensor.long()
 
 
-def _tensor(values: Any) -> Tensor:
-    """A tensor of these values, in the memory of an array where PyTorch can use it."""
-    is_array = isinstance(values, np.ndarray)
-    return torch.as_tensor(np.require(values, requirements=["C", "W"]) if is_array else values)
+def _tensor(name: str, values: Any, form: str) -> Tensor:
+    """A tensor of these values, in the memory of an array where PyTorch can use it; ValueError where it cannot."""
+    try:
+        is_array = isinstance(values, np.ndarray)
+        return torch.as_tensor(np.require(values, requirements=["C", "W"]) if is_array else values)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{name}: {shown(values)}; give {form}") from None
 
 
 def _holds_whole_numbers(tensor: Tensor) -> bool:
@@ -167,12 +175,11 @@ def image_set(images: Any) -> ImageSet:
     Raises TypeError for what is neither a set nor a pair.
     """
     if isinstance(images, tuple) and len(images) == 2 and isinstance(images[0], Tensor | np.ndarray):
-        pixels, labels = _tensor(images[0]), label_tensor(images[1])
+        pixels, labels = _tensor("images", images[0], PIXELS), label_tensor(images[1])
         if pixels.dtype != torch.uint8 or pixels.dim() != 4 or labels.shape != pixels.shape[:1]:
             raise ValueError(
-                f"images: pixels are {pixels.dtype} {tuple(pixels.shape)}, labels {tuple(labels.shape)}; give uint8 "
-                "pixels (N, C, H, W), which are (255 * x).round().to(torch.uint8) of pixels x in [0, 1], and labels "
-                "(N,)"
+                f"images: pixels are {pixels.dtype} {tuple(pixels.shape)}, labels {tuple(labels.shape)}; give "
+                f"{PIXELS}, which are (255 * x).round().to(torch.uint8) of pixels x in [0, 1], and labels (N,)"
             )
         return ArrayImages(pixels, labels)
     if isinstance(images, tuple) or not (hasattr(images, "labels") and hasattr(images, "batch")):

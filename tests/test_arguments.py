@@ -23,8 +23,13 @@ def teacher(make_classifier):
     [
         ({"size": "8"}, r"size: expected a whole number, got '8' \(str\)"),
         ({"size": 8.5}, r"size: expected a whole number, got 8\.5 \(float\)"),
-        ({"size": (8, -1)}, "size: -1 must be at least 1"),
+        ({"size": (8, 1)}, "size: 1 must be at least 2"),
         ({"size": (3, 8, 8)}, rf"size: \(3, 8, 8\) \(tuple\) {SIZE}"),
+        (
+            {"mean": [0.5, float("nan"), 0.5], "std": [1, 1, 1]},
+            r"mean: \[0\.5, nan, 0\.5\] .* one number for each channel",
+        ),
+        ({"mean": [], "std": []}, r"mean: \[\] \(list\) must be one number for each channel"),
         ({"seed": "a"}, r"seed: expected a whole number, got 'a' \(str\)"),
         ({"seed": None}, "seed: expected a whole number, got nothing"),
         ({"seed": True}, r"seed: expected a whole number, got True \(bool\)"),
@@ -83,6 +88,7 @@ def test_wrong_argument_of_the_other_names_is_named(teacher):
         (lambda: distill(None, teacher, images, steps=2), "teacher: expected a torch.nn.Module"),
         (lambda: distill(teacher, teacher, images, steps="a"), "steps: expected a whole number, got 'a'"),
         (lambda: distill(teacher, teacher, images, steps=2, on_step="print"), "on_step: expected a function"),
+        (lambda: evaluate(teacher, teacher, (np.array([None]), [0])), r"images: array\(\[None\].* give uint8 pixels"),
         (lambda: evaluate(teacher, teacher, images, batch_size=0), "batch_size: 0 must be at least 1"),
         (lambda: load_student(3), r"path: expected a path, got 3 \(int\)"),
     ):
