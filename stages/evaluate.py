@@ -26,7 +26,7 @@ def main(session: Session, round_index: int | None = None) -> None:
     images = load_images(config.data, "test", config.images, config.class_labels)
     student = load_student(config, round_index).freeze().to(session.context.device)
     progress = Progress(stage="evaluate", total=len(images.labels), unit="images", round_index=round_index)
-    with open_recorder(config.metrics_path(), progress, session.sinks) as recorder:
+    with open_recorder(config.metrics_path(), progress, session.context, session.sinks) as recorder:
         report = evaluate(student, session.teacher, images, config.evaluation, recorder.advance)
         num_steps = config.distill_steps(round_index).stop
         recorder.log(report.num_images - 1, report.row(), sink_step=num_steps)

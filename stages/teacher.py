@@ -39,7 +39,7 @@ def main(session: Session, round_index: int | None = None) -> None:
         print(f"teacher: resumed at step {state.step:,}", flush=True)
     task = Task(teacher, build_label_loss(training), training, config.seed, "teacher")
     progress = Progress(stage="teacher", total=training.steps, unit="steps", done=state.step)
-    with open_recorder(config.metrics_path(), progress, session.sinks) as recorder:
+    with open_recorder(config.metrics_path(), progress, session.context, session.sinks) as recorder:
         train(state, task, images, DistributedContext(device=device), recorder.log)
     test = load_images(config.data, "test", config.images, config.class_labels)
     restricted = Classifier(teacher.network, teacher.normalization, teacher.num_classes, config.class_labels).to(device)

@@ -96,7 +96,7 @@ def test_bad_setting_raises_before_anything_is_made(error_of, tmp_path, settings
 def test_missing_config_lists_the_existing_ones(error_of, tmp_path):
     path = write_config(tmp_path)
     message = error_of(chain, path.with_name("tinny.yaml"))
-    assert f"no config file {tmp_path / 'tinny.yaml'} (existing files: {path})" in message
+    assert f"no config file {tmp_path / 'tinny.yaml'}; did you mean {path}? (existing files: {path})" in message
 
 
 def test_folder_for_a_config_lists_its_files(error_of, tmp_path):
