@@ -28,6 +28,7 @@ from pipeline.runtime.environment import (
 from pipeline.runtime.files import exclusive_lock
 from pipeline.runtime.fingerprint import fingerprint
 from pipeline.runtime.hardware import device_name, num_free_cores, unusable_driver
+from pipeline.runtime.text import printable
 from pipeline.session import Session, check_networks, open_session
 from stages.config_names import config_path
 from stages.outcome import FAILED, INTERRUPTED, error_text, print_error, print_interrupted
@@ -180,4 +181,4 @@ def counted(count: int, noun: str) -> str:
 def show_warning(message: Warning | str, category: type[Warning], *location: object, **details: object) -> None:
     """Print a warning of rank 0 in one line; takes the place of `warnings.showwarning`."""
     if is_rank_zero():
-        tqdm.write(f"warning: {message}", file=sys.stderr)  # above a bar, if there is one
+        tqdm.write(f"warning: {printable(str(message))}", file=sys.stderr)  # above a bar, if there is one

@@ -1,0 +1,16 @@
+"""Text from files and names, made safe to show."""
+
+import re
+
+# Control characters, which a terminal may obey, and what stands for the bytes of a file name that is not UTF-8.
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def is_printable(text: str) -> bool:
+    """Whether a name can be shown, and written as UTF-8, as it is: in one line, without control characters."""
+    return not _UNPRINTABLE.search(text) and "\n" not in text
+
+
+def printable(text: str) -> str:
+    r"""The text with unprintable characters escaped, such as `\x1b`; line breaks and tabs stay."""
+    return _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
