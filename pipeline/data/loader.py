@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.image_sets import ArrayImages, ImageSet, check_headers
-from pipeline.runtime.device import to_device
+from pipeline.runtime.device import is_out_of_memory, to_device
 from pipeline.runtime.hardware import free_memory_bytes
 from pipeline.runtime.ranges import batch_ranges
 from pipeline.runtime.seeds import make_generator
@@ -59,7 +59,9 @@ def preload(images: ImageSet, device: torch.device) -> ArrayImages:
         pixels = torch.empty(len(images.labels), *images.batch([0]).shape[1:], dtype=torch.uint8, device=device)
         for indices, decoded in zip(ranges, read_batches(images, ranges), strict=True):
             pixels[indices.start : indices.stop] = decoded.to(device)
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise ValueError(
             f"memory_gib: {len(images.labels):,} decoded images need {num_bytes(images) / 2**30:.2f} GiB, more than "
             f"{device} has free; set a lower value, and they are read from disk in every epoch"

@@ -13,6 +13,8 @@ from functools import lru_cache, wraps
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from pipeline.runtime.form import Form, check_form
+
 Value = TypeVar("Value")
 TEMPORARY_SUFFIX = ".tmp"
 _CHUNK_BYTES = 1 << 20
@@ -184,14 +186,13 @@ def _without_spaces(match: re.Match[str]) -> str:
     return match[0] if match[0].startswith('"') else re.sub(r"\s", "", match[0])
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; raises ValueError that names the file when it is damaged."""
+def read_json(path: Path, form: Form = dict) -> dict[str, Any]:
+    """The JSON object in `path`; raises ValueError that names the file when it is damaged, or has not the form."""
     try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
+        value: dict[str, Any] = json.loads(path.read_bytes())
+        check_form(value, form)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}); remove it and run the stage that writes it again") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} is damaged (no object); remove it and run the stage that writes it again")
     return value
 
 
