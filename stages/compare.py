@@ -2,8 +2,10 @@
 
 from argparse import Namespace
 
-from pipeline.report.comparison import comparison_csv, comparison_lines, read_summary, render_comparison
+from pipeline.report.comparison import comparison_csv, comparison_lines, render_comparison
+from pipeline.report.summary import read_summary
 from pipeline.runtime.files import write_text
+from pipeline.runtime.text import printable
 
 
 def main(arguments: Namespace) -> None:
@@ -13,9 +15,9 @@ def main(arguments: Namespace) -> None:
         raise ValueError(f"{' '.join(arguments.runs)}: name at least two different runs to compare")
     runs = [read_summary(name, arguments.checkpoints_dir, arguments.shards_dir) for name in names]
     folder = arguments.output or arguments.checkpoints_dir
-    write_text(folder / "compare.html", render_comparison(runs))
-    write_text(folder / "compare.csv", comparison_csv(runs))
-    print(*comparison_lines(runs), sep="\n")
+    print(*map(printable, comparison_lines(runs)), sep="\n")
     for run in runs:
         print(*(f"{run.name}: {note}" for note in run.notes), sep="\n", end="\n" if run.notes else "")
+    write_text(folder / "compare.html", render_comparison(runs))
+    write_text(folder / "compare.csv", comparison_csv(runs))
     print(f"compare: {folder / 'compare.html'}, {folder / 'compare.csv'}")

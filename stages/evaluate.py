@@ -4,13 +4,14 @@ import csv
 import io
 
 from pipeline.data.image_sets import load_images
-from pipeline.evaluation.evaluate import EvalReport, evaluate
+from pipeline.evaluation.evaluate import EvalReport, check_evaluation, evaluate
 from pipeline.identity import evaluation_identity
 from pipeline.runtime.config import to_plain
 from pipeline.runtime.files import read_json, write_json, write_text
 from pipeline.runtime.fingerprint import fingerprint, versions
 from pipeline.runtime.hardware import device_name
 from pipeline.runtime.recorder import Progress, open_recorder
+from pipeline.runtime.text import printable
 from pipeline.session import Session, load_student, student_round
 
 
@@ -22,8 +23,8 @@ def main(session: Session, round_index: int | None = None) -> None:
     round_index = student_round(config, round_index)
     identity = evaluation_identity(config, round_index)
     path = config.evaluation_path(round_index)
-    if path.exists() and (existing := read_json(path)).get("fingerprint") == fingerprint(identity):
-        print(f"evaluate: {path} is up to date; {existing['line']}")
+    if path.exists() and read_json(path).get("fingerprint") == fingerprint(identity):
+        print(f"evaluate: {path} is up to date; {printable(read_json(path, check_evaluation)['line'])}")
         return
     images = load_images(config.data, "test", config.images, config.class_labels)
     student = load_student(config, round_index).freeze().to(session.context.device)

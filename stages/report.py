@@ -17,8 +17,11 @@ def main(session: Session, round_index: int | None = None) -> None:
     if not session.context.is_main_process:
         return
     path = config.checkpoints / "report.html"
-    write_text(path, render_report(read_record(config, session.pool, round_index, _facts(session))))
-    print(f"report: {path}")
+    page = render_report(read_record(config, session.pool, round_index, _facts(session)))
+    is_current = path.is_file() and path.read_bytes() == page.encode()
+    if not is_current:  # else a finished run may lie on a read-only file system
+        write_text(path, page)
+    print(f"report: {path}{' is up to date' if is_current else ''}")
 
 
 def _facts(session: Session) -> dict[str, str]:

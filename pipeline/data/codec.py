@@ -74,19 +74,19 @@ def decode_image(data: bytes, channels: int, name: str) -> Tensor:
 
 def decode_with_pillow(data: bytes, channels: int, name: str) -> Tensor:
     """uint8 (channels, H, W) of any file that Pillow reads; raises ImageError for other files."""
-    with _open_with_pillow(data, name) as picture:
+    with open_with_pillow(data, name) as picture:
         array = np.array(picture.convert(PILLOW_MODES[channels]))
     return torch.from_numpy(array.reshape(*array.shape[:2], channels)).permute(2, 0, 1).contiguous()
 
 
 def read_size(data: bytes, name: str) -> tuple[int, int]:
     """(H, W) by the header of a file, of which `data` is the start; raises ImageError unless it is that of an image."""
-    with _open_with_pillow(data, name) as picture:
+    with open_with_pillow(data, name) as picture:
         return picture.height, picture.width
 
 
 @contextmanager
-def _open_with_pillow(data: bytes, name: str) -> Iterator[Image.Image]:
+def open_with_pillow(data: bytes, name: str) -> Iterator[Image.Image]:
     """The image of a file, whose pixels may be decoded in the block; raises ImageError for other files."""
     try:
         with Image.open(io.BytesIO(data)) as picture:

@@ -13,7 +13,7 @@ from functools import lru_cache, wraps
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from pipeline.runtime.form import Form, check_form
+from pipeline.runtime.form import check_object
 
 Value = TypeVar("Value")
 TEMPORARY_SUFFIX = ".tmp"
@@ -113,7 +113,9 @@ def _fix(error: OSError) -> str:
         return "the disk or quota is full: free space and run the same command again; finished parts are kept"
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         return "a file has the name of a folder: remove it, or set shards_dir / checkpoints_dir"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if error.errno == errno.EROFS:
+        return "its file system is read-only: write to another one (compare: --output), or work on a copy of the run"
+    if error.errno in (errno.EACCES, errno.EPERM):
         return "check the permissions of the folder, or set shards_dir / checkpoints_dir"
     return error.strerror or str(error)
 
@@ -186,11 +188,11 @@ def _without_spaces(match: re.Match[str]) -> str:
     return match[0] if match[0].startswith('"') else re.sub(r"\s", "", match[0])
 
 
-def read_json(path: Path, form: Form = dict) -> dict[str, Any]:
-    """The JSON object in `path`; raises ValueError that names the file when it is damaged, or has not the form."""
+def read_json(path: Path, check: Callable[[Any], None] = check_object) -> dict[str, Any]:
+    """The JSON object in `path`; raises ValueError that names the file when it is damaged, or `check` raises one."""
     try:
         value: dict[str, Any] = json.loads(path.read_bytes())
-        check_form(value, form)
+        check(value)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}); remove it and run the stage that writes it again") from error
     return value

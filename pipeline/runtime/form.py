@@ -2,7 +2,7 @@
 
 from typing import Any
 
-# A type, a mapping of required keys to forms, a list with the form of its items, or a tuple of types, one of which fits.
+# A type, a tuple of types of which one fits, a mapping of required keys to forms, or a list with the form of its items.
 Form = Any
 # The limits of numbers: whole ones fit 64 bits, others are finite.
 LIMITS = {int: 2**63, float: 1e300}
@@ -26,6 +26,11 @@ def check_form(value: Any, form: Form, key: str = "") -> None:
             check_form(item, form[0], f"{key}.{i}")
     else:
         _check_type(value, form if isinstance(form, tuple) else (form,), key)
+
+
+def check_object(value: Any) -> None:
+    """Raise ValueError unless a value has keys."""
+    check_form(value, {})
 
 
 def _check_type(value: Any, kinds: tuple[type, ...], key: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -12,10 +13,14 @@ from typing import IO, Any
 
 from pipeline.runtime.bars import open_bar
 from pipeline.runtime.files import explain_os_errors, make_folder
+from pipeline.runtime.form import check_form
 from pipeline.runtime.sinks import Sinks
 
 # A loop calls this on a logging step, with the step and its figures.
 OnStep = Callable[[int, dict[str, float]], None]
+
+
+LINE_FORM = {"stage": str, "step": int, "elapsed_s": float}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,12 +115,32 @@ def seconds_of_stages(lines: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All complete lines in order; of lines for the same stage, round, batch and step, the last one counts."""
+    """All complete lines in order; of lines for the same stage, round, batch and step, the last one counts.
+
+    Lines that no stage has written are left out, with a warning.
+    """
     latest: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for text in path.read_text().splitlines() if path.exists() else ():
+    num_foreign = 0
+    for text in path.read_bytes().splitlines() if path.exists() else ():
         try:
             line = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue  # the half-written last line of a killed process
-        latest[tuple(line.get(k) for k in ("stage", "round", "batch", "step"))] = line
+        if _is_of_a_stage(line):
+            latest[tuple(line.get(k) for k in ("stage", "round", "batch", "step"))] = line
+        else:
+            num_foreign += 1
+    if num_foreign:
+        warnings.warn(f"{path}: {num_foreign} damaged lines are left out; curves and times lack them", stacklevel=2)
     return list(latest.values())
+
+
+def _is_of_a_stage(line: Any) -> bool:
+    """Whether a line has the stage, the step and the time, and numbers alone beside them."""
+    try:
+        check_form(line, LINE_FORM)
+        check_form(line, {key: LINE_FORM.get(key, float) for key in line})
+        check_form(line, {key: int for key in ("round", "batch") if key in line})
+    except ValueError:
+        return False
+    return True

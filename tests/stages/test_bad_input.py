@@ -191,6 +191,14 @@ def test_test_images_are_not_looked_at_again_after_the_evaluation(finished, tmp_
     assert run_command(monkeypatch, chain.main, path) == 0
 
 
+@pytest.mark.parametrize("stage", [chain, teacher], ids=lambda stage: stage.__name__)
+def test_a_bad_shards_dir_shows_before_a_teacher_is_trained(error_of, tmp_path, stage):
+    (tmp_path / "file").write_text("no folder")
+    message = error_of(stage, write_config(tmp_path, shards_dir=str(tmp_path / "file")))
+    assert f"cannot write {tmp_path / 'file' / 'tiny'}: a file has the name of a folder" in message
+    assert not list((tmp_path / "checkpoints").rglob("*.*"))
+
+
 @pytest.mark.parametrize("stage", [chain, estimate, distill], ids=lambda stage: stage.__name__)
 def test_batch_that_processes_cannot_share_raises_first(tmp_path, stage):
     with (
