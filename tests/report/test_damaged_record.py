@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from tiny_run import copy_run, run_command
 from pipeline.data.parts import ShardError
 from pipeline.data.samples import read_metadata
 from pipeline.data.shards import find_damage
+from pipeline.evaluation.evaluate import check_evaluation
 from pipeline.identity import existing_evaluation
 from pipeline.pool import Pool
-from pipeline.report.record import read_record
+from pipeline.report.record import RunRecord, read_record
 from pipeline.report.report import render_report
 from pipeline.report.summary import read_summary
 from pipeline.run import load_run
@@ -23,6 +25,7 @@ from pipeline.runtime.recorder import read_metrics
 from stages import evaluate, export, report
 
 # Values of other types and sizes, as damage or another program leaves them.
+SHOWN_MUTANTS = 5
 OTHERS = (None, True, -1, 0, 1e400, "x", [], {}, [[]], [None, "x"], {"data": []})
 
 
@@ -48,9 +51,9 @@ def mutants(value: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"{path} {other}", mutant
 
 
-def render(config) -> str:
+def record_of(config) -> RunRecord:
     facts = {"command": "", "this page written on": "", "this page written with": ""}
-    return render_report(read_record(config, Pool(config, DistributedContext()), None, facts))
+    return read_record(config, Pool(config, DistributedContext()), None, facts)
 
 
 def without(evaluation: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -58,23 +61,20 @@ def without(evaluation: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_a_changed_evaluation_is_named_or_does_no_harm(finished, tmp_path):
-    config = load_run(copy_run(finished, tmp_path))
-    path = config.evaluation_path(0)
-    evaluation = json.loads(path.read_text())
-    accepted: dict[str, dict[str, Any]] = {}
+def test_a_changed_evaluation_is_refused_or_can_be_shown(finished):
+    config = load_run(finished / "tiny.yaml")
+    record = record_of(config)
+    evaluation, accepted = dict(record.evaluated.evaluation), []
     for name, mutant in mutants(without(evaluation, "identity", "config")):
-        path.write_text(json.dumps({**mutant, "identity": evaluation["identity"]}))
         try:
-            accepted[name] = existing_evaluation(config, 0) or {}
-        except ValueError as error:
-            assert str(path) in str(error), name
-    assert accepted.pop("('device',) x")["device"] == "x"
-    harmless = {name.partition("'")[2].partition("'")[0] for name in accepted}
-    assert "class_titles" in harmless  # another title
-    for name in list(accepted)[:: max(1, len(accepted) // 25)]:
-        path.write_text(json.dumps({**accepted[name], "identity": evaluation["identity"]}))
-        assert "<!doctype html>" in render(config), name
+            check_evaluation(mutant)
+        except ValueError:
+            continue
+        accepted.append((name, {**mutant, "identity": evaluation["identity"]}))
+    assert len(accepted) > SHOWN_MUTANTS
+    for name, mutant in accepted[:: len(accepted) // SHOWN_MUTANTS]:
+        rounds = [replace(record.rounds[0], evaluation=mutant)]
+        assert "<!doctype html>" in render_report(replace(record, rounds=rounds)), name
 
 
 @pytest.mark.parametrize("stage", [report, export])
@@ -128,6 +128,23 @@ def test_lines_that_no_stage_has_written_are_left_out_with_a_warning(finished, t
     assert f"warning: {file}: 8 damaged lines are left out; curves" in capsys.readouterr().err
     with pytest.warns(UserWarning, match="left out"):
         assert read_metrics(file) == before
+
+
+def test_text_of_a_changed_evaluation_is_no_markup_and_no_command(finished, tmp_path, monkeypatch, capsys):
+    path, script = copy_run(finished, tmp_path), "<script>$x$</script>"
+    config = load_run(path)
+    file = config.evaluation_path(0)
+    evaluation = json.loads(file.read_text())
+    evaluation |= {"class_titles": [f'"{script}'] * 10, "device": script, "versions": {script: script}}
+    file.write_text(json.dumps({**evaluation, "line": "\x1b[31mred"}))
+    page = render_report(record_of(config))
+    assert page.count("<script>") == 1  # our own
+    assert page.count("&lt;script&gt;$x$&lt;/script&gt;") > 30
+    assert run_command(monkeypatch, evaluate.main, path) == 0
+    assert r"is up to date; \x1b[31mred" in capsys.readouterr().out
+    file.write_text(json.dumps({**evaluation, "class_titles": ["\x1b", *evaluation["class_titles"][1:]]}))
+    with pytest.raises(ValueError, match=rf"{file} is damaged \(class_titles has control characters\)"):
+        existing_evaluation(config, 0)
 
 
 def test_a_line_without_a_round_is_of_the_first(finished, tmp_path, monkeypatch):
