@@ -110,9 +110,16 @@ def _last_evaluation(folder: Path) -> Mapping[str, Any] | None:
 def _check_evaluation(evaluation: Any) -> None:
     """Raise ValueError unless the figures of an evaluation, and its config if it has one, can be read."""
     check_form(evaluation, {"student": dict, "teacher": dict, "accuracy_retention": float})
-    check_form(evaluation, {"config": CONFIG_FORM} if evaluation.get("config") else {})
+    if evaluation.get("config"):
+        _check_config(evaluation["config"])
     for figures in (evaluation, evaluation["student"], evaluation["teacher"]):
         check_form(figures, {name: float for name, value in figures.items() if isinstance(value, int | float)})
+
+
+def _check_config(config: Any) -> None:
+    check_form(config, CONFIG_FORM)
+    if "shards" in config["distill"]:  # earlier versions have no such key
+        check_form(config["distill"]["shards"], [str], "distill.shards")
 
 
 def _config_of_images(shards: Path) -> Mapping[str, Any] | None:
@@ -121,7 +128,7 @@ def _config_of_images(shards: Path) -> Mapping[str, Any] | None:
         return None
     try:
         config: Mapping[str, Any] = load_yaml(paths[-1])
-        check_form(config, CONFIG_FORM)
+        _check_config(config)
     except ValueError as error:
         raise ValueError(
             f"{paths[-1]} is damaged ({error}); run the stage `evaluate`, which keeps the config, too"

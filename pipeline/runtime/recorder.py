@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from pipeline.runtime.bars import open_bar
 from pipeline.runtime.files import explain_os_errors, make_folder
-from pipeline.runtime.form import check_form
+from pipeline.runtime.form import check_form, check_object
 from pipeline.runtime.sinks import Sinks
 
 # A loop calls this on a logging step, with the step and its figures.
@@ -138,9 +138,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def _is_of_a_stage(line: Any) -> bool:
     """Whether a line has the stage, the step and the time, and numbers alone beside them."""
     try:
-        check_form(line, LINE_FORM)
-        check_form(line, {key: LINE_FORM.get(key, float) for key in line})
-        check_form(line, {key: int for key in ("round", "batch") if key in line})
+        check_object(line)
+        whole = {key: int for key in ("round", "batch") if key in line}
+        check_form(line, {**dict.fromkeys(line, float), **whole, **LINE_FORM})
     except ValueError:
         return False
     return True

@@ -189,7 +189,12 @@ def test_a_damaged_evaluation_of_a_compared_run_is_named(finished, tmp_path, cha
         read_summary(config.name, Path(config.checkpoints_dir))
 
 
-@pytest.mark.parametrize("content", [b"name: [", b"- x", b"name: tiny\n", b"\xff\xfe\x00", b"a: {b: " * 5000])
+OTHER_SHARDS = b"{name: a, shards_dir: b, checkpoints_dir: c, distill: {shards: 3}}"
+
+
+@pytest.mark.parametrize(
+    "content", [b"name: [", b"- x", b"name: tiny\n", OTHER_SHARDS, b"\xff\xfe\x00", b"a: {b: " * 5000]
+)
 def test_a_damaged_config_of_a_compared_run_is_named(finished, tmp_path, content):
     config = load_run(copy_run(finished, tmp_path))
     config.evaluation_path(0).unlink()
