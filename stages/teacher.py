@@ -1,7 +1,7 @@
 """Train a teacher on real images if the config names no pretrained one."""
 
 from pipeline.data.image_sets import load_images
-from pipeline.data.loader import cache_limit_bytes, num_bytes, preload
+from pipeline.data.loader import cache_limit_bytes, check_images, num_bytes, preload
 from pipeline.distillation.state import TrainState, remove_state, state_path
 from pipeline.distillation.task import Task, build_label_loss
 from pipeline.distillation.train import train
@@ -31,6 +31,9 @@ def main(session: Session, round_index: int | None = None) -> None:
         print(f"teacher: {path} is up to date")
         return
     images = load_images(config.data, "train", config.images)
+    test = load_images(config.data, "test", config.images, config.class_labels)
+    for image_set in (images, test):
+        check_images(image_set)
     if num_bytes(images) <= cache_limit_bytes(training.memory_gib, device):
         images = preload(images, device)
     teacher = build_classifier(config.teacher, config.images, seed=derive_seed(config.seed, "teacher/weights"))
@@ -41,7 +44,6 @@ def main(session: Session, round_index: int | None = None) -> None:
     progress = Progress(stage="teacher", total=training.steps, unit="steps", done=state.step)
     with open_recorder(config.metrics_path(), progress, session.context, session.sinks) as recorder:
         train(state, task, images, DistributedContext(device=device), recorder.log)
-    test = load_images(config.data, "test", config.images, config.class_labels)
     restricted = Classifier(teacher.network, teacher.normalization, teacher.num_classes, config.class_labels).to(device)
     metrics = measure(restricted, test, config.evaluation)
     facts = {

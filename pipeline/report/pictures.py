@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pipeline.data.codec import encode_image
+from pipeline.data.codec import encode_image, open_with_pillow
 
 # Larger images are embedded as JPEG, which takes a tenth of the bytes; smaller ones with their exact pixels.
 MAX_EXACT_PX, JPEG_QUALITY = 64, 85
@@ -43,9 +43,9 @@ def embed_image(image: Tensor) -> Picture:
 
 
 def embed_file(path: Path) -> Picture:
-    """The picture in a PNG file; a large one is reduced, and loses detail."""
+    """The picture in a PNG file; a large one is reduced, and loses detail. Raises ImageError when it is damaged."""
     data = path.read_bytes()
-    with Image.open(io.BytesIO(data)) as picture:
+    with open_with_pillow(data, str(path)) as picture:
         if len(data) <= MAX_FILE_BYTES:
             return Picture(uri=_uri(data, "png"), width=picture.width, height=picture.height)
         reduced = picture.convert("RGBA")

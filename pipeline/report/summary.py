@@ -1,4 +1,4 @@
-"""`RunSummary`: a run as it is compared with others."""
+"""`RunSummary`: a run as it is compared with others, read from what it has left."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -6,16 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipeline.data.shards import MANIFEST, is_packed, read_manifest
 from pipeline.identity import CONFIG_FILE
 from pipeline.run import folder_of_given
 from pipeline.runtime.config import nearest
+from pipeline.runtime.config_files import load_yaml
 from pipeline.runtime.files import read_json
 from pipeline.runtime.fingerprint import flatten
+from pipeline.runtime.form import check_form
 from pipeline.runtime.recorder import read_metrics, seconds_of_stages
 
+# What is read of the configuration of a run, beside its values for the comparison.
+CONFIG_FORM = {"name": str, "shards_dir": str, "checkpoints_dir": str, "distill": dict}
 Figures = dict[str, float]
 
 
@@ -102,12 +104,35 @@ def _last_evaluation(folder: Path) -> Mapping[str, Any] | None:
         raise ValueError(
             f"another version wrote {path} (it has no {', '.join(sorted(missing))}); run the stage `evaluate` again"
         )
-    return evaluation
+    return read_json(path, _check_evaluation)
+
+
+def _check_evaluation(evaluation: Any) -> None:
+    """Raise ValueError unless the figures of an evaluation, and its config if it has one, can be read."""
+    check_form(evaluation, {"student": dict, "teacher": dict, "accuracy_retention": float})
+    if evaluation.get("config"):
+        _check_config(evaluation["config"])
+    for figures in (evaluation, evaluation["student"], evaluation["teacher"]):
+        check_form(figures, {name: float for name, value in figures.items() if isinstance(value, int | float)})
+
+
+def _check_config(config: Any) -> None:
+    check_form(config, CONFIG_FORM)
+    if "shards" in config["distill"]:  # earlier versions have no such key
+        check_form(config["distill"]["shards"], [str], "distill.shards")
 
 
 def _config_of_images(shards: Path) -> Mapping[str, Any] | None:
     paths = sorted(shards.glob(f"*/{CONFIG_FILE}"))
-    config: Mapping[str, Any] | None = yaml.safe_load(paths[-1].read_bytes()) if paths else None
+    if not paths:
+        return None
+    try:
+        config: Mapping[str, Any] = load_yaml(paths[-1])
+        _check_config(config)
+    except ValueError as error:
+        raise ValueError(
+            f"{paths[-1]} is damaged ({error}); run the stage `evaluate`, which keeps the config, too"
+        ) from error
     return config
 
 

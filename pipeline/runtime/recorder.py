@@ -15,6 +15,7 @@ from pipeline.runtime.bars import open_bar
 from pipeline.runtime.digests import seal_line, unseal_line
 from pipeline.runtime.distributed import DistributedContext
 from pipeline.runtime.files import explain_os_errors, make_folder
+from pipeline.runtime.form import check_form
 from pipeline.runtime.hardware import resources_of_process
 from pipeline.runtime.sinks import Sinks
 
@@ -22,6 +23,9 @@ from pipeline.runtime.sinks import Sinks
 MAX_LINE_BYTES = 1 << 16
 # A loop calls this on a logging step, with the step and its figures.
 OnStep = Callable[[int, dict[str, float]], None]
+
+
+LINE_FORM = {"stage": str, "step": int, "elapsed_s": float}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,11 +166,18 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any] | None]:
-    """Each line of a file of metrics, None for a damaged one; none if there is no such file."""
+    """Each line of a file of metrics; none if there is no such file.
+
+    A damaged line is None, as one that no stage has written: it has not the stage, the step and the time, or others
+    than numbers beside them.
+    """
     lines: list[dict[str, Any] | None] = []
     for text in path.read_bytes().splitlines() if path.exists() else ():
         try:
-            lines.append(unseal_line(text))
+            line = unseal_line(text)
+            whole = {key: int for key in ("round", "batch") if key in line}
+            check_form(line, {**dict.fromkeys(line, float), **whole, **LINE_FORM})
+            lines.append(line)
         except ValueError:
             lines.append(None)
     return lines
