@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from tiny_run import copy_run, run_command
 
+from pipeline.data.damage import find_damage
 from pipeline.data.parts import ShardError
 from pipeline.data.samples import read_metadata
-from pipeline.data.shards import find_damage
 from pipeline.evaluation.evaluate import check_evaluation
 from pipeline.identity import existing_evaluation
 from pipeline.pool import Pool
@@ -20,7 +20,9 @@ from pipeline.report.record import RunRecord, read_record
 from pipeline.report.report import render_report
 from pipeline.report.summary import read_summary
 from pipeline.run import load_run
+from pipeline.runtime.digests import seal, seal_line
 from pipeline.runtime.distributed import DistributedContext
+from pipeline.runtime.files import read_json
 from pipeline.runtime.recorder import read_metrics
 from stages import evaluate, export, report
 
@@ -56,6 +58,11 @@ def record_of(config) -> RunRecord:
     return read_record(config, Pool(config, DistributedContext()), None, facts)
 
 
+def write(path: Path, value: dict[str, Any]) -> None:
+    """Write values that a stage would not, with their digest."""
+    path.write_text(json.dumps(seal(value)))
+
+
 def without(evaluation: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in evaluation.items() if name not in names}
 
@@ -82,7 +89,7 @@ def test_a_changed_evaluation_is_refused_or_can_be_shown(finished):
 def test_a_damaged_evaluation_is_named_with_the_fix(error_of, finished, tmp_path, stage, change):
     path = copy_run(finished, tmp_path)
     file = load_run(path).evaluation_path(0)
-    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    write(file, read_json(file) | change)
     message = error_of(stage, path)
     assert message.startswith(f"error: {file} is damaged (")
     assert message.endswith("; remove it and run the stage that writes it again\n")
@@ -91,8 +98,8 @@ def test_a_damaged_evaluation_is_named_with_the_fix(error_of, finished, tmp_path
 def test_a_damaged_evaluation_is_not_called_up_to_date(error_of, finished, tmp_path, capsys):
     path = copy_run(finished, tmp_path)
     file = load_run(path).evaluation_path(0)
-    evaluation = json.loads(file.read_text())
-    file.write_text(json.dumps(without(evaluation, "line")))
+    evaluation = read_json(file)
+    write(file, without(evaluation, "line"))
     assert f"{file} is damaged (line is missing)" in error_of(evaluate, path)
 
 
@@ -104,16 +111,14 @@ def test_a_damaged_estimate_is_named(error_of, finished, tmp_path, content):
     assert error_of(report, path).startswith(f"error: {file} is damaged (")
 
 
-LINES = """\
-3
-[]
-{"stage": "distill"}
-{"stage": 3, "step": 1, "elapsed_s": 1}
-{"stage": "synthesize", "round": "x", "step": 1, "elapsed_s": 1}
-{"stage": "distill", "step": 1.5, "elapsed_s": 1}
-{"stage": "distill", "step": 1, "elapsed_s": []}
-{"stage": "distill", "step": 1, "elapsed_s": 1, "loss": 1e999}
-"""
+LINES = [
+    {"stage": "distill"},
+    {"stage": 3, "step": 1, "elapsed_s": 1},
+    {"stage": "synthesize", "round": "x", "step": 1, "elapsed_s": 1},
+    {"stage": "distill", "step": 1.5, "elapsed_s": 1},
+    {"stage": "distill", "step": 1, "elapsed_s": []},
+    {"stage": "distill", "step": 1, "elapsed_s": 1, "loss": 1e999},
+]
 as_warning = pytest.mark.filterwarnings("default:.*left out:UserWarning")
 
 
@@ -123,9 +128,9 @@ def test_lines_that_no_stage_has_written_are_left_out_with_a_warning(finished, t
     file = load_run(path).metrics_path()
     before = read_metrics(file)
     with open(file, "ab") as metrics:
-        metrics.write(LINES.encode() + b'{"stage": "disti\n\xff\xfe\n' + b"[" * 100_000)
+        metrics.write(b"".join(map(seal_line, LINES)) + b'3\n[]\n{"stage": "disti\n\xff\xfe\n' + b"[" * 100_000 + b"\n")
     assert run_command(monkeypatch, report.main, path) == 0
-    assert f"warning: {file}: 8 damaged lines are left out; curves" in capsys.readouterr().err
+    assert f"warning: {file}: 11 of {len(before) + 11} lines are damaged; they are left out" in capsys.readouterr().err
     with pytest.warns(UserWarning, match="left out"):
         assert read_metrics(file) == before
 
@@ -134,15 +139,15 @@ def test_text_of_a_changed_evaluation_is_no_markup_and_no_command(finished, tmp_
     path, script = copy_run(finished, tmp_path), "<script>$x$</script>"
     config = load_run(path)
     file = config.evaluation_path(0)
-    evaluation = json.loads(file.read_text())
+    evaluation = read_json(file)
     evaluation |= {"class_titles": [f'"{script}'] * 10, "device": script, "versions": {script: script}}
-    file.write_text(json.dumps({**evaluation, "line": "\x1b[31mred"}))
+    write(file, {**evaluation, "line": "\x1b[31mred"})
     page = render_report(record_of(config))
     assert page.count("<script>") == 1  # our own
     assert page.count("&lt;script&gt;$x$&lt;/script&gt;") > 30
     assert run_command(monkeypatch, evaluate.main, path) == 0
     assert r"is up to date; \x1b[31mred" in capsys.readouterr().out
-    file.write_text(json.dumps({**evaluation, "class_titles": ["\x1b", *evaluation["class_titles"][1:]]}))
+    write(file, {**evaluation, "class_titles": ["\x1b", *evaluation["class_titles"][1:]]})
     with pytest.raises(ValueError, match=rf"{file} is damaged \(class_titles has control characters\)"):
         existing_evaluation(config, 0)
 
@@ -151,7 +156,7 @@ def test_a_line_without_a_round_is_of_the_first(finished, tmp_path, monkeypatch)
     path = copy_run(finished, tmp_path)
     line = {"stage": "synthesize", "step": 1, "elapsed_s": 1, "classification": 1.0}
     with open(load_run(path).metrics_path(), "a") as metrics:
-        metrics.write(json.dumps(line) + "\n" + json.dumps(line | {"round": -1}) + "\n")
+        metrics.write((seal_line(line) + seal_line(line | {"round": -1})).decode())
     assert run_command(monkeypatch, report.main, path) == 0
 
 
@@ -184,7 +189,7 @@ def test_damaged_metadata_of_an_image_is_named(finished, tmp_path, change):
 def test_a_damaged_evaluation_of_a_compared_run_is_named(finished, tmp_path, change):
     config = load_run(copy_run(finished, tmp_path))
     file = config.evaluation_path(0)
-    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    write(file, read_json(file) | change)
     with pytest.raises(ValueError, match=rf"^{file} is damaged \("):
         read_summary(config.name, Path(config.checkpoints_dir))
 
