@@ -9,6 +9,7 @@ from pipeline.models.checkpoint import save_classifier
 from pipeline.run import RunConfig
 from pipeline.runtime.recorder import Progress, open_recorder
 from pipeline.session import Session
+from stages.stage import announced_stop
 
 
 def main(session: Session, round_index: int | None = None) -> None:
@@ -36,7 +37,10 @@ def main(session: Session, round_index: int | None = None) -> None:
     done = state.step - steps.start
     progress = Progress(stage="distill", total=len(steps), unit="steps", done=done, round_index=round_index)
     path_of_rank = config.metrics_path(context.rank)
-    with open_recorder(path_of_rank, progress, session.sinks, visible=context.is_main_process) as recorder:
+    with (
+        open_recorder(path_of_rank, progress, session.sinks, visible=context.is_main_process) as recorder,
+        announced_stop("distill", state),
+    ):
 
         def on_step(step: int, figures: dict[str, float]) -> None:
             recorder.log(step, figures, done=step + 1 - steps.start)
