@@ -9,6 +9,7 @@ from pipeline.data.growth import join_growth, remove_joined
 from pipeline.data.shards import check_sizes, is_packed, pack, read_manifest, remove_parts
 from pipeline.identity import synthesis_identity
 from pipeline.run import RunConfig, resolved_yaml
+from pipeline.runtime.distributed import LOST_AFTER
 from pipeline.runtime.fingerprint import fingerprint
 from pipeline.runtime.hardware import device_name
 from pipeline.runtime.recorder import Progress, open_recorder
@@ -63,20 +64,19 @@ def _make_set(session: Session, round_index: int, synthesis: SynthesisConfig, fo
     specs = plan_batches(synthesis, config.student_images.num_classes, config.seed, round_index)
     for fault in remove_damaged_parts(folder, specs) if context.is_main_process else ():
         print(f"synthesize: {fault}; its batch is made again", flush=True)
-    if missing := context.broadcast(missing_batches(folder, specs)):
+    if missing := context.broadcast(missing_batches(folder, specs) if context.is_main_process else []):
         objective = session.objective(round_index)  # before anything is written: the networks may not load
         store = BatchStore(folder=folder, fingerprint=fingerprint(identity), config=synthesis, scorers=session.scorers)
         if context.is_main_process:
             write_identity(folder, identity, resolved_yaml(config))
             print(f"synthesize: {picture_path(config.checkpoints, PREVIEW)} shows the newest state", flush=True)
         context.barrier()  # the identity comes before the first part
-        own_specs = missing[context.rank :: context.size]
-        progress = _progress(session, round_index, len(own_specs), len(specs) - len(missing))
+        progress = _progress(config, round_index, len(specs), len(missing))
         metrics_path = config.metrics_path(context.rank)
         with open_recorder(metrics_path, progress, session.sinks, visible=context.is_main_process) as recorder:
             monitor = Monitor(recorder, config.synthesis.inversion.num_steps, _live_pictures(session, round_index))
-            make_batches(objective, own_specs, store, monitor, context)
-        context.barrier()
+            make_batches(objective, missing, store, monitor, context)
+        context.barrier(LOST_AFTER)  # all batches are finished, so every rank is about to come
     if context.is_main_process:
         _pack_set(session, round_index, synthesis, folder, specs)
     context.barrier()
@@ -137,9 +137,8 @@ def _next_round(config: RunConfig) -> int:
     return next((r for r in rounds if not is_packed(config.round_folder(r))), rounds[-1])
 
 
-def _progress(session: Session, round_index: int, num_own_batches: int, num_finished_batches: int) -> Progress:
-    """The steps of this rank: those of its own batches, and its share of the batches that exist."""
-    num_steps = session.config.synthesis.inversion.num_steps
-    done = num_finished_batches // session.context.size * num_steps
-    total = done + num_own_batches * num_steps
+def _progress(config: RunConfig, round_index: int, num_batches: int, num_missing: int) -> Progress:
+    """The steps of all batches, whichever rank makes them."""
+    num_steps = config.synthesis.inversion.num_steps
+    total, done = num_batches * num_steps, (num_batches - num_missing) * num_steps
     return Progress(stage="synthesize", total=total, unit="steps", done=done, round_index=round_index)
