@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,10 +21,10 @@ from tiny_run import (
     run_in_process,
     stage_command,
     tiny_config,
-    with_weights,
     write_config,
 )
 
+from benchmarks.sleepy_network import sleepy_teacher
 from pipeline.data.parts import list_parts
 from pipeline.distillation.state import TrainState, state_path
 from pipeline.identity import CONFIG_FILE, student_identity
@@ -34,7 +35,6 @@ from pipeline.session import build_student
 from stages import launch, synthesize
 from stages.command_line import run
 
-MANY_BATCHES = {"synthesis__inversion__phases": [{"steps": 200}], "synthesis__batch_size": 10}
 MANY_STEPS = {"distill__steps": 100_000, "distill__log_every": 1, "distill__save_every_s": 0}
 # The time in which a command must report a lost rank.
 TIMEOUT_S = 60
@@ -70,6 +70,13 @@ def test_config_error_under_plain_torchrun_is_reported_by_rank_zero(monkeypatch,
     assert run_command(monkeypatch, synthesize.main, write_config(tmp_path, synthesis__num_image=3)) == 2
     lines = capsys.readouterr().err.splitlines()
     assert [line.startswith("error: unknown key synthesis.num_image") for line in lines] == [True] * num_lines
+
+
+def long_synthesis(folder: Path) -> dict[str, Any]:
+    """Settings for six batches, each of a second."""
+    teacher = sleepy_teacher(folder, pass_s=0.05)
+    batches = {"synthesis__inversion__phases": [{"steps": 20}], "synthesis__batch_size": 10}
+    return {"teacher": teacher, "teacher_training": None, **batches}
 
 
 def start_two_ranks(stage: str, path: Path) -> "subprocess.Popen[str]":
@@ -138,8 +145,8 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason=
 
 @needs_proc
 @pytest.mark.slow
-def test_rank_killed_in_synthesis_is_reported_and_the_shards_do_not_change(finished, tmp_path):
-    settings = with_weights(tiny_config(finished).trained_teacher_path, **MANY_BATCHES)
+def test_rank_killed_in_synthesis_is_reported_and_the_shards_do_not_change(tmp_path):
+    settings = long_synthesis(tmp_path)
     path, expected = write_config(tmp_path / "killed", **settings), tiny_config(tmp_path / "whole", **settings)
     config = load_run(path)
     assert run_and_kill_rank("synthesize", path, lambda: bool(list_parts(config.round_folder(0)))) == RANK_KILLED

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_launch import MANY_BATCHES, MANY_STEPS, needs_proc, rank_pid
-from tiny_run import REPOSITORY, copy_run, stage_command, with_weights, write_config
+from test_launch import MANY_STEPS, long_synthesis, needs_proc, rank_pid
+from tiny_run import REPOSITORY, copy_run, stage_command, write_config
 
 from pipeline.data.parts import list_parts
 from pipeline.distillation.state import read_state, state_path
@@ -53,8 +53,8 @@ def prepare_distillation(finished: Path, folder: Path) -> tuple[Path, RunConfig,
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])
-def test_terminated_synthesis_keeps_its_batches(teacher_weights, tmp_path, num_processes):
-    path = write_config(tmp_path, **MANY_BATCHES, **with_weights(teacher_weights))
+def test_terminated_synthesis_keeps_its_batches(tmp_path, num_processes):
+    path = write_config(tmp_path, **long_synthesis(tmp_path))
     folder = load_run(path).round_folder(0)
     process = start("synthesize", path, num_processes)
     _, errors = signal_when(process, signal.SIGTERM, lambda: bool(list_parts(folder)))
