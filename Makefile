@@ -8,6 +8,9 @@
 # SET and RUNS are split at spaces, so values have none: classes=[1,2], not [1, 2]. List items are named by number:
 # synthesis.inversion.phases.0.steps=500.
 
+# What a killed make has started ends by itself.
+export DREAMDISTILL_ENDS_WITH_PARENT := 1
+
 CONFIG ?= configs/digits.yaml
 SET ?=
 ROUND ?=

@@ -66,6 +66,7 @@ from pipeline.runtime.seeds import derive_seed
 from pipeline.sets import stored_identity, write_identity
 from pipeline.synthesis.batches import Monitor, invert_batch, make_batches
 from pipeline.synthesis.config import InversionConfig
+from pipeline.synthesis.invert import Callbacks
 from pipeline.synthesis.objective import Networks, Objective, open_objective
 from pipeline.synthesis.plan import BatchSpec, plan_batches
 from pipeline.synthesis.store import BatchStore, manifest_facts, missing_batches, remove_damaged_parts
@@ -105,7 +106,7 @@ def invert(
         for i, batch in enumerate(batch_ranges(len(labels), batch_size)):
             chosen = tuple(labels[batch.start : batch.stop].tolist())
             spec = BatchSpec(index=i, first_image=batch.start, labels=chosen, seed=derive_seed(seed, "batch", i))
-            images.append(invert_batch(objective, spec, config, on_step).images)
+            images.append(invert_batch(objective, spec, config, Callbacks(on_step=on_step)).images)
     return torch.cat(images)
 
 

@@ -26,6 +26,7 @@ from pipeline.runtime.recorder import read_metrics, seconds_of_stages
 from pipeline.runtime.seeds import make_generator
 from pipeline.session import Session
 from pipeline.synthesis.batches import invert_batch
+from pipeline.synthesis.invert import Callbacks
 from pipeline.synthesis.objective import Objective
 from pipeline.synthesis.plan import plan_batches
 
@@ -152,7 +153,8 @@ def _time_inversion(config: RunConfig, objective: Objective) -> _Timing:
     inversion = config.synthesis.inversion
     phases = tuple(replace(phase, steps=2 * TIMED_STEPS) for phase in inversion.phases)
     clock = _Clock()
-    result = invert_batch(objective, spec, replace(inversion, phases=phases, log_every=1), clock.on_step)
+    inversion_of_few = replace(inversion, phases=phases, log_every=1)
+    result = invert_batch(objective, spec, inversion_of_few, Callbacks(on_step=clock.on_step))
     seconds = first_s = 0.0
     for i, phase in enumerate(inversion.phases):
         step_s, extra_s = clock.split(2 * TIMED_STEPS * i)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.data.card import CARD_FILES
 from pipeline.data.growth import growth_folder, sizes_so_far
-from pipeline.data.parts import PARTS, part_fingerprint
+from pipeline.data.parts import PARTS, list_parts, part_fingerprint
 from pipeline.data.shards import GROWTH, MANIFEST, MANIFEST_COPY, is_packed, read_manifest, write_manifest
 from pipeline.identity import CONFIG_FILE, IDENTITY_FILE, is_student_finished, synthesis_identity
 from pipeline.run import RunConfig, resolved_yaml
@@ -46,7 +46,7 @@ def stored_identity(folder: Path, current: Mapping[str, Any]) -> Mapping[str, An
     if is_packed(folder):
         identity: dict[str, Any] = read_manifest(folder)["identity"]
         return identity
-    parts = list((folder / PARTS).glob("*.tar"))
+    parts = list_parts(folder)
     if not parts:
         _require_no_other_files(folder)
         return None

@@ -9,6 +9,7 @@ from pipeline.models.checkpoint import save_classifier
 from pipeline.run import RunConfig
 from pipeline.runtime.recorder import Progress, open_recorder
 from pipeline.session import Session
+from stages.stage import announced_stop
 
 
 def main(session: Session, round_index: int | None = None) -> None:
@@ -35,7 +36,10 @@ def main(session: Session, round_index: int | None = None) -> None:
         print(f"distill: resumed at step {state.step:,}", flush=True)
     done = state.step - steps.start
     progress = Progress(stage="distill", total=len(steps), unit="steps", done=done, round_index=round_index)
-    with open_recorder(config.metrics_path(context.rank), progress, context, session.sinks) as recorder:
+    with (
+        open_recorder(config.metrics_path(context.rank), progress, context, session.sinks) as recorder,
+        announced_stop("distill", state),
+    ):
 
         def on_step(step: int, figures: dict[str, float]) -> None:
             # The figures of all ranks are equal; their resources are not.

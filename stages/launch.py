@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
@@ -15,9 +16,10 @@ from torch.distributed.run import parse_args
 from torch.distributed.run import run as launch
 
 from pipeline.runtime.environment import prepare_launch
+from pipeline.runtime.shutdown import finished_before_exit
 from pipeline.runtime.text import printable
 from pipeline.runtime.threads import threads_per_process
-from stages.outcome import FAILED, INTERRUPTED, INTERRUPTED_LINE
+from stages.outcome import FAILED, INTERRUPT_LINES, INTERRUPTED, TERMINATED
 
 # What a rank runs. With `-m stages`, a folder `stages` or `pipeline` where the user works would come before ours.
 ENTRY = f"import sys; sys.path[0] = {str(Path(__file__).parents[1])!r}; from stages.__main__ import main; main()"
@@ -29,21 +31,30 @@ def launch_ranks(num_processes: int, words: Sequence[str]) -> None:
     logging.disable()  # torchrun logs each failure and signal, with a trace
     command = ["--no-python", sys.executable, "-u", "-c", ENTRY, *words]
     try:
-        launch(parse_args(["--standalone", "--nproc-per-node", str(num_processes), *command]))
+        with finished_before_exit():  # the ranks end in time
+            launch(parse_args(["--standalone", "--nproc-per-node", str(num_processes), *command]))
     except ChildFailedError as error:
         _report(*_first_failure(error))
-    except (SignalException, KeyboardInterrupt):
-        print(f"{INTERRUPTED_LINE}, training from its last saved state", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    except (SignalException, KeyboardInterrupt) as interrupt:
+        is_ctrl_c = getattr(interrupt, "sigval", None) == signal.SIGINT or type(interrupt) is KeyboardInterrupt
+        _exit_interrupted(INTERRUPTED if is_ctrl_c else TERMINATED)
+
+
+def _exit_interrupted(code: int) -> NoReturn:
+    print(INTERRUPT_LINES[code], file=sys.stderr)
+    sys.exit(code)
 
 
 def _first_failure(error: ChildFailedError) -> tuple[int, ProcessFailure]:
     """The rank that failed first; torchrun ends the others with SIGTERM, and later with SIGKILL."""
-    return min(error.failures.items(), key=lambda item: (item[1].exitcode == -signal.SIGTERM, item[1].timestamp))
+    ended = (-signal.SIGTERM, TERMINATED)
+    return min(error.failures.items(), key=lambda item: (item[1].exitcode in ended, item[1].timestamp))
 
 
 def _report(rank: int, failure: ProcessFailure) -> None:
     """Print why the rank failed, and exit with its code."""
+    if failure.exitcode in INTERRUPT_LINES:
+        _exit_interrupted(failure.exitcode)
     if failure.exitcode < 0:
         name = signal.Signals(-failure.exitcode).name
         print(f"error: rank {rank} was killed ({name}); run the same command again to continue", file=sys.stderr)

@@ -13,6 +13,7 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from tqdm import tqdm
 
+from pipeline.distillation.state import TrainState
 from pipeline.preview import planned_outputs
 from pipeline.resolve import resolve
 from pipeline.run import RunConfig, load_run, resolved_yaml
@@ -21,6 +22,7 @@ from pipeline.runtime.device import is_out_of_memory
 from pipeline.runtime.distributed import DistributedContext, choose_device, exit_process, open_distributed
 from pipeline.runtime.environment import (
     is_rank_zero,
+    is_restarted,
     is_under_torchrun,
     launcher_reports_errors,
     name_device,
@@ -32,10 +34,12 @@ from pipeline.runtime.hardware import device_name, num_free_cores, unusable_driv
 from pipeline.runtime.text import printable
 from pipeline.session import Session, check_networks, open_session
 from stages.config_names import config_path
-from stages.outcome import FAILED, INTERRUPTED, error_text, print_error, print_interrupted
+from stages.outcome import FAILED, error_text, print_error, report_interrupt
 
 Stage = Callable[[Session, int | None], None]
 LOCK_NAME = ".lock"
+# How long a network file system keeps the locks of a machine that is lost (NFS 4: 90 s).
+LOST_LOCK_S = 120.0
 # A rank that lost another one waits, so that the launcher hears the reason of the other one first.
 WAIT_FOR_REASON_S = 5.0
 
@@ -52,7 +56,8 @@ def preview_run(config: RunConfig, arguments: Namespace) -> Iterator[str]:
 def run_stage(stage: Stage, arguments: Namespace, *, exclusive: bool = True) -> None:
     """Run a stage with the arguments of its command, in processes of its own if there are to be several.
 
-    Exits with 2 after an error and 130 after an interrupt. Only one of the `exclusive` stages at a time works on a run.
+    Exits with 2 after an error, 130 after Ctrl-C and 143 after SIGTERM. Only one of the `exclusive` stages at a time
+    works on a run.
     """
     launches = arguments.processes > 1 and not launcher_reports_errors()
     warnings.showwarning = show_warning
@@ -70,7 +75,10 @@ def run_stage(stage: Stage, arguments: Namespace, *, exclusive: bool = True) -> 
         from stages.launch import launch_ranks
 
         return launch_ranks(arguments.processes, arguments.words)
-    _run_in_session(stage, config, arguments, exclusive)
+    try:
+        _run_in_session(stage, config, arguments, exclusive)
+    except KeyboardInterrupt as interrupt:
+        exit_process(report_interrupt(interrupt))
 
 
 def _run_in_session(stage: Stage, config: RunConfig, arguments: Namespace, exclusive: bool) -> None:
@@ -92,9 +100,17 @@ def _run_in_session(stage: Stage, config: RunConfig, arguments: Namespace, exclu
         if not is_out_of_memory(error):
             raise
         fail(error, f"the memory is full; lower batch_size, or memory_gib for cached images ({_in_one_line(error)})")
+
+
+@contextmanager
+def announced_stop(stage_name: str, state: TrainState) -> Iterator[None]:
+    """Print which step of an interrupted training is saved."""
+    try:
+        yield
     except KeyboardInterrupt:
-        print_interrupted()
-        exit_process(INTERRUPTED)
+        if state.is_saved:
+            print(f"{stage_name}: step {state.step:,} is saved", flush=True)
+        raise
 
 
 def _in_one_line(error: BaseException) -> str:
@@ -106,7 +122,7 @@ def lock_run(config: RunConfig) -> Iterator[None]:
     """Keep the folders of a run to this process; raises ValueError when another one has them."""
     with ExitStack() as locks:
         for folder in {f.resolve(): f for f in (config.checkpoints, config.shards)}.values():  # may be equal
-            locks.enter_context(exclusive_lock(folder / LOCK_NAME))
+            locks.enter_context(exclusive_lock(folder / LOCK_NAME, LOST_LOCK_S if is_restarted() else 0.0))
         yield
 
 

@@ -10,6 +10,7 @@ from pipeline.data.repair import Repair, plan_repair, write_repaired
 from pipeline.data.shards import is_packed, pack, read_manifest, remove_parts
 from pipeline.identity import synthesis_identity
 from pipeline.run import RunConfig, resolved_yaml
+from pipeline.runtime.distributed import LOST_AFTER
 from pipeline.runtime.fingerprint import fingerprint
 from pipeline.runtime.hardware import device_name
 from pipeline.runtime.recorder import Progress, open_recorder
@@ -101,19 +102,18 @@ def _make_missing(
     identity = synthesis_identity(config, round_index, synthesis)
     for fault in remove_damaged_parts(folder, specs) if context.is_main_process else ():
         print(f"synthesize: {fault}; its batch is made again", flush=True)
-    if missing := context.broadcast(missing_batches(folder, specs)):
+    if missing := context.broadcast(missing_batches(folder, specs) if context.is_main_process else []):
         objective = session.objective(round_index)  # before anything is written: the networks may not load
         store = BatchStore(folder=folder, fingerprint=fingerprint(identity), config=synthesis, scorers=session.scorers)
         if context.is_main_process:
             write_identity(folder, identity, resolved_yaml(config))
             print(f"synthesize: {picture_path(config.checkpoints, PREVIEW)} shows the newest state", flush=True)
         context.barrier()  # the identity comes before the first part
-        own_specs = missing[context.rank :: context.size]
-        progress = _progress(session, round_index, len(own_specs), len(specs) - len(missing))
+        progress = _progress(config, round_index, len(specs), len(missing))
         with open_recorder(config.metrics_path(context.rank), progress, context, session.sinks) as recorder:
             monitor = Monitor(recorder, config.synthesis.inversion.num_steps, _live_pictures(session, round_index))
-            make_batches(objective, own_specs, store, monitor, context)
-        context.barrier()
+            make_batches(objective, missing, store, monitor, context)
+        context.barrier(LOST_AFTER)  # all batches are finished, so every rank is about to come
 
 
 def _pack_set(
@@ -175,9 +175,8 @@ def _next_round(config: RunConfig) -> int:
     return next((r for r in rounds if not is_packed(config.round_folder(r))), rounds[-1])
 
 
-def _progress(session: Session, round_index: int, num_own_batches: int, num_finished_batches: int) -> Progress:
-    """The steps of this rank: those of its own batches, and its share of the batches that exist."""
-    num_steps = session.config.synthesis.inversion.num_steps
-    done = num_finished_batches // session.context.size * num_steps
-    total = done + num_own_batches * num_steps
+def _progress(config: RunConfig, round_index: int, num_batches: int, num_missing: int) -> Progress:
+    """The steps of all batches, whichever rank makes them."""
+    num_steps = config.synthesis.inversion.num_steps
+    total, done = num_batches * num_steps, (num_batches - num_missing) * num_steps
     return Progress(stage="synthesize", total=total, unit="steps", done=done, round_index=round_index)

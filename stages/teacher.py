@@ -14,6 +14,7 @@ from pipeline.runtime.files import write_json
 from pipeline.runtime.recorder import Progress, open_recorder
 from pipeline.runtime.seeds import derive_seed
 from pipeline.session import Session
+from stages.stage import announced_stop
 
 
 def main(session: Session, round_index: int | None = None) -> None:
@@ -42,7 +43,10 @@ def main(session: Session, round_index: int | None = None) -> None:
         print(f"teacher: resumed at step {state.step:,}", flush=True)
     task = Task(teacher, build_label_loss(training), training, config.seed, "teacher")
     progress = Progress(stage="teacher", total=training.steps, unit="steps", done=state.step)
-    with open_recorder(config.metrics_path(), progress, session.context, session.sinks) as recorder:
+    with (
+        open_recorder(config.metrics_path(), progress, session.context, session.sinks) as recorder,
+        announced_stop("teacher", state),
+    ):
         train(state, task, images, DistributedContext(device=device), recorder.log)
     restricted = Classifier(teacher.network, teacher.normalization, teacher.num_classes, config.class_labels).to(device)
     metrics = measure(restricted, test, config.evaluation)

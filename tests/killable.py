@@ -49,10 +49,14 @@ class Ranks:
             process.join()
         return [process.exitcode for process in self.processes]
 
-    def kill_after(self, condition: Callable[[], bool], delay_s: float) -> bool:
-        """SIGKILL all of them `delay_s` after the condition is true; returns whether all were still running."""
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait until the condition is true or a process has ended."""
         while all(process.is_alive() for process in self.processes) and not condition():
             time.sleep(0.001)
+
+    def kill_after(self, condition: Callable[[], bool], delay_s: float) -> bool:
+        """SIGKILL all of them `delay_s` after the condition is true; returns whether all were still running."""
+        self.wait_until(condition)
         time.sleep(delay_s)
         for process in self.processes:
             process.kill()

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import platform
 import tarfile
 from collections import defaultdict
 from collections.abc import Container, Iterable, Mapping
@@ -49,9 +51,18 @@ def part_path(folder: Path, batch_index: int) -> Path:
     return folder / PARTS / f"{batch_index:06d}.tar"
 
 
+def list_parts(folder: Path, suffix: str = ".tar") -> list[Path]:
+    """The part files of a set, or the files beside them with another suffix."""
+    return sorted((folder / PARTS).glob(f"*{suffix}"))
+
+
 def write_part(folder: Path, batch_index: int, samples: Iterable[Sample], image_format: ImageFormat) -> None:
-    """Write one finished batch, atomically. The metadata of each image get its `sample_digest`."""
-    with atomic_file(part_path(folder, batch_index)) as file, TarWriter(file, encoder=False, mtime=0) as tar:
+    """Write one finished batch, atomically. The metadata of each image get its `sample_digest`.
+
+    Several processes may write the same batch at once: each has a temporary file of its own.
+    """
+    writer = f"{platform.node()}-{os.getpid()}"
+    with atomic_file(part_path(folder, batch_index), writer) as file, TarWriter(file, encoder=False, mtime=0) as tar:
         for sample in samples:
             metadata = {**sample.metadata, DIGEST: sample_digest(sample.key, sample.image, sample.metadata)}
             tar.write(

@@ -18,6 +18,7 @@ from pipeline.runtime.config import to_plain
 from pipeline.runtime.device import synchronize
 from pipeline.runtime.files import atomic_file, temporary_path
 from pipeline.runtime.fingerprint import require_same_identity
+from pipeline.runtime.shutdown import finished_before_exit
 
 # The usual momentum of SGD with Nesterov's method; AdamW has none.
 SGD_MOMENTUM = 0.9
@@ -27,7 +28,8 @@ SGD_MOMENTUM = 0.9
 class TrainState:
     """The network, its optimizer, the number of steps done, and the file that keeps all of it.
 
-    Training ends at step `end`, by default after all steps of the config.
+    Training ends at step `end`, by default after all steps of the config. `is_saved` tells, after an interrupt, that
+    the file keeps this step.
     """
 
     classifier: Classifier
@@ -37,6 +39,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     step: int
     end: int
+    is_saved: bool = False
 
     @classmethod
     def open(
@@ -98,11 +101,12 @@ def _host_copy(tensor: Tensor) -> Tensor:
 
 def write_state(path: Path, content: Mapping[str, Any]) -> None:
     """Write the content that `TrainState.on_host` returned, atomically, after a line with the digest of the rest."""
-    buffer = io.BytesIO()  # on a full disk, writing bytes raises OSError, torch.save into a file RuntimeError
-    torch.save(content, buffer)
-    with atomic_file(path) as file:
-        file.write(_first_line(buffer.getbuffer()))
-        file.write(buffer.getbuffer())
+    with finished_before_exit():
+        buffer = io.BytesIO()  # on a full disk, writing bytes raises OSError, torch.save into a file RuntimeError
+        torch.save(content, buffer)
+        with atomic_file(path) as file:
+            file.write(_first_line(buffer.getbuffer()))
+            file.write(buffer.getbuffer())
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pipeline.data.image_sets import ImageSet
 from pipeline.data.loader import load_batches
 from pipeline.distillation.state import TrainState, write_state
 from pipeline.distillation.task import Task
-from pipeline.runtime.distributed import DistributedContext, explain_lost_peer, is_one_of_several
+from pipeline.runtime.distributed import DistributedContext, explain_lost_peer
 from pipeline.runtime.interrupts import delayed_interrupts
 from pipeline.runtime.recorder import OnStep
 from pipeline.runtime.schedules import learning_rates
@@ -26,8 +26,8 @@ def train(
     All ranks call this and share each batch. Their weights stay the same; only rank 0 saves. A resumed run sees the
     batches and views of an uninterrupted one. `on_step` is called every `log_every` steps and after the last, with the
     mean loss over the ranks. Only these steps wait for the device: they check the losses before the update, and a
-    thread then saves the state. A single process that is interrupted finishes its step, saves, and raises
-    KeyboardInterrupt.
+    thread then saves the state. When a rank is interrupted, all finish the same step, the state is saved, and
+    KeyboardInterrupt is raised.
     Raises FloatingPointError when a loss is not finite; the state that was saved last stays as it was.
     """
     assert task.classifier is state.classifier and task.config.batch_size == state.config.batch_size
@@ -39,7 +39,7 @@ def train(
     parallel, saved_at = context.parallel(task), time.monotonic()
     with (
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-        delayed_interrupts(enabled=not is_one_of_several()) as interrupt,
+        delayed_interrupts() as interrupt,
         overlapped() as writer,
     ):
         shares = (task.share(len(images.labels), step, context) for step in range(state.step, state.end))
@@ -47,7 +47,7 @@ def train(
             step = state.step
             view, targets = task.view(pixels, labels, step, context.rank)
             losses.record(step, _backward(state, parallel, view, targets))
-            is_interrupted = interrupt.has_arrived
+            is_interrupted = context.on_any_rank(interrupt.has_arrived)
             is_logged = step % config.log_every == 0 or step == state.end - 1 or is_interrupted
             figures = {"loss": losses.check(step + 1), "lr": rates[step]} if is_logged else {}
             _update(state, rates[step])
@@ -56,7 +56,10 @@ def train(
             if is_logged and context.is_main_process and time.monotonic() - saved_at > config.save_every_s:
                 saved_at = _save_in_background(state, writer, saved_at)
             if is_interrupted:
-                writer.start(partial(write_state, state.path, state.on_host()))
+                interrupt.stop()
+                if context.is_main_process:
+                    writer.start(partial(write_state, state.path, state.on_host()))
+                    state.is_saved = True
                 break
 
 

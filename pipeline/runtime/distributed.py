@@ -2,28 +2,36 @@
 
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import NoReturn, TypeVar
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.runtime.environment import is_under_torchrun, named_device, named_num_threads, ranks_of_torchrun
 from pipeline.runtime.hardware import is_cuda_usable, keep_freed_memory, unusable_driver
 from pipeline.runtime.threads import threads_per_process
+from pipeline.runtime.work_queue import WorkQueue
 
 # A rank that does not answer for so long is lost. In every step of distillation the others wait for it.
 LOST_AFTER = timedelta(minutes=10)
 # Some ranks can be busy with synthesis for hours after others have finished.
 WAIT_AT_MOST = timedelta(days=7)
+# Seconds between two looks whether others have arrived.
+LOOK_EVERY_S = 0.01
 # What gloo and NCCL say when the other end of a connection is gone.
 LOST_PEER = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Timed out waiting")
+CONTINUE = "run the same command again to continue"
 
 Value = TypeVar("Value")
 
@@ -32,7 +40,8 @@ Value = TypeVar("Value")
 class DistributedContext:
     """One process of a run: its `rank` of `size`, the `local_size` ranks of its machine, and its device.
 
-    `wait_group` is the process group in which ranks wait for each other for days; None for a single process.
+    `wait_group` is the process group in which ranks wait for each other for days; None for a single process. The
+    `store` is shared by all ranks.
     """
 
     rank: int = 0
@@ -40,6 +49,7 @@ class DistributedContext:
     local_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     wait_group: dist.ProcessGroup | None = None
+    store: Store = field(default_factory=dist.HashStore, compare=False)  # type: ignore[attr-defined]
 
     @property
     def is_main_process(self) -> bool:
@@ -51,16 +61,36 @@ class DistributedContext:
         """Whether the cores of the machine have little to do while the device computes."""
         return self.device.type != "cpu"
 
-    def barrier(self) -> None:
-        """Wait for all ranks. Raises ConnectionError when one is lost, as the other methods do."""
-        if self.wait_group is not None:
-            with explain_lost_peer():
-                dist.barrier(self.wait_group)
+    def barrier(self, within: timedelta = WAIT_AT_MOST) -> None:
+        """Wait for all ranks. Raises ConnectionError when one is lost, as the other methods do, or does not come."""
+        if self.wait_group is None:
+            return
+        with explain_lost_peer():
+            work, gives_up_at = dist.barrier(self.wait_group, async_op=True), time.monotonic() + within.total_seconds()
+            while not work.is_completed():  # a signal is handled between two operations of Python, and `wait` is one
+                if time.monotonic() > gives_up_at:
+                    raise ConnectionError(f"another rank has not come within {within}; {CONTINUE}")
+                time.sleep(LOOK_EVERY_S)
+            work.wait()
+
+    def open_queue(self, num_items: int) -> WorkQueue:
+        """A queue of items for all ranks, which call this at the same time."""
+        return WorkQueue(self.store, self.broadcast(uuid4().hex), num_items)
+
+    def on_any_rank(self, value: bool) -> bool:
+        """Whether the value is true on any rank; all ranks call this in the same step."""
+        if self.wait_group is None:
+            return value
+        with explain_lost_peer():
+            flag = torch.tensor([float(value)])
+            dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return bool(flag.item())
 
     def broadcast(self, value: Value) -> Value:
         """The value of rank 0, on every rank."""
         if self.wait_group is None:
             return value
+        self.barrier()
         values = [value]
         with explain_lost_peer():
             dist.broadcast_object_list(values, group=self.wait_group)
@@ -109,9 +139,7 @@ def explain_lost_peer() -> Iterator[None]:
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or any(mark in str(error) for mark in LOST_PEER):
             reason = str(error).strip().partition("\n")[0]
-            raise ConnectionError(
-                f"the connection to another rank is lost ({reason}); run the same command again to continue"
-            ) from error
+            raise ConnectionError(f"the connection to another rank is lost ({reason}); {CONTINUE}") from error
         raise
 
 
@@ -131,12 +159,16 @@ def open_distributed() -> Iterator[DistributedContext]:
         return
     on_cuda = device.type == "cuda"
     with explain_lost_peer():
+        store, rank, size = next(rendezvous("env://", timeout=LOST_AFTER))
+        backend, device_id = ("cpu:gloo,cuda:nccl", device) if on_cuda else ("gloo", None)
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if on_cuda else "gloo", timeout=LOST_AFTER, device_id=device if on_cuda else None
+            backend, store=store, rank=rank, world_size=size, timeout=LOST_AFTER, device_id=device_id
         )
         wait_group = dist.new_group(backend="gloo", timeout=WAIT_AT_MOST)
         dist.barrier(wait_group)  # if a rank failed while another still connects, gloo would log that beside the error
-    yield DistributedContext(rank=rank, size=size, local_size=local_size, device=device, wait_group=wait_group)
+    yield DistributedContext(
+        rank=rank, size=size, local_size=local_size, device=device, wait_group=wait_group, store=store
+    )
     dist.destroy_process_group()  # not after an error: NCCL would wait for ranks that have not met it
 
 
@@ -147,11 +179,6 @@ def exit_process(code: int) -> NoReturn:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
-
-
-def is_one_of_several() -> bool:
-    """Whether this process is a rank that others wait for."""
-    return dist.is_initialized()
 
 
 def choose_device(local_rank: int, local_size: int) -> torch.device:

@@ -7,7 +7,11 @@ from pathlib import Path
 DEVICE = "DREAMDISTILL_DEVICE"
 # Set in the environment of ranks whose launcher reports their errors.
 LAUNCHER_REPORTS = "DREAMDISTILL_LAUNCHER_REPORTS"
+# Set by make: what it starts is to end when it is killed.
+ENDS_WITH_PARENT = "DREAMDISTILL_ENDS_WITH_PARENT"
 NUM_THREADS = "OMP_NUM_THREADS"
+# How often torchrun has restarted its processes after one of them failed.
+RESTART_COUNT = "TORCHELASTIC_RESTART_COUNT"
 
 
 def ranks_of_torchrun() -> tuple[int, int, int, int]:
@@ -22,6 +26,16 @@ def ranks_of_torchrun() -> tuple[int, int, int, int]:
 def is_under_torchrun() -> bool:
     """Whether torchrun started this process."""
     return "RANK" in os.environ
+
+
+def is_restarted() -> bool:
+    """Whether torchrun has started this process after another one failed."""
+    return os.environ.get(RESTART_COUNT, "0") != "0"
+
+
+def ends_with_parent() -> bool:
+    """Whether this process works for torchrun or make, and is to end with it; one started by a shell stays."""
+    return is_under_torchrun() or ENDS_WITH_PARENT in os.environ
 
 
 def is_rank_zero() -> bool:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache, wraps
@@ -21,17 +22,20 @@ TEMPORARY_SUFFIX = ".tmp"
 # Files whose results are remembered; a set of ImageNet's size has about a thousand shards.
 CACHED_FILES = 1 << 14
 _CHUNK_BYTES = 1 << 20
+# Seconds between two tries to take a lock.
+LOOK_EVERY_S = 1.0
 _JSON_STRING_OR_NUMBERS = re.compile(r'"(?:[^"\\]|\\.)*"|\[[^\[\]{}"]*\]')
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+def atomic_file(path: Path, writer: str = "") -> Iterator[IO[bytes]]:
     """Open `path` for writing; the name appears only when the block ends without an exception.
 
-    The temporary name is derived from `path`, so the next attempt overwrites what a killed process left. Raises OSError
-    with the path and the fix when the folder cannot be written or the disk is full.
+    The temporary name is derived from `path`, so the next attempt overwrites what a killed process left. If several
+    processes may write the same file at once, each is named as the `writer` in its own. Raises OSError with the path
+    and the fix when the folder cannot be written or the disk is full.
     """
-    temporary = temporary_path(path)
+    temporary = temporary_path(path, writer)
     with explain_os_errors(path):
         try:
             make_folder(path.parent)
@@ -85,9 +89,9 @@ def _settle(former: Path, path: Path) -> None:
         os.replace(former, path)
 
 
-def temporary_path(path: Path) -> Path:
+def temporary_path(path: Path, writer: str = "") -> Path:
     """The name of an incomplete file; a process that is killed while it writes leaves it behind."""
-    return path.with_name(path.name + TEMPORARY_SUFFIX)
+    return path.with_name(f"{path.name}{writer and f'.{writer}'}{TEMPORARY_SUFFIX}")
 
 
 def make_folder(folder: Path) -> None:
@@ -102,13 +106,14 @@ def explain_os_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is None or error.filename not in (None, *_names(path)):
+        if error.errno is None or not _is_about(error, path):
             raise
         raise OSError(error.errno, f"cannot write {path}: {_fix(error)}") from error
 
 
-def _names(path: Path) -> list[str]:
-    return [str(path), str(temporary_path(path)), *map(str, path.parents)]
+def _is_about(error: OSError, path: Path) -> bool:
+    name = str(error.filename)
+    return error.filename is None or name in map(str, (path, *path.parents)) or name.startswith(f"{path}.")
 
 
 def _fix(error: OSError) -> str:
@@ -138,30 +143,42 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def exclusive_lock(path: Path) -> Iterator[None]:
-    """Hold `path` as a lock; raises ValueError when another process holds it. A killed process releases its lock.
+def exclusive_lock(path: Path, wait_s: float = 0.0) -> Iterator[None]:
+    """Hold `path` as a lock; raises ValueError when another process still holds it after `wait_s` seconds.
 
-    At the end, the lock and the folders that were made for it are removed if they hold nothing else.
+    A killed process releases its lock, that of a lost machine stays for a while on a network file system. At the end,
+    the lock and the folders that were made for it are removed if they hold nothing else.
     """
     folders = [folder for folder in path.parents if not folder.exists()]
-    make_folder(path.parent)
-    with explain_os_errors(path):
-        path.touch()
-    with open(path, "a") as file:  # network file systems lock only files that are open for writing
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_locked = os.path.samestat(os.fstat(file.fileno()), path.stat())
-        except (BlockingIOError, FileNotFoundError):  # the latter if its holder has removed it since it was opened
-            is_locked = False
-        if not is_locked:
+    gives_up_at = time.monotonic() + wait_s
+    while (file := _open_locked(path)) is None:
+        if time.monotonic() >= gives_up_at:
             raise ValueError(
-                f"another process works on {path.parent}; wait for it or end it (it can outlive a killed make), or set "
-                "another `name`"
+                f"another process works on {path.parent}; wait for it or end it (it outlives a killed make by some "
+                "seconds), or set another `name`"
             )
+        time.sleep(LOOK_EVERY_S)
+    with file:
         try:
             yield
         finally:
             _remove_if_alone(path, folders)
+
+
+def _open_locked(path: Path) -> IO[bytes] | None:
+    """The locked file `path`; None if another process holds it."""
+    make_folder(path.parent)
+    with explain_os_errors(path):
+        path.touch()
+    file = path.open("ab")  # network file systems lock only files that are open for writing
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return file
+    except (BlockingIOError, FileNotFoundError):  # the latter if its holder has removed it since it was opened
+        pass
+    file.close()
+    return None
 
 
 def _remove_if_alone(path: Path, folders: Iterable[Path]) -> None:

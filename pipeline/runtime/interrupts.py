@@ -1,4 +1,4 @@
-"""Interrupts that wait until the work at hand can stop."""
+"""Interrupts: Ctrl-C, and SIGTERM, which `kill` and schedulers send; some work delays them until it can stop."""
 
 import signal
 import threading
@@ -7,44 +7,64 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-# Ctrl-C, and what `kill` and schedulers send.
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM has arrived; raised where Ctrl-C raises KeyboardInterrupt."""
+
+
+def raise_terminated(number: int, frame: FrameType | None) -> None:
+    """A handler of SIGTERM. It raises once: a scheduler and torchrun may both send the signal."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise Terminated
 
 
 @dataclass
 class Interrupt:
-    """Whether an interrupt has arrived; made by `delayed_interrupts`."""
+    """The first interrupt that has arrived here, or None; made by `delayed_interrupts`."""
 
-    has_arrived: bool = False
+    number: int | None = None
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether an interrupt has arrived."""
+        return self.number is not None
+
+    def stop(self) -> None:
+        """Let the block end with an interrupt that another rank has got, as if it had arrived here."""
+        self.number = self.number or signal.SIGTERM
 
 
 @contextmanager
-def delayed_interrupts(enabled: bool = True) -> Iterator[Interrupt]:
-    """Only note an interrupt within the block, and raise KeyboardInterrupt at its end; a second one acts at once.
+def delayed_interrupts() -> Iterator[Interrupt]:
+    """Only note an interrupt within the block, and raise KeyboardInterrupt or Terminated at its end.
 
-    The block asks `Interrupt.has_arrived` where it can stop. Signals that the process ignores, as shells ask of what
-    they run in the background, stay ignored. Outside of the main thread, which alone gets signals, nothing is delayed.
+    The block asks `Interrupt.has_arrived` where it can stop. A second Ctrl-C acts at once, a second SIGTERM not at all.
+    If the block loses another rank after an interrupt, which all ranks get, that is no error. Signals that the process
+    ignores, as shells ask of what they run in the background, stay ignored. Outside of the main thread, which alone
+    gets signals, nothing is delayed.
     """
     interrupt = Interrupt()
-    if not enabled or threading.current_thread() is not threading.main_thread():
-        yield interrupt
-        return
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: signal.getsignal(number) for number in INTERRUPTS}
+        handlers = {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
 
     def note(number: int, frame: FrameType | None) -> None:
-        interrupt.has_arrived = True
-        restore()
+        interrupt.number = interrupt.number or number
+        if signal.SIGINT in handlers:
+            signal.signal(signal.SIGINT, handlers[signal.SIGINT])
 
-    def restore() -> None:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-    handlers = {number: signal.getsignal(number) for number in INTERRUPTS}
-    handlers = {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
     for number in handlers:
         signal.signal(number, note)
     try:
         yield interrupt
+    except ConnectionError:
+        if not interrupt.has_arrived:
+            raise
     finally:
-        restore()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     if interrupt.has_arrived:
-        raise KeyboardInterrupt
+        raise Terminated if interrupt.number == signal.SIGTERM else KeyboardInterrupt

@@ -21,6 +21,17 @@ OnInversionStep = Callable[[int, dict[str, float], Tensor], None]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Callbacks:
+    """What `invert` calls: `before_step` before every step, `on_step` on logging steps; what they raise ends it."""
+
+    before_step: Callable[[], None] | None = None
+    on_step: OnInversionStep | None = None
+
+
+NO_CALLBACKS = Callbacks()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Inversion:
     """One finished batch: images uint8 (N, C, H, W), labels (N,), and the weighted terms of every step (steps, T)."""
 
@@ -35,14 +46,14 @@ def invert(
     labels: Tensor,
     config: InversionConfig,
     generator: torch.Generator,
-    on_step: OnInversionStep | None = None,
+    callbacks: Callbacks = NO_CALLBACKS,
 ) -> Inversion:
     """Optimize one input for each label (N,) through all phases; returns the images of the last step, quantized.
 
-    `labels` are on the device of the objective. All randomness comes from `generator`. `on_step` is called every
-    `log_every` steps and in the last one. Raises FloatingPointError with step and term when a term is not finite.
+    `labels` are on the device of the objective. All randomness comes from `generator`. Logging steps are every
+    `log_every` steps and the last one. Raises FloatingPointError with step and term when a term is not finite.
     """
-    trace = _Trace(config, tuple(objective.terms), labels.device, on_step)
+    trace = _Trace(config, tuple(objective.terms), labels.device, callbacks)
     batch = _Batch(labels, generator, trace)
     num_channels = objective.networks.teacher.mean.shape[1]
     shape = scaled_size(config.phases[0].scale, objective.image_size)
@@ -64,11 +75,16 @@ class _Trace:
     """The terms of every step, on the device; only logging steps transfer them, which synchronizes."""
 
     def __init__(
-        self, config: InversionConfig, names: tuple[str, ...], device: torch.device, on_step: OnInversionStep | None
+        self, config: InversionConfig, names: tuple[str, ...], device: torch.device, callbacks: Callbacks
     ) -> None:
         self.terms, self.names = torch.zeros(config.num_steps, len(names), device=device), names
-        self._log_every, self._on_step = config.log_every, on_step
+        self._log_every, self._callbacks = config.log_every, callbacks
         self._step = self._num_checked = 0
+
+    def before_step(self) -> None:
+        """Call what wants to know of every step."""
+        if self._callbacks.before_step:
+            self._callbacks.before_step()
 
     def record(self, terms: Tensor, inputs: Tensor) -> None:
         """Store the terms (T,) of the next step; on a logging step, check all since the last one, and report both."""
@@ -77,8 +93,9 @@ class _Trace:
         self._step += 1
         if step % self._log_every == 0 or step == len(self.terms) - 1:
             self._check()
-            if self._on_step:
-                self._on_step(step, dict(zip(self.names, self.terms[step].tolist(), strict=True)), inputs.detach())
+            if self._callbacks.on_step:
+                weighted = dict(zip(self.names, self.terms[step].tolist(), strict=True))
+                self._callbacks.on_step(step, weighted, inputs.detach())
 
     def _check(self) -> None:
         """Raise FloatingPointError when a term since the last check is not finite."""
@@ -114,6 +131,7 @@ def _run_phase(
     jitter_px = round(config.jitter_px * phase.scale)
     view_size = scaled_size(config.view_scale, (inputs.shape[2], inputs.shape[3]))
     for lr in learning_rates(config.schedule, config.lr, phase.steps, config.warmup_fraction):
+        batch.trace.before_step()
         inputs = basis.decode(variables)
         view = roll_and_flip(inputs, jitter_px, config.flip, batch.generator)
         if config.crop_area[0] < 1:

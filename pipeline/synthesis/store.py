@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from pipeline.data.codec import decode_image, encode_image
-from pipeline.data.parts import FINGERPRINT, Sample, find_fault, part_path, write_part
+from pipeline.data.parts import FINGERPRINT, Sample, find_fault, list_parts, part_path, write_part
 from pipeline.data.shards import is_packed
 from pipeline.evaluation.scores import Scorers, score
 from pipeline.models.config import ImageConfig
+from pipeline.runtime.files import TEMPORARY_SUFFIX
 from pipeline.runtime.fingerprint import versions
 from pipeline.runtime.threads import background_threads
 from pipeline.synthesis.config import SynthesisConfig
@@ -60,15 +61,25 @@ class BatchStore:
 
 def missing_batches(folder: Path, specs: Sequence[BatchSpec]) -> list[BatchSpec]:
     """The batches of a round without a part file; none if the round is packed."""
-    return [] if is_packed(folder) else [spec for spec in specs if not part_path(folder, spec.index).exists()]
+    if is_packed(folder):
+        return []
+    existing = set(list_parts(folder))  # a file system remembers for a while that a file it was asked for is missing
+    return [spec for spec in specs if part_path(folder, spec.index) not in existing]
 
 
 def remove_damaged_parts(folder: Path, specs: Sequence[BatchSpec]) -> list[str]:
-    """Remove the parts of a round that are not whole, so that their batches are missing; returns why, a line each."""
-    faults = []
-    for spec in () if is_packed(folder) else specs:
+    """Remove the parts of a round that are not whole, so that their batches are missing; returns why, a line each.
+
+    What killed processes left under temporary names is removed, too.
+    """
+    if is_packed(folder):
+        return []
+    for leftover in list_parts(folder, TEMPORARY_SUFFIX):
+        leftover.unlink(missing_ok=True)
+    existing, faults = set(list_parts(folder)), []
+    for spec in specs:
         path = part_path(folder, spec.index)
-        if path.exists() and (fault := find_fault(path, spec.keys)):
+        if path in existing and (fault := find_fault(path, spec.keys)):
             path.unlink()
             faults.append(fault)
     return faults

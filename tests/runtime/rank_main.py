@@ -35,7 +35,7 @@ class Network(nn.Module):
 
 
 class ReadingSteps(TorchFunctionMode):
-    """The steps in which the host reads a tensor; the draws of views are excluded, since they are on the host."""
+    """The steps in which the host reads a tensor, but for draws of views and flags of ranks, which are on the host."""
 
     def __init__(self, state: TrainState) -> None:
         super().__init__()
@@ -43,8 +43,9 @@ class ReadingSteps(TorchFunctionMode):
 
     def __torch_function__(self, function, types, arguments=(), keywords=None):
         name = getattr(function, "__name__", "")
-        is_draw = any(Path(frame.filename).name == "views.py" for frame in traceback.extract_stack(limit=6))
-        if (name in READING or (name == "to" and "cpu" in arguments)) and not is_draw:
+        on_host = {"views.py", "distributed.py"}
+        is_on_host = any(Path(frame.filename).name in on_host for frame in traceback.extract_stack(limit=6))
+        if (name in READING or (name == "to" and "cpu" in arguments)) and not is_on_host:
             self.steps.add(self.state.step)
         return function(*arguments, **(keywords or {}))
 

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from pipeline.runtime.interrupts import INTERRUPTS, delayed_interrupts
+from pipeline.runtime.interrupts import INTERRUPTS, Terminated, delayed_interrupts, raise_terminated
 
 pytestmark = pytest.mark.usefixtures("_interruptible")
 
@@ -55,7 +55,33 @@ def test_block_of_another_thread_runs_and_delays_nothing():
     assert handlers == [(signal.default_int_handler, False)]
 
 
-def test_block_that_does_not_delay_interrupts_is_left_at_once():
-    with pytest.raises(KeyboardInterrupt), delayed_interrupts(enabled=False):
-        signal.raise_signal(signal.SIGINT)
-        pytest.fail("the interrupt was delayed")
+def test_second_sigterm_does_not_act_at_once():
+    steps = []
+    with pytest.raises(Terminated), delayed_interrupts():
+        for step in range(3):
+            signal.raise_signal(signal.SIGTERM)
+            steps.append(step)
+    assert steps == [0, 1, 2]
+
+
+def test_interrupt_of_another_rank_ends_the_block():
+    with pytest.raises(Terminated), delayed_interrupts() as interrupt:
+        interrupt.stop()
+
+
+@pytest.mark.parametrize(("is_interrupted", "error"), [(True, Terminated), (False, ConnectionError)])
+def test_lost_rank_is_no_error_after_an_interrupt(is_interrupted, error):
+    with pytest.raises(error), delayed_interrupts():
+        if is_interrupted:
+            signal.raise_signal(signal.SIGTERM)
+        raise ConnectionError("another rank is lost")
+
+
+def test_sigterm_raises_once():
+    former = signal.signal(signal.SIGTERM, raise_terminated)
+    try:
+        with pytest.raises(Terminated):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, former)

@@ -31,7 +31,7 @@ sys.exit(code)
 INTERRUPTED_IMPORT = """
 import os, signal, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
-os.kill(os.getpid(), signal.SIGINT)
+os.kill(os.getpid(), signal.NAME)
 time.sleep(60)
 """
 
@@ -172,11 +172,16 @@ def test_command_line_without_a_command_prints_the_commands(capsys):
 
 
 @pytest.mark.parametrize(
-    ("variables", "lines"),
-    [({}, ["interrupted; run the same command again to continue"]), ({"DREAMDISTILL_LAUNCHER_REPORTS": "1"}, [])],
+    ("name", "variables", "code", "lines"),
+    [
+        ("SIGINT", {}, 130, ["interrupted; run the same command again to continue"]),
+        ("SIGTERM", {}, 143, ["terminated; run the same command again to continue"]),
+        ("SIGTERM", {"LOCAL_RANK": "1"}, 143, []),
+        ("SIGTERM", {"DREAMDISTILL_LAUNCHER_REPORTS": "1"}, 143, []),
+    ],
 )
-def test_interrupt_during_the_imports_ends_without_a_trace(tmp_path, variables, lines):
-    (tmp_path / "torch.py").write_text(INTERRUPTED_IMPORT)
+def test_interrupt_during_the_imports_ends_without_a_trace(tmp_path, name, variables, code, lines):
+    (tmp_path / "torch.py").write_text(INTERRUPTED_IMPORT.replace("NAME", name))
     process = subprocess.run(
         [sys.executable, "-m", "stages", "verify"],
         cwd=REPOSITORY,
@@ -184,12 +189,13 @@ def test_interrupt_during_the_imports_ends_without_a_trace(tmp_path, variables, 
         capture_output=True,
         text=True,
     )
-    assert (process.returncode, process.stderr.splitlines()) == (130, lines)
+    assert (process.returncode, process.stderr.splitlines()) == (code, lines)
 
 
 def test_modules_in_the_current_folder_can_be_named(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["dreamdistill", "--help"])
     monkeypatch.setattr(sys, "path", ["first"])
+    monkeypatch.setattr("pipeline.runtime.shutdown.handle_termination", lambda *_, **__: None)
     with pytest.raises(SystemExit, match="0"):
         __main__.main()
     assert sys.path == ["first", ""]

@@ -17,7 +17,7 @@ from pipeline.runtime.config import ConfigError
 from pipeline.runtime.schedules import learning_rates
 from pipeline.synthesis.config import InversionConfig, PhaseConfig
 from pipeline.synthesis.inputs import INPUT_MEAN, INPUT_STD, to_pixels
-from pipeline.synthesis.invert import Inversion
+from pipeline.synthesis.invert import Callbacks, Inversion
 from pipeline.synthesis.objective import Networks, open_objective
 from pipeline.synthesis.terms import TermConfig
 
@@ -41,7 +41,7 @@ CONFIG = InversionConfig(
 def invert(teacher, labels, size, config, generator, *, student=None, ensemble=(), on_step=None) -> Inversion:
     networks = Networks(teacher=teacher, student=student, ensemble=ensemble)
     with open_objective(networks, config, size) as objective:
-        return pipeline.synthesis.invert.invert(objective, labels, config, generator, on_step)
+        return pipeline.synthesis.invert.invert(objective, labels, config, generator, Callbacks(on_step=on_step))
 
 
 def seeded(seed: int = 0) -> torch.Generator:
