@@ -13,6 +13,7 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from tqdm import tqdm
 
+from pipeline.copies import open_object_store, pull_outputs
 from pipeline.preview import planned_outputs
 from pipeline.resolve import resolve
 from pipeline.run import RunConfig, load_run, resolved_yaml
@@ -76,6 +77,7 @@ def _run_in_session(stage: Stage, config: RunConfig, arguments: Namespace, exclu
         with open_distributed() as context, ExitStack() as resources:
             if exclusive and context.is_main_process:
                 resources.enter_context(lock_run(config))
+            get_outputs(config, context)
             session = resources.enter_context(open_session(config, context, run_command(arguments)))
             context.require_same(
                 fingerprint(to_plain(session.config)),
@@ -83,6 +85,8 @@ def _run_in_session(stage: Stage, config: RunConfig, arguments: Namespace, exclu
             )
             if context.is_main_process:
                 print(_start_line(session.config, context), flush=True)
+                if exclusive and session.object_store is not None:
+                    session.object_store.require_writable(config.checkpoints)
             stage(session, arguments.round)
     except torch.OutOfMemoryError as error:
         fail(error, f"the device is out of memory; lower batch_size, or memory_gib for cached images ({error})")
@@ -91,6 +95,23 @@ def _run_in_session(stage: Stage, config: RunConfig, arguments: Namespace, exclu
     except KeyboardInterrupt:
         print_interrupted()
         exit_process(INTERRUPTED)
+
+
+def get_outputs(config: RunConfig, context: DistributedContext) -> None:
+    """Get what is in the object store and not on the disk of this machine."""
+    if (store := open_object_store(config)) is None:
+        return
+    # Machines that share a disk with the main process find there what that one got.
+    for is_turn in (context.is_main_process, context.is_first_of_machine and not context.is_main_process):
+        for path in pull_outputs(config, store) if is_turn else ():
+            print(f"got {path} from {store.address(path)}", flush=True)
+        context.barrier()
+
+
+def share_outputs(session: Session) -> None:
+    """Let machines without a common disk have what the main process has made, if the run has an object store."""
+    if session.context.size > session.context.local_size:
+        get_outputs(session.config, session.context)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -27,7 +27,8 @@ SGD_MOMENTUM = 0.9
 class TrainState:
     """The network, its optimizer, the number of steps done, and the file that keeps all of it.
 
-    Training ends at step `end`, by default after all steps of the config.
+    Training ends at step `end`, by default after all steps of the config. `after_write` gets the path of the file
+    whenever it has been written.
     """
 
     classifier: Classifier
@@ -37,6 +38,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     step: int
     end: int
+    after_write: Callable[[Path], None] | None = None
 
     @classmethod
     def open(

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from pipeline.data.remote import folder_of_given
 from pipeline.data.shards import MANIFEST, is_packed, read_manifest
 from pipeline.identity import CONFIG_FILE
 from pipeline.report.charts import MAX_LABEL_CHARACTERS, line_chart
@@ -18,7 +19,6 @@ from pipeline.report.curves import curve_of, figure_names
 from pipeline.report.figures import percent
 from pipeline.report.page import render_page
 from pipeline.report.sections import STAGE_CURVES
-from pipeline.run import folder_of_given
 from pipeline.runtime.config import nearest
 from pipeline.runtime.files import read_json
 from pipeline.runtime.fingerprint import flatten
