@@ -1,12 +1,16 @@
 """The copies of a run's outputs in its object store: what a machine gets of them, and what it leaves there."""
 
+import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pipeline.data.stored_sets import pull_set
 from pipeline.distillation.state import read_state, remove_state, state_path
 from pipeline.models.checkpoint import read_description
 from pipeline.run import RunConfig
+from pipeline.runtime.config import ConfigError
 from pipeline.runtime.files import read_json
 from pipeline.runtime.object_store import ObjectStore
 
@@ -22,16 +26,18 @@ def open_object_store(config: RunConfig) -> ObjectStore | None:
 def pull_outputs(config: RunConfig, store: ObjectStore) -> list[Path]:
     """Get what is in the store and not here: complete sets, networks, and states of training; returns what was new.
 
-    A state in the store replaces another one here, since it was stored after it was written here.
+    A state replaces another one of the same training here, which can only be of a machine that did less. Raises
+    ConfigError when the store has images or a state of another configuration than those here.
     """
     sets = () if config.distill.shards else map(config.round_folder, range(config.synthesis.rounds))
     pulled = [folder for folder in sets if pull_set(store, folder)]
     copies = store.sizes(config.checkpoints)
     for network in _networks(config):
         state, facts = state_path(network), _facts(network)
+        require_same = partial(_require_same_training, state, store.address(state))
         if not network.exists() and network in copies and store.pull(network, read_description):
             pulled.append(network)
-        if not network.exists() and state in copies and _differs(store, state) and store.pull(state, read_state):
+        if not network.exists() and state in copies and _differs(store, state) and store.pull(state, require_same):
             pulled.append(state)
         if network.exists() and not facts.exists() and facts in copies:
             store.pull(facts, read_json)
@@ -46,7 +52,7 @@ def finish_network(store: ObjectStore | None, path: Path, *, is_new: bool = Fals
     if store is not None:
         copies = store.sizes(path.parent)
         outputs = [output for output in (_facts(path), path) if output.exists()]
-        store.push_all(output for output in outputs if is_new or copies.get(output) != output.stat().st_size)
+        store.push_all(output for output in outputs if is_new or output not in copies)
         store.remove({state_path(path)} & copies.keys())
     remove_state(path)
 
@@ -69,3 +75,21 @@ def _differs(store: ObjectStore, state: Path) -> bool:
     with open(state, "rb") as file:
         first_line = file.readline()
     return store.read(state, len(first_line)) != first_line
+
+
+def _require_same_training(state: Path, address: str, copy: Path) -> None:
+    """Raise ValueError when the copy of a state is damaged, ConfigError when it is of another training than `state`."""
+    identity = _identity(copy)
+    try:
+        existing = _identity(state) if state.exists() else identity
+    except ValueError:  # damaged, so that the copy takes its place
+        return
+    if existing != identity:
+        raise ConfigError(
+            f"object_store: {address} is of another configuration than {state}; set another `name` or another address, "
+            "or remove the one that you do not need"
+        )
+
+
+def _identity(state: Path) -> Any:
+    return json.loads(read_state(state)["identity"])

@@ -54,10 +54,10 @@ class Ranks:
     def __init__(self, processes: Sequence[BaseProcess]) -> None:
         self.processes = processes
 
-    def wait(self) -> list[int | None]:
+    def wait(self, timeout_s: float = 60) -> list[int | None]:
         """Wait for all; returns their exit codes."""
         for process in self.processes:
-            process.join(timeout=60)
+            process.join(timeout_s)
             process.kill()
             process.join()
         return [process.exitcode for process in self.processes]

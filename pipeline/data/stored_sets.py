@@ -74,9 +74,8 @@ def push_set(
     again = {*written_again, *(e["file"] for e in manifest["shards"] if stated.get(e["file"]) != e["sha256"])}
     shards = {folder / entry["file"]: entry for entry in manifest["shards"]}
     store.push_all(p for p, entry in shards.items() if entry["file"] in again or copies.get(p) != entry["bytes"])
-    texts = [folder / name for name in (*TEXTS, MANIFEST_COPY, MANIFEST)]
-    for path in texts:  # the manifest last
-        if path.exists() and (stored != manifest or copies.get(path) != path.stat().st_size):
+    for path in (folder / name for name in (*TEXTS, MANIFEST_COPY, MANIFEST)):  # the manifest last
+        if path.exists() and not (path in copies and store.read(path) == path.read_bytes()):
             store.push(path)
     store.remove(path for path in copies if path.parent.name == PARTS and _index(path) in batch_indices)
 

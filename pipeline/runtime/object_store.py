@@ -135,7 +135,7 @@ class ObjectStore:
         self._unpushed.clear()
 
     def remove(self, paths: Iterable[Path]) -> None:
-        """Remove copies, if they exist."""
+        """Remove copies that exist."""
         self._in_parallel(self._remove, paths)
 
     def require_writable(self, folder: Path) -> None:

@@ -4,7 +4,7 @@ import ftplib
 from pathlib import Path
 
 import pytest
-from s3_server import BUCKET, serve_s3, stored
+from s3_server import BUCKET, refused_keys, serve_s3, stored
 from tiny_run import digests
 
 from pipeline.runtime import transfers
@@ -122,11 +122,18 @@ def test_failures_pass(tmp_path, monkeypatch):
     ],
 )
 def test_unusable_stores_are_explained(url, reason, tmp_path, monkeypatch):
-    for name, value in {"ENDPOINT_URL": "http://127.0.0.1:9", "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b"}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
+    for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(f"AWS_{name}", "any")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with pytest.raises(StoreError, match=f"^object_store: .*{reason}") as error:
         open_store(url, tmp_path).sizes(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_refused_credentials_are_explained(s3, tmp_path):
+    with refused_keys(s3), pytest.raises(StoreError, match=r"cannot list s3://runs/shards/tiny \(.*Access Key"):
+        open_store("s3://runs", tmp_path).sizes(tmp_path)
 
 
 def test_addresses_are_checked_and_hold_no_password():

@@ -10,6 +10,7 @@ from killable import start_stage
 from s3_server import BUCKET, replace_object, serve_s3, stored
 from tiny_run import copy_run, digests, run_command, with_weights, write_config
 
+from pipeline.distillation.state import write_state
 from pipeline.identity import CONFIG_FILE, student_identity, synthesis_identity
 from pipeline.run import load_run
 from pipeline.runtime import transfers
@@ -89,7 +90,7 @@ def test_hosts_with_a_disk_each_share_the_work(machine, finished, s3, tmp_path):
     path = machine("config", url, shards_dir="shards", checkpoints_dir="checkpoints")
     for disk in disks:
         disk.mkdir()
-    assert start_stage("run", path, num_ranks=2, disks=disks, variables=s3).wait() == [0, 0]
+    assert start_stage("run", path, num_ranks=2, disks=disks, variables=s3).wait(timeout_s=240) == [0, 0]
     assert set_of(disks[0]) == set_of(disks[1]) == set_of(finished)
     assert (disks[0] / "checkpoints/tiny/report.html").exists()
     students = [digests(disk / "checkpoints/tiny")["student-0.safetensors"] for disk in disks]
@@ -170,6 +171,12 @@ def test_a_training_continues_on_another_machine(machine, finished, tmp_path, mo
     name = "checkpoints/tiny/student-0.safetensors"
     assert (tmp_path / "second" / name).read_bytes() == (finished / name).read_bytes()
     assert digests(tmp_path / "store/checkpoints/tiny").keys() == {"student-0.safetensors"}
+
+
+def test_a_state_of_another_training_stays_as_it_is(machine, tmp_path, error_of):
+    for seed, folder in enumerate(("first", "store")):
+        write_state(tmp_path / folder / "checkpoints/tiny/student-0.state", {"identity": f'{{"seed": {seed}}}'})
+    assert "student-0.state is of another configuration" in error_of(distill, machine("first"))
 
 
 def test_a_store_that_fails_for_a_while_stops_nothing(machine, made, finished, tmp_path, monkeypatch, capsys):
