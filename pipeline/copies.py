@@ -23,11 +23,12 @@ def open_object_store(config: RunConfig) -> ObjectStore | None:
     return ObjectStore(config.object_store, folders)
 
 
-def pull_outputs(config: RunConfig, store: ObjectStore) -> list[Path]:
+def pull_outputs(config: RunConfig, store: ObjectStore, *, with_states: bool) -> list[Path]:
     """Get what is in the store and not here: complete sets, networks, and states of training; returns what was new.
 
-    A state replaces another one of the same training here, which can only be of a machine that did less. Raises
-    ConfigError when the store has images or a state of another configuration than those here.
+    A state replaces another one of the same training here, which can only be of a machine that did less; `with_states`
+    only while no training writes them. Raises ConfigError when the store has images or a state of another configuration
+    than those here.
     """
     sets = () if config.distill.shards else map(config.round_folder, range(config.synthesis.rounds))
     pulled = [folder for folder in sets if pull_set(store, folder)]
@@ -37,7 +38,8 @@ def pull_outputs(config: RunConfig, store: ObjectStore) -> list[Path]:
         require_same = partial(_require_same_training, state, store.address(state))
         if not network.exists() and network in copies and store.pull(network, read_description):
             pulled.append(network)
-        if not network.exists() and state in copies and _differs(store, state) and store.pull(state, require_same):
+        is_wanted = with_states and not network.exists() and state in copies and _differs(store, state)
+        if is_wanted and store.pull(state, require_same):
             pulled.append(state)
         if network.exists() and not facts.exists() and facts in copies:
             store.pull(facts, read_json)

@@ -77,7 +77,7 @@ def _run_in_session(stage: Stage, config: RunConfig, arguments: Namespace, exclu
         with open_distributed() as context, ExitStack() as resources:
             if exclusive and context.is_main_process:
                 resources.enter_context(lock_run(config))
-            get_outputs(config, context)
+            get_outputs(config, context, with_states=exclusive)
             session = resources.enter_context(open_session(config, context, run_command(arguments)))
             context.require_same(
                 fingerprint(to_plain(session.config)),
@@ -97,13 +97,13 @@ def _run_in_session(stage: Stage, config: RunConfig, arguments: Namespace, exclu
         exit_process(INTERRUPTED)
 
 
-def get_outputs(config: RunConfig, context: DistributedContext) -> None:
-    """Get what is in the object store and not on the disk of this machine."""
+def get_outputs(config: RunConfig, context: DistributedContext, *, with_states: bool = True) -> None:
+    """Get what is in the object store and not on the disk of this machine; see `pull_outputs`."""
     if (store := open_object_store(config)) is None:
         return
     # Machines that share a disk with the main process find there what that one got.
     for is_turn in (context.is_main_process, context.is_first_of_machine and not context.is_main_process):
-        for path in pull_outputs(config, store) if is_turn else ():
+        for path in pull_outputs(config, store, with_states=with_states) if is_turn else ():
             print(f"got {path} from {store.address(path)}", flush=True)
         context.barrier()
 

@@ -103,9 +103,9 @@ def _make_missing(
     """Make those of the batches that have no part in `folder`."""
     config, context = session.config, session.context
     identity = synthesis_identity(config, round_index, synthesis)
-    _exchange_parts(session, folder, specs, fingerprint(identity))
     for fault in remove_damaged_parts(folder, specs) if context.is_main_process else ():
         print(f"synthesize: {fault}; its batch is made again", flush=True)
+    _exchange_parts(session, folder, specs, fingerprint(identity))
     if missing := context.broadcast(missing_batches(folder, specs)):
         objective = session.objective(round_index)  # before anything is written: the networks may not load
         store = BatchStore(

@@ -36,8 +36,8 @@ class DistributedContext:
     """
 
     rank: int = 0
-    local_rank: int = 0
     size: int = 1
+    local_rank: int = 0
     local_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     wait_group: dist.ProcessGroup | None = None

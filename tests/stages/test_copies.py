@@ -65,6 +65,7 @@ def assert_stored(tmp_path: Path, machine: str) -> None:
     assert digests(tmp_path / "store" / SET) == digests(tmp_path / machine / SET)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_damaged", [False, True])
 def test_a_killed_synthesis_continues_on_an_empty_machine(
     machine, made, finished, s3, tmp_path, monkeypatch, capsys, is_damaged
@@ -85,18 +86,20 @@ def test_a_killed_synthesis_continues_on_an_empty_machine(
     assert copies == digests(tmp_path / "second" / SET)
 
 
-def test_hosts_with_a_disk_each_share_the_work(machine, finished, s3, tmp_path):
-    url, disks = f"s3://{BUCKET}/{tmp_path.name}", [tmp_path / "host0", tmp_path / "host1"]
-    path = machine("config", url, shards_dir="shards", checkpoints_dir="checkpoints")
+@pytest.mark.slow
+def test_hosts_with_a_disk_each_share_the_work(machine, finished, tmp_path):
+    disks = [tmp_path / "host0", tmp_path / "host1"]
+    path = machine("config", shards_dir="shards", checkpoints_dir="checkpoints")
     for disk in disks:
         disk.mkdir()
-    assert start_stage("run", path, num_ranks=2, disks=disks, variables=s3).wait(timeout_s=240) == [0, 0]
+    assert start_stage("run", path, num_ranks=2, disks=disks).wait(timeout_s=240) == [0, 0]
     assert set_of(disks[0]) == set_of(disks[1]) == set_of(finished)
     assert (disks[0] / "checkpoints/tiny/report.html").exists()
     students = [digests(disk / "checkpoints/tiny")["student-0.safetensors"] for disk in disks]
     assert students[0] == students[1]
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_complete_on_any_machine(finished, tmp_path, monkeypatch, capsys):
     url = f"file://{tmp_path}/store"
     assert run_command(monkeypatch, chain.main, copy_run(finished, tmp_path / "first", object_store=url)) == 0
@@ -132,6 +135,7 @@ def test_damaged_and_lost_copies_are_made_again(machine, made, finished, tmp_pat
     assert_stored(tmp_path, "second")
 
 
+@pytest.mark.slow
 def test_a_set_grows_in_the_store(machine, made, finished, tmp_path, monkeypatch):
     shutil.copytree(finished / SET, tmp_path / "first" / SET)
     shutil.copytree(finished / SET, tmp_path / "stale" / SET)
@@ -197,6 +201,7 @@ def test_a_store_that_fails_for_a_while_stops_nothing(machine, made, finished, t
     assert_stored(tmp_path, "first")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", ["empty", "parts", "complete"])
 def test_images_of_another_configuration_stay_as_they_are(machine, finished, tmp_path, error_of, monkeypatch, state):
     assert run_command(monkeypatch, synthesize.main, machine("first", seed=1)) == 0
@@ -210,6 +215,7 @@ def test_images_of_another_configuration_stay_as_they_are(machine, finished, tmp
     assert digests(tmp_path / "store") == before
 
 
+@pytest.mark.slow
 def test_an_unusable_store_stops_the_run_at_once(machine, s3, error_of, monkeypatch):
     assert "bucket does not exist" in error_of(chain, machine("first", "s3://nowhere/runs"))
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
