@@ -1,7 +1,6 @@
 """A local S3 server with one bucket, whose address and keys are in the environment."""
 
 import os
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest import mock
@@ -45,14 +44,3 @@ def stored(prefix: str = "") -> dict[str, bytes]:
 
 def replace_object(name: str, content: bytes) -> None:
     boto3.client("s3").put_object(Bucket=BUCKET, Key=name, Body=content)
-
-
-@contextmanager
-def refused_keys(environment: dict[str, str]) -> Iterator[None]:
-    """Let the server refuse all keys, since it knows no user."""
-    address = f"{environment['AWS_ENDPOINT_URL']}/moto-api/reset-auth"
-    urllib.request.urlopen(address, b"0").close()
-    try:
-        yield
-    finally:
-        urllib.request.urlopen(address, b"inf").close()

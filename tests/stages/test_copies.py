@@ -87,6 +87,17 @@ def test_a_killed_synthesis_continues_on_an_empty_machine(
 
 
 @pytest.mark.slow
+def test_a_part_that_is_damaged_here_comes_back(machine, made, finished, tmp_path, monkeypatch):
+    path = machine("first")
+    assert start_stage("synthesize", path, images_before_kill=45).wait() == [-signal.SIGKILL]
+    part = tmp_path / "first" / SET / "parts/000001.tar"
+    part.write_bytes(part.read_bytes()[:1000])
+    assert run_command(monkeypatch, synthesize.main, path) == 0
+    assert made == [2]
+    assert set_of(tmp_path / "first") == set_of(finished)
+
+
+@pytest.mark.slow
 def test_hosts_with_a_disk_each_share_the_work(machine, finished, tmp_path):
     disks = [tmp_path / "host0", tmp_path / "host1"]
     path = machine("config", shards_dir="shards", checkpoints_dir="checkpoints")
