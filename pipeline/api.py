@@ -16,6 +16,19 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from pipeline.arguments import (
+    Images,
+    Labels,
+    Size,
+    Steps,
+    check_labels,
+    image_set,
+    image_size,
+    label_tensor,
+    module,
+    path_of,
+    whole_number,
+)
 from pipeline.data.loader import cache_limit_bytes, num_bytes, preload
 from pipeline.data.shard_set import ShardSet
 from pipeline.data.shards import is_packed, pack, remove_parts
@@ -29,19 +42,14 @@ from pipeline.identity import module_images_identity
 from pipeline.keywords import (
     BATCH_SIZE,
     DistillKeywords,
-    Images,
     InvertKeywords,
     NetworkKeywords,
     Shared,
-    Size,
-    Steps,
     SynthesisKeywords,
-    check_keywords,
     distill_config,
-    image_set,
     inversion_callback,
     inversion_config,
-    label_tensor,
+    read_keywords,
     synthesis_config,
 )
 from pipeline.models.checkpoint import load_classifier
@@ -70,7 +78,7 @@ FIX = "Repeat the former call, name another folder, or remove this one"
 
 def invert(
     model: nn.Module,
-    labels: Tensor | Sequence[int],
+    labels: Labels,
     *,
     size: Size,
     steps: Steps,
@@ -87,14 +95,13 @@ def invert(
     (docs/configuration.md). Raises ValueError when the model has no BatchNorm or something does not fit,
     FloatingPointError when a term is not finite.
     """
-    shared, labels = Shared.of(model, size, keywords), label_tensor(labels)
+    labels, keywords = label_tensor(labels), read_keywords(keywords, InvertKeywords)
+    shared = Shared.of(module("model", model), image_size(size), keywords)
     config = inversion_config(steps, keywords, len(labels) * shared.num_pixels, shared.device)
-    seed, on_step, images = keywords.get("seed", 0), inversion_callback(keywords), []
-    batch_size = keywords.get("batch_size", BATCH_SIZE)
-    if batch_size < 1:
-        raise ValueError(f"batch_size: {batch_size} must be at least 1")
+    seed, batch_size = keywords.get("seed", 0), keywords.get("batch_size", BATCH_SIZE)
+    on_step, images = inversion_callback(keywords), []
     with _open_objective(model, keywords.get("ensemble", ()), shared, config) as objective:
-        _check_labels(labels, objective.networks.teacher)
+        check_labels(labels, objective.networks.teacher)
         for i, batch in enumerate(batch_ranges(len(labels), batch_size)):
             chosen = tuple(labels[batch.start : batch.stop].tolist())
             spec = BatchSpec(index=i, first_image=batch.start, labels=chosen, seed=derive_seed(seed, "batch", i))
@@ -115,7 +122,8 @@ def synthesize(
     `images_per_shard` of `synthesis`. Raises what `invert` raises, and ConfigError when the folder holds images of
     another teacher or of other keywords.
     """
-    folder, seed, shared = Path(folder), keywords.get("seed", 0), Shared.of(teacher, size, keywords)
+    folder, keywords = path_of("folder", folder), read_keywords(keywords, SynthesisKeywords)
+    seed, shared = keywords.get("seed", 0), Shared.of(module("teacher", teacher), image_size(size), keywords)
     config = synthesis_config(num_images, keywords, shared)
     verifier, ensemble = keywords.get("verifier"), keywords.get("ensemble", ())
     scorers = Scorers(teacher=shared.frozen(teacher), verifier=None if verifier is None else shared.frozen(verifier))
@@ -136,9 +144,9 @@ def synthesize(
             num_steps = len(missing) * config.inversion.num_steps
             progress = Progress(stage="synthesize", total=num_steps, unit="steps", round_index=0)
             store = BatchStore(folder=folder, fingerprint=fingerprint(identity), config=config, scorers=scorers)
-            with open_recorder(folder / "metrics.jsonl", progress) as recorder:
-                monitor = Monitor(recorder, config.inversion.num_steps)
-                make_batches(objective, missing, store, monitor, DistributedContext(device=shared.device))
+            context = DistributedContext(device=shared.device)
+            with open_recorder(folder / "metrics.jsonl", progress, context) as recorder:
+                make_batches(objective, missing, store, Monitor(recorder, config.inversion.num_steps), context)
     if not is_packed(folder):
         pack(folder, [spec.index for spec in specs], identity, facts)
     remove_parts(folder)
@@ -162,12 +170,12 @@ def distill(
     with the step, the loss and the learning rate; and the keys of `distill` (docs/configuration.md). Raises ValueError
     when something does not fit, TypeError for other `images`, FloatingPointError when the loss is not finite.
     """
-    pool = image_set(images)
-    shared = Shared.of(student, pool.batch([0]).shape[1:], keywords)
+    pool, keywords = image_set(images), read_keywords(keywords, DistillKeywords)
+    shared = Shared.of(module("student", student), pool.batch([0]).shape[1:], keywords)
     config = distill_config(steps, keywords, shared)
-    frozen = shared.frozen(teacher)
+    frozen = shared.frozen(module("teacher", teacher))
     learner = as_classifier(student, shared.shape, frozen.normalization, shared.device)
-    _check_labels(pool.labels, frozen, learner)
+    check_labels(pool.labels, frozen, learner)
     if config.init == "teacher":
         inherit_weights(learner.network, frozen.network, shared.shape, frozen.classes)
     if num_bytes(pool) <= cache_limit_bytes(config.memory_gib, shared.device):
@@ -193,10 +201,11 @@ def evaluate(
     Keywords: `mean`, `std`, `device` (default: the student's). Raises ValueError when something does not fit, TypeError
     for other `images`, FloatingPointError when a logit is not finite.
     """
-    pool = image_set(images)
-    shared = Shared.of(student, pool.batch([0]).shape[1:], check_keywords(keywords, NetworkKeywords))
-    networks = shared.frozen(student), shared.frozen(teacher)
-    _check_labels(pool.labels, *reversed(networks))
+    pool, batch_size = image_set(images), whole_number("batch_size", batch_size, 1)
+    keywords, shape = read_keywords(keywords, NetworkKeywords), pool.batch([0]).shape[1:]
+    shared = Shared.of(module("student", student), shape, keywords)
+    networks = shared.frozen(student), shared.frozen(module("teacher", teacher))
+    check_labels(pool.labels, *reversed(networks))
     return evaluate_classifiers(*networks, pool, EvaluationConfig(batch_size=batch_size))
 
 
@@ -207,7 +216,7 @@ def load_student(path: Path | str, source: str | None = None) -> Classifier:
     takes the place of the source in the file. It must be given for a network of `python:`: a file of weights does not
     choose the code that runs. Raises ValueError when it is not, and when the network is not available.
     """
-    return load_classifier(Path(path), source)
+    return load_classifier(path_of("path", path), source)
 
 
 @contextmanager
@@ -235,12 +244,3 @@ def _classes(teacher: Classifier, class_titles: Sequence[str] | None) -> dict[st
     if len(titles) != len(labels):
         raise ValueError(f"class_titles: {len(titles)} titles, the teacher has {len(labels)} classes")
     return {"classes": labels, "class_titles": titles}
-
-
-def _check_labels(labels: Tensor, teacher: Classifier, student: Classifier | None = None) -> None:
-    """Raise ValueError unless all labels are classes of the teacher, and the student has as many classes."""
-    if student is not None and student.num_classes != teacher.num_classes:
-        raise ValueError(f"the student has {student.num_classes} classes, the teacher {teacher.num_classes}")
-    invalid = labels[(labels < 0) | (labels >= teacher.num_classes)]
-    if len(invalid):
-        raise ValueError(f"labels: {int(invalid[0])} is not in 0..{teacher.num_classes - 1}, the teacher's classes")

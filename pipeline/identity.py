@@ -1,11 +1,13 @@
 """The identity of each output is what it depends on. An output with another identity is not reused or overwritten."""
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.data.given_sets import given_identity
 from pipeline.data.image_sets import source_identity
+from pipeline.evaluation.evaluate import check_evaluation
 from pipeline.evaluation.scores import Scorers
 from pipeline.models.checkpoint import network_identity, read_description, weights_identity
 from pipeline.models.classifier import Classifier
@@ -14,6 +16,7 @@ from pipeline.run import RunConfig
 from pipeline.runtime.config import ConfigError, to_plain
 from pipeline.runtime.files import read_json
 from pipeline.runtime.fingerprint import fingerprint, require_same_identity
+from pipeline.runtime.form import check_form
 from pipeline.synthesis.config import SynthesisConfig
 
 # Settings that change how a run is logged, saved and executed, but not its outputs.
@@ -185,12 +188,12 @@ def require_student(config: RunConfig, round_index: int) -> None:
 def existing_evaluation(config: RunConfig, round_index: int) -> dict[str, Any] | None:
     """The evaluation of the student of a round; None if there is none, or only one of another student or other images.
 
-    The content of the test images is not read, so it is not compared.
+    The content of the test images is not read, so it is not compared. Raises ValueError when the file is damaged.
     """
     path = config.evaluation_path(round_index)
-    evaluation = read_json(path) if path.exists() else None
-    if evaluation is None:
+    if not path.exists():
         return None
-    existing = evaluation["identity"]
+    existing = read_json(path, partial(check_form, form={"identity": {"data": {"source": str}}}))["identity"]
     recipe = {**existing, "data": {"source": existing["data"]["source"]}}
-    return evaluation if fingerprint(recipe) == fingerprint(_evaluation_recipe(config, round_index)) else None
+    is_current = fingerprint(recipe) == fingerprint(_evaluation_recipe(config, round_index))
+    return read_json(path, check_evaluation) if is_current else None

@@ -9,6 +9,7 @@ import torch
 
 from pipeline.copies import open_object_store
 from pipeline.data.image_sets import load_images
+from pipeline.data.loader import check_images
 from pipeline.data.views import scaled_size
 from pipeline.distillation.task import Task, build_distillation_loss
 from pipeline.evaluation.scores import Scorers
@@ -144,10 +145,13 @@ def open_session(config: RunConfig, context: DistributedContext, command: str = 
 def check_inputs(config: RunConfig, num_processes: int) -> None:
     """Raise ValueError for what would stop the run only after hours.
 
-    That is `distill.batch_size` for this number of processes, the test images, and every network.
+    That is `distill.batch_size` for this number of processes, the test images unless they are done with, and every
+    network.
     """
     config.distill.require_even_shares(num_processes)
-    load_images(config.data, "test", config.images, config.class_labels)
+    images = load_images(config.data, "test", config.images, config.class_labels)
+    if not config.evaluation_path(config.num_rounds - 1).exists():
+        check_images(images)
     check_networks(config, download=True)
 
 

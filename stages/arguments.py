@@ -64,7 +64,7 @@ def unpack_arguments(parser: ArgumentParser) -> None:
 
 def compare_arguments(parser: ArgumentParser) -> None:
     """The arguments of `compare`."""
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="names of runs, or paths of their checkpoints folders")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="names of runs, or paths of their checkpoints folders")
     parser.add_argument(
         "--checkpoints-dir", type=user_path, default=RUNS_FOLDER, metavar="FOLDER", help="the folder of the runs"
     )

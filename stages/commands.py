@@ -189,6 +189,10 @@ class CommandParser(ArgumentParser):
         return "\n\n".join([*parts, EXIT_CODES, ""])
 
 
+def _name_of_option(option: str) -> str:
+    return option.lstrip("-")
+
+
 def parse_words(command: Command, words: Sequence[str]) -> Namespace:
     """The arguments of a command; raises UsageError.
 
@@ -198,8 +202,10 @@ def parse_words(command: Command, words: Sequence[str]) -> Namespace:
     arguments, unknown = parser.parse_known_intermixed_args(words)
     if unknown:
         word = next((word for word in unknown if word.startswith("-")), unknown[0]).partition("=")[0]
-        fix = REMOVED.get(word, f"`{parser.prog} --help` lists all")
-        raise UsageError(f"unknown argument {word}{nearest(word, parser.options)} ({fix})")
+        owners = ", ".join(other.name for other in COMMANDS if word in CommandParser(other).options)
+        fix = f"it is an option of {owners}" if owners else REMOVED.get(word, f"`{parser.prog} --help` lists all")
+        hint = "" if owners else nearest(word, parser.options, _name_of_option)
+        raise UsageError(f"unknown argument {word}{hint} ({fix})")
     for word in getattr(arguments, "overrides", ()):
         if word.endswith(SUFFIX) and "=" not in word:
             raise UsageError(f"{word} is not KEY=VALUE; name a config file with --config {word}")

@@ -4,11 +4,19 @@ from argparse import Action, Namespace
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from pipeline.models.config import SOURCES
 from stages.arguments import PROGRAM, RUNS_FOLDER, user_path
 from stages.command_line import COMPLETE
 from stages.commands import COMMANDS, CommandParser
 from stages.config_keys import choices_at, dotted_keys, read_sections
 from stages.config_names import SUFFIX, config_names
+
+# KIND:NAME of the values of some keys, and, where the name is a path, the end of its files; / is a folder.
+IMAGE_KINDS = ("sklearn", "torchvision", "imagefolder", "tar", "npz", "shards")
+KINDS_OF_KEYS = {"test": IMAGE_KINDS, "train": IMAGE_KINDS, "source": SOURCES}
+PATH_KINDS = {"imagefolder": "/", "tar": ".tar", "npz": ".npz", "shards": "/", "python": ".py"}
+# Keys whose value is a path.
+PATH_KEYS = ("weights", "class_names", "folder", "shards_dir", "checkpoints_dir")
 
 BASH = f"""\
 _{PROGRAM}() {{
@@ -22,7 +30,7 @@ _{PROGRAM}() {{
     local kept=${{word%"${{word##*[=:]}}"}}
     COMPREPLY=("${{COMPREPLY[@]#"$kept"}}")
     COMPREPLY=("${{COMPREPLY[@]// /\\\\ }}")
-    [[ ${{COMPREPLY[0]}} == *[=./] ]] && compopt -o nospace 2> /dev/null
+    [[ ${{COMPREPLY[0]}} == *[=./:] ]] && compopt -o nospace 2> /dev/null
     return 0
 }}
 complete -F _{PROGRAM} {PROGRAM}"""
@@ -32,8 +40,8 @@ ZSH = f"""\
 _{PROGRAM}() {{
     local -a candidates
     candidates=(${{(f)"$("${{words[1]}}" {COMPLETE} "${{(@Q)words[2,CURRENT]}}" 2> /dev/null)"}})
-    compadd -S '' -- ${{(M)candidates:#*[=./]}}
-    compadd -- ${{candidates:#*[=./]}}
+    compadd -S '' -- ${{(M)candidates:#*[=./:]}}
+    compadd -- ${{candidates:#*[=./:]}}
 }}
 compdef _{PROGRAM} {PROGRAM}"""
 
@@ -55,7 +63,7 @@ def main(arguments: Namespace) -> None:
 def candidates(words: Sequence[str]) -> list[str]:
     """What can stand for the last of the words after the program's name, which is incomplete or empty.
 
-    A candidate that ends with `=`, `.` or `/` is to be continued.
+    A candidate that ends with `=`, `.`, `/` or `:` is to be continued.
     """
     *before, current = words or [""]
     commands = {command.name: command for command in COMMANDS}
@@ -77,7 +85,7 @@ def _values(action: Action, current: str) -> list[str]:
     match action.dest:
         case "overrides" if "=" in current:
             key, _, value = current.partition("=")
-            return [f"{key}={choice}" for choice in _starting_with(value, choices_at(key))]
+            return [f"{key}={candidate}" for candidate in _values_of_key(key, value)]
         case "overrides":
             return _next_levels(current, (f"{key}=" for key in dotted_keys()))
         case "topic":
@@ -92,6 +100,19 @@ def _values(action: Action, current: str) -> list[str]:
     if action.type is user_path:
         return _paths(current)
     return _starting_with(current, action.choices or ())
+
+
+def _values_of_key(key: str, value: str) -> list[str]:
+    """Values of a config key that start with `value`: choices, paths, or sources, which are KIND:NAME."""
+    name = key.rpartition(".")[2]
+    if name in PATH_KEYS:
+        return _paths(value)
+    if name in KINDS_OF_KEYS:
+        kind, colon, path = value.partition(":")
+        if not colon:
+            return _starting_with(value, (f"{known}:" for known in KINDS_OF_KEYS[name]))
+        return [f"{kind}:{found}" for found in _paths(path, PATH_KINDS[kind])] if kind in PATH_KINDS else []
+    return _starting_with(value, choices_at(key))
 
 
 def _starting_with(current: str, names: Iterable[str]) -> list[str]:

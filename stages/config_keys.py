@@ -8,8 +8,8 @@ from functools import cache
 from pathlib import Path
 from textwrap import fill, indent
 
-from pipeline.runtime.config import nearest, parse
-from pipeline.runtime.reference import Key, Section, join
+from pipeline.runtime.config import join, nearest, parse
+from pipeline.runtime.reference import Key, Section
 from stages.outcome import UsageError
 
 # Written by `make docs`.

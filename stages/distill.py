@@ -38,14 +38,13 @@ def main(session: Session, round_index: int | None = None) -> None:
         print(f"distill: resumed at step {state.step:,}", flush=True)
     done = state.step - steps.start
     progress = Progress(stage="distill", total=len(steps), unit="steps", done=done, round_index=round_index)
-    path_of_rank = config.metrics_path(context.rank)
-    with open_recorder(path_of_rank, progress, session.sinks, visible=context.is_main_process) as recorder:
+    with open_recorder(config.metrics_path(context.rank), progress, context, session.sinks) as recorder:
 
         def on_step(step: int, figures: dict[str, float]) -> None:
-            recorder.log(step, figures, done=step + 1 - steps.start)
+            # The figures of all ranks are equal; their resources are not.
+            recorder.log(step, figures if context.is_main_process else {}, done=step + 1 - steps.start)
 
-        # The figures of all ranks are equal.
-        train(state, session.distillation, images, context, on_step if context.is_main_process else None)
+        train(state, session.distillation, images, context, on_step)
     if context.is_main_process:
         save_classifier(path, student, config.student, config.student_images, identity)
         finish_network(session.object_store, path, is_new=True)

@@ -1,13 +1,14 @@
 """Evaluate a student beside its teacher on real test images."""
 
 from pipeline.data.image_sets import load_images
-from pipeline.evaluation.evaluate import evaluate, evaluation_csv
+from pipeline.evaluation.evaluate import check_evaluation, evaluate, evaluation_csv
 from pipeline.identity import evaluation_identity
 from pipeline.runtime.config import to_plain
 from pipeline.runtime.files import is_whole, read_json, write_json, write_text
 from pipeline.runtime.fingerprint import fingerprint, versions
 from pipeline.runtime.hardware import device_name
 from pipeline.runtime.recorder import Progress, open_recorder
+from pipeline.runtime.text import printable
 from pipeline.session import Session, load_student, student_round
 
 
@@ -19,14 +20,14 @@ def main(session: Session, round_index: int | None = None) -> None:
     round_index = student_round(config, round_index)
     identity = evaluation_identity(config, round_index)
     path = config.evaluation_path(round_index)
-    existing = read_json(path) if is_whole(path) else {}  # a damaged one is made again, which costs seconds
-    if existing.get("fingerprint") == fingerprint(identity):
-        print(f"evaluate: {path} is up to date; {existing['line']}")
+    is_current = is_whole(path) and read_json(path).get("fingerprint") == fingerprint(identity)
+    if is_current:  # a damaged one is made again, which costs seconds
+        print(f"evaluate: {path} is up to date; {printable(read_json(path, check_evaluation)['line'])}")
         return
     images = load_images(config.data, "test", config.images, config.class_labels)
     student = load_student(config, round_index).freeze().to(session.context.device)
     progress = Progress(stage="evaluate", total=len(images.labels), unit="images", round_index=round_index)
-    with open_recorder(config.metrics_path(), progress, session.sinks) as recorder:
+    with open_recorder(config.metrics_path(), progress, session.context, session.sinks) as recorder:
         report = evaluate(student, session.teacher, images, config.evaluation, recorder.advance)
         num_steps = config.distill_steps(round_index).stop
         recorder.log(report.num_images - 1, report.row(), sink_step=num_steps)

@@ -20,6 +20,7 @@ from pipeline.run import RunConfig
 from pipeline.runtime.files import atomic_folder, sha256_of, write_json, write_sealed_text
 from pipeline.runtime.fingerprint import fingerprint, versions
 from pipeline.runtime.hardware import device_name
+from pipeline.runtime.text import markdown_code
 from pipeline.session import Session, load_student, student_round
 from stages.stage import counted
 
@@ -81,7 +82,7 @@ def _inverted(config: RunConfig) -> list[str]:
     if not config.distill.shards:
         return [TEACHER, *(f"`{model.source}`" for model in config.ensemble)]
     manifests = map(read_manifest, map(config.given_folder, config.distill.shards))
-    return list(dict.fromkeys(f"`{manifest['teacher']}`" for manifest in manifests))
+    return list(dict.fromkeys(markdown_code(str(manifest.get("teacher", "unknown"))) for manifest in manifests))
 
 
 def _test_pixels(config: RunConfig) -> Tensor:

@@ -15,6 +15,7 @@ from torch.distributed.run import parse_args
 from torch.distributed.run import run as launch
 
 from pipeline.runtime.environment import prepare_launch
+from pipeline.runtime.text import printable
 from pipeline.runtime.threads import threads_per_process
 from stages.outcome import FAILED, INTERRUPTED, INTERRUPTED_LINE
 
@@ -48,7 +49,7 @@ def _report(rank: int, failure: ProcessFailure) -> None:
         print(f"error: rank {rank} was killed ({name}); run the same command again to continue", file=sys.stderr)
         sys.exit(FAILED)
     if isinstance(failure.message, dict):  # from `fail`
-        print(f"error: {failure.message['message'].removeprefix('RuntimeError: ')}", file=sys.stderr)
+        print(f"error: {printable(failure.message['message'].removeprefix('RuntimeError: '))}", file=sys.stderr)
     else:
         print(f"error: rank {rank} ended with {failure.exitcode}; its last lines are above", file=sys.stderr)
     sys.exit(failure.exitcode)

@@ -3,6 +3,7 @@
 import sys
 
 from pipeline.runtime.environment import is_rank_zero, launcher_reports_errors
+from pipeline.runtime.text import printable
 
 DONE, FAILED, INTERRUPTED = 0, 2, 130
 INTERRUPTED_LINE = "interrupted; run the same command again to continue"
@@ -28,7 +29,7 @@ def error_text(error: Exception) -> str:
 def print_error(message: str, *, is_common: bool = True) -> None:
     """Print one line; an error that `is_common` to all ranks is printed by rank 0 alone."""
     if is_rank_zero() or not is_common:
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {printable(message)}", file=sys.stderr)
 
 
 def print_interrupted() -> None:

@@ -21,9 +21,9 @@ def main(session: Session, round_index: int | None = None) -> None:
         return
     for folder, path in _chosen_sets(session, round_index):
         quality = measure_quality(session, folder)
-        write_json(path, asdict(quality))
         title, *rows = quality.lines()
         print(f"quality: {title}", *rows, sep="\n  ")
+        write_json(path, asdict(quality))
         print(f"quality: {path}")
 
 

@@ -5,7 +5,8 @@ import platform
 from pipeline.identity import CONFIG_FILE
 from pipeline.report.record import read_record
 from pipeline.report.report import render_report, versions_text
-from pipeline.runtime.files import write_sealed_text
+from pipeline.runtime.digests import seal_text
+from pipeline.runtime.files import write_text
 from pipeline.runtime.fingerprint import versions
 from pipeline.runtime.hardware import device_name, num_usable_cores
 from pipeline.session import Session
@@ -17,8 +18,11 @@ def main(session: Session, round_index: int | None = None) -> None:
     if not session.context.is_main_process:
         return
     path = config.checkpoints / "report.html"
-    write_sealed_text(path, render_report(read_record(config, session.pool, round_index, _facts(session))))
-    print(f"report: {path}")
+    page = seal_text(render_report(read_record(config, session.pool, round_index, _facts(session))), path.suffix)
+    is_current = path.is_file() and path.read_bytes() == page.encode()
+    if not is_current:  # else a finished run may lie on a read-only file system
+        write_text(path, page)
+    print(f"report: {path}{' is up to date' if is_current else ''}")
 
 
 def _facts(session: Session) -> dict[str, str]:

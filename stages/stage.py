@@ -18,6 +18,7 @@ from pipeline.preview import planned_outputs
 from pipeline.resolve import resolve
 from pipeline.run import RunConfig, load_run, resolved_yaml
 from pipeline.runtime.config import to_plain
+from pipeline.runtime.device import is_out_of_memory
 from pipeline.runtime.distributed import DistributedContext, choose_device, exit_process, open_distributed
 from pipeline.runtime.environment import (
     is_rank_zero,
@@ -29,6 +30,7 @@ from pipeline.runtime.environment import (
 from pipeline.runtime.files import exclusive_lock
 from pipeline.runtime.fingerprint import fingerprint
 from pipeline.runtime.hardware import device_name, num_free_cores, unusable_driver
+from pipeline.runtime.text import printable
 from pipeline.session import Session, check_networks, open_session
 from stages.config_names import config_path
 from stages.outcome import FAILED, INTERRUPTED, error_text, print_error, print_interrupted
@@ -88,10 +90,12 @@ def _run_in_session(stage: Stage, config: RunConfig, arguments: Namespace, exclu
                 if exclusive and session.object_store is not None:
                     session.object_store.require_writable(config.checkpoints)
             stage(session, arguments.round)
-    except torch.OutOfMemoryError as error:
-        fail(error, f"the device is out of memory; lower batch_size, or memory_gib for cached images ({error})")
     except (ValueError, OSError, FloatingPointError) as error:
         fail(error)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        fail(error, f"the memory is full; lower batch_size, or memory_gib for cached images ({_in_one_line(error)})")
     except KeyboardInterrupt:
         print_interrupted()
         exit_process(INTERRUPTED)
@@ -112,6 +116,10 @@ def share_outputs(session: Session) -> None:
     """Let machines without a common disk have what the main process has made, if the run has an object store."""
     if session.context.size > session.context.local_size:
         get_outputs(session.config, session.context)
+
+
+def _in_one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 @contextmanager
@@ -201,4 +209,4 @@ def counted(count: int, noun: str) -> str:
 def show_warning(message: Warning | str, category: type[Warning], *location: object, **details: object) -> None:
     """Print a warning of rank 0 in one line; takes the place of `warnings.showwarning`."""
     if is_rank_zero():
-        tqdm.write(f"warning: {message}", file=sys.stderr)  # above a bar, if there is one
+        tqdm.write(f"warning: {printable(str(message))}", file=sys.stderr)  # above a bar, if there is one

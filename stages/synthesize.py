@@ -121,8 +121,7 @@ def _make_missing(
         context.barrier()  # the identity comes before the first part
         own_specs = missing[context.rank :: context.size]
         progress = _progress(session, round_index, len(own_specs), len(specs) - len(missing))
-        metrics_path = config.metrics_path(context.rank)
-        with open_recorder(metrics_path, progress, session.sinks, visible=context.is_main_process) as recorder:
+        with open_recorder(config.metrics_path(context.rank), progress, context, session.sinks) as recorder:
             monitor = Monitor(recorder, config.synthesis.inversion.num_steps, _live_pictures(session, round_index))
             make_batches(objective, own_specs, store, monitor, context)
         if session.object_store is not None:

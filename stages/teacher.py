@@ -2,7 +2,7 @@
 
 from pipeline.copies import finish_network
 from pipeline.data.image_sets import load_images
-from pipeline.data.loader import cache_limit_bytes, num_bytes, preload
+from pipeline.data.loader import cache_limit_bytes, check_images, num_bytes, preload
 from pipeline.distillation.state import TrainState, state_path
 from pipeline.distillation.task import Task, build_label_loss
 from pipeline.distillation.train import train
@@ -32,6 +32,9 @@ def main(session: Session, round_index: int | None = None) -> None:
         print(f"teacher: {path} is up to date")
         return
     images = load_images(config.data, "train", config.images)
+    test = load_images(config.data, "test", config.images, config.class_labels)
+    for image_set in (images, test):
+        check_images(image_set)
     if num_bytes(images) <= cache_limit_bytes(training.memory_gib, device):
         images = preload(images, device)
     teacher = build_classifier(config.teacher, config.images, seed=derive_seed(config.seed, "teacher/weights"))
@@ -42,9 +45,8 @@ def main(session: Session, round_index: int | None = None) -> None:
         print(f"teacher: resumed at step {state.step:,}", flush=True)
     task = Task(teacher, build_label_loss(training), training, config.seed, "teacher")
     progress = Progress(stage="teacher", total=training.steps, unit="steps", done=state.step)
-    with open_recorder(config.metrics_path(), progress, session.sinks) as recorder:
+    with open_recorder(config.metrics_path(), progress, session.context, session.sinks) as recorder:
         train(state, task, images, DistributedContext(device=device), recorder.log)
-    test = load_images(config.data, "test", config.images, config.class_labels)
     restricted = Classifier(teacher.network, teacher.normalization, teacher.num_classes, config.class_labels).to(device)
     metrics = measure(restricted, test, config.evaluation)
     facts = {

@@ -143,7 +143,7 @@ def test_images_of_some_classes_are_those_of_all(make_classifier):
         ({"mean": MEAN}, "mean, std: give both or neither"),
         ({"mean": MEAN, "std": (0.2,)}, "must be one value for each channel"),
         ({"mean": torch.zeros(1, 3, 1, 1), "std": STD}, r"mean: tensor.* must be one number for each channel"),
-        ({"mean": 0.5, "std": 0.5}, "mean: 0.5 must be one number for each channel"),
+        ({"mean": 0.5, "std": 0.5}, r"mean: 0\.5 \(float\) must be one number for each channel"),
         ({"mean": (0.5,), "std": (0.5,)}, r"TinyClassifier cannot read images of \(C, H, W\) = \(1, 8, 8\)"),
         ({"labels": [0, 4]}, r"labels: 4 is not in 0\.\.3, the teacher's classes"),
         ({"labels": []}, "labels: there are none"),
@@ -279,7 +279,7 @@ def test_distillation_of_what_does_not_fit_raises(teacher, packed_round):
     ):
         with pytest.raises(ValueError, match=message):
             distill(teacher, student, images, steps=2, **NORMALIZATION)
-    for images in ([pixels.byte(), labels], (pixels.byte().numpy(), labels), torch.utils.data.TensorDataset(pixels)):
+    for images in ([pixels.byte(), labels], (pixels.byte().tolist(), labels), torch.utils.data.TensorDataset(pixels)):
         with pytest.raises(
             TypeError, match="is neither a set with `labels` and `batch`, such as a ShardSet, nor a pair"
         ):

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from pipeline.runtime.files import write_json, write_sealed_text
+from pipeline.runtime.text import markdown_cell
 
 CARD_FILES = ("README.md", "_info.json")
 CARD = """---
@@ -76,5 +77,5 @@ def _class_table(manifest: Mapping[str, Any], labels: Sequence[int]) -> str:
     classes, titles = manifest["classes"], manifest["class_titles"]
     if all(titles[label] == str(label) for label in labels):
         return ""
-    rows = "".join(f"| {label} | {classes[label]} | {titles[label]} |\n" for label in labels)
+    rows = "".join(f"| {label} | {classes[label]} | {markdown_cell(titles[label])} |\n" for label in labels)
     return f"\n## Classes\n\n| label | label of the teacher | class |\n|---|---|---|\n{rows}"

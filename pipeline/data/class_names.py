@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.runtime.config import ConfigError, nearest
+from pipeline.runtime.text import is_printable
 
 # The most names that a message lists; it counts the others.
 MAX_NAMED = 5
@@ -24,11 +25,17 @@ class ClassNames:
 def read_class_names(path: Path, num_classes: int) -> ClassNames:
     """The names in a text file: line i starts with the key of label i; its title follows, or else is the key.
 
-    Raises ConfigError when the file is missing, or does not name `num_classes` different keys.
+    Raises ConfigError when the file is missing or no text, or does not name `num_classes` different keys.
     """
     if not path.is_file():
         raise ConfigError(f"data.class_names: there is no file {path}; correct the path")
-    lines = [line.split(maxsplit=1) for line in path.read_text().splitlines() if line.strip()]
+    try:
+        text = path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"data.class_names: {path} is not UTF-8 (byte {error.start:,}); save it as UTF-8") from error
+    lines = [line.split(maxsplit=1) for line in text.splitlines() if line.strip()]
+    if unprintable := [line for line in text.splitlines() if not is_printable(line)]:
+        raise ConfigError(f"data.class_names: {path} has control characters in {unprintable[0]!a}; remove them")
     keys = tuple(line[0] for line in lines)
     if len(keys) != num_classes or len(set(keys)) != num_classes:
         raise ConfigError(

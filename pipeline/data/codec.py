@@ -1,6 +1,8 @@
 """Images to file bytes and back: uint8 (C, H, W) with one or three channels."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
@@ -12,6 +14,16 @@ ImageFormat = Literal["png", "webp", "jpeg"]
 # Extensions of file names; readers choose their decoder by them.
 EXTENSIONS: dict[str, str] = {"png": "png", "webp": "webp", "jpeg": "jpg"}
 PILLOW_MODES = {1: "L", 3: "RGB"}
+# The most pixels of an image, from which on Pillow suspects a decompression bomb; as RGB they take 256 MiB.
+MAX_PIXELS = 2**28 // 3
+
+
+class ImageError(ValueError):
+    """An image that cannot be read, by its name, with the reason."""
+
+    def __init__(self, name: str, reason: object) -> None:
+        super().__init__(f"{name} is not a readable image ({reason})")
+        self.reason = reason
 
 
 def to_unit(pixels: Tensor) -> Tensor:
@@ -45,7 +57,7 @@ def encode_image(image: Tensor, image_format: ImageFormat, jpeg_quality: int = 9
 
 
 def decode_image(data: bytes, channels: int, name: str) -> Tensor:
-    """uint8 (channels, H, W) of a file that `encode_image` wrote; raises ValueError with `name` for other files.
+    """uint8 (channels, H, W) of a file that `encode_image` wrote; raises ImageError for other files.
 
     The result is channels-last. torchvision reads fewer formats than Pillow, in three quarters of its time.
     """
@@ -56,15 +68,32 @@ def decode_image(data: bytes, channels: int, name: str) -> Tensor:
     try:
         pixels: Tensor = decode(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode)
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"{name} is not a readable image ({error})") from error
+        raise ImageError(name, error) from error
     return pixels[:channels]
 
 
 def decode_with_pillow(data: bytes, channels: int, name: str) -> Tensor:
-    """uint8 (channels, H, W) of any file that Pillow reads; raises ValueError with `name` for other files."""
+    """uint8 (channels, H, W) of any file that Pillow reads; raises ImageError for other files."""
+    with open_with_pillow(data, name) as picture:
+        array = np.array(picture.convert(PILLOW_MODES[channels]))
+    return torch.from_numpy(array.reshape(*array.shape[:2], channels)).permute(2, 0, 1).contiguous()
+
+
+def read_size(data: bytes, name: str) -> tuple[int, int]:
+    """(H, W) by the header of a file, of which `data` is the start; raises ImageError unless it is that of an image."""
+    with open_with_pillow(data, name) as picture:
+        return picture.height, picture.width
+
+
+@contextmanager
+def open_with_pillow(data: bytes, name: str) -> Iterator[Image.Image]:
+    """The image of a file, whose pixels may be decoded in the block; raises ImageError for other files."""
     try:
         with Image.open(io.BytesIO(data)) as picture:
-            array = np.array(picture.convert(PILLOW_MODES[channels]))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"{name} is not a readable image ({error})") from error
-    return torch.from_numpy(array.reshape(*array.shape[:2], channels)).permute(2, 0, 1).contiguous()
+            if picture.width * picture.height > MAX_PIXELS:
+                raise ValueError(f"{picture.width} x {picture.height} pixels, more than {MAX_PIXELS:,}")
+            yield picture
+    except UnidentifiedImageError as error:  # its text is about a Python object
+        raise ImageError(name, "no known format") from error
+    except Exception as error:  # damaged files raise whatever the decoder at hand raises
+        raise ImageError(name, error) from error

@@ -1,8 +1,10 @@
 """Real images of any size, in class folders or in a tar, fitted to the image size of a run."""
 
+import math
+import stat
 import tarfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +13,17 @@ import torch
 from torch import Tensor
 
 from pipeline.data.class_names import ClassNames, listed
-from pipeline.data.codec import decode_with_pillow
+from pipeline.data.codec import MAX_PIXELS, ImageError, decode_with_pillow, read_size
 from pipeline.models.config import ImageConfig
 from pipeline.runtime.files import read_range
+from pipeline.runtime.text import is_printable, printable
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+# The most bytes of a file: those of the largest image without compression (`codec.MAX_PIXELS`).
+MAX_FILE_BYTES = 2**28
+# The bytes that hold the header of nearly every image. A WebP, and a JPEG with a large profile, need more of them.
+HEADER_BYTES = 2**16
+TAR_BLOCK_BYTES = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,38 +62,64 @@ class FolderImages:
     def batch(self, indices: Sequence[int]) -> Tensor:
         """uint8 (len(indices), C, H, W) of these images; raises ValueError if any cannot be read."""
         try:
-            return torch.stack([self._fit(self._read(i)) for i in indices])
-        except ValueError as error:
+            return torch.stack([self._read(i) for i in indices])
+        except ImageError as error:
             with self._count_lock:  # one of the reading threads counts for all
                 unreadable = self._unreadable
-            raise ValueError(
-                f"{len(unreadable)} of {len(self.names)} images cannot be read: {listed(unreadable)}; replace or "
-                "remove them"
-            ) from error
+            raise self._error(unreadable) from error
+
+    def check_headers(self, indices: Sequence[int]) -> None:
+        """Raise ValueError that names those of the images whose header is none, or states too many pixels."""
+        if faults := self._faults(self._check_header, indices):
+            raise self._error(faults)
 
     @cached_property
     def _unreadable(self) -> list[str]:
-        return [name for i, name in enumerate(self.names) if not self._is_readable(i)]
+        return self._faults(self._read, range(len(self.names)))
+
+    def _faults(self, read: Callable[[int], object], indices: Iterable[int]) -> list[str]:
+        """The names of the images that cannot be read, each with what is wrong."""
+        faults = []
+        for index in indices:
+            try:
+                read(index)
+            except ImageError as error:
+                faults.append(f"{self.names[index]} ({error.reason})")
+        return faults
+
+    def _error(self, faults: Sequence[str]) -> ValueError:
+        return ValueError(
+            f"{len(faults)} of {len(self.names)} images cannot be read: {listed(faults)}; replace or remove them"
+        )
 
     def _read(self, index: int) -> Tensor:
-        return decode_with_pillow(read_range(*self.locations[index]), self._channels, self.names[index])
-
-    def _is_readable(self, index: int) -> bool:
-        try:
-            self._read(index)
-        except ValueError:
-            return False
-        return True
-
-    def _fit(self, image: Tensor) -> Tensor:
         """uint8 (C, H, W), scaled with its aspect ratio, then center-cropped."""
         from torchvision.transforms.v2.functional import center_crop, resize
 
-        sides = list(zip(self._size, image.shape[1:], strict=True))
-        scale = self._enlargement * max(target / side for target, side in sides)
-        scaled_size = [max(target, round(side * scale)) for target, side in sides]
+        image = decode_with_pillow(read_range(*self.locations[index]), self._channels, self.names[index])
+        scaled_size = self._scaled_size(index, image.shape[1], image.shape[2])
         cropped: Tensor = center_crop(resize(image, scaled_size, antialias=True), list(self._size))
         return cropped
+
+    def _check_header(self, index: int) -> None:
+        (path, offset, size), name = self.locations[index], self.names[index]
+        try:
+            height, width = read_size(read_range(path, offset, min(size, HEADER_BYTES)), name)
+        except ImageError:
+            if size <= HEADER_BYTES:
+                raise
+            height, width = read_size(read_range(path, offset, size), name)
+        self._scaled_size(index, height, width)
+
+    def _scaled_size(self, index: int, height: int, width: int) -> list[int]:
+        """(H, W) before the crop of an image of this size; raises ImageError when a narrow one would get too large."""
+        sides = list(zip(self._size, (height, width), strict=True))
+        scale = self._enlargement * max(target / side for target, side in sides)
+        scaled_size = [max(target, round(side * scale)) for target, side in sides]
+        if math.prod(scaled_size) > MAX_PIXELS:
+            reason = f"{width} x {height} pixels, too narrow to be scaled to {' x '.join(map(str, self._size[::-1]))}"
+            raise ImageError(self.names[index], reason)
+        return scaled_size
 
 
 def open_folder(root: Path, images: ImageConfig, options: FolderOptions) -> FolderImages:
@@ -99,8 +133,10 @@ def open_folder(root: Path, images: ImageConfig, options: FolderOptions) -> Fold
     empty = set(folders) - {path.relative_to(root).parts[0] for path in paths}
     if empty:
         raise ValueError(f"{source}: no images ({', '.join(EXTENSIONS)}) in {listed(sorted(empty))}")
-    locations = [(path, 0, path.stat().st_size) for path in paths]
+    sizes = [_file_size(path) for path in paths]
+    _check_files([str(path) for path in paths], sizes, source)
     labels = [label_of[path.relative_to(root).parts[0]] for path in paths]
+    locations = [(path, 0, size or 0) for path, size in zip(paths, sizes, strict=True)]
     return FolderImages([str(path) for path in paths], locations, labels, images, options.short_side_px)
 
 
@@ -109,17 +145,57 @@ def open_tar(path: Path, images: ImageConfig, options: FolderOptions) -> FolderI
     source = f"tar:{path}"
     if not path.is_file():
         raise ValueError(f"{source}: there is no such file")
-    try:
-        with tarfile.open(path, "r:") as tar:
-            members = sorted((m for m in tar if m.isfile() and _is_image(m.name)), key=lambda member: member.name)
-    except tarfile.TarError as error:
-        raise ValueError(f"{source} is not an uncompressed tar ({error})") from error
+    members = sorted((m for m in _read_members(path) if _is_image(m.name)), key=lambda member: member.name)
+    sizes = [member.size if member.isreg() and not member.issparse() else None for member in members]
+    _check_files([member.name for member in members], sizes, source)
     class_names = [_class_of(member.name) for member in members]
     label_of = _labels_of(sorted(set(class_names)), options, images, source)
     locations = [(path, member.offset_data, member.size) for member in members]
     names = [f"{member.name} in {path}" for member in members]
     labels = [label_of[name] for name in class_names]
     return FolderImages(names, locations, labels, images, options.short_side_px)
+
+
+def _read_members(path: Path) -> list[tarfile.TarInfo]:
+    """The files in a tar, and the links to them; raises ValueError unless it is whole up to the mark of its end.
+
+    `tarfile` takes a file that ends between two members, or a damaged header, for the end.
+    """
+    try:
+        with tarfile.open(path, "r:") as tar:
+            members = [member for member in tar if not member.isdir()]
+            end = tar.offset
+    except tarfile.TarError as error:
+        raise ValueError(f"tar:{path} is not an uncompressed tar, or damaged ({error})") from error
+    if read_range(path, end, TAR_BLOCK_BYTES) != bytes(TAR_BLOCK_BYTES):
+        raise ValueError(
+            f"tar:{path} is cut or damaged after {len(members):,} files, at byte {end:,}, where the next one or the "
+            "mark of the end should be; copy or download it again"
+        )
+    return members
+
+
+def _file_size(path: Path) -> int | None:
+    """The bytes of a file; None for a folder, a pipe, and a link to nothing."""
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_size if stat.S_ISREG(state.st_mode) else None
+
+
+def _check_files(names: Sequence[str], sizes: Sequence[int | None], source: str) -> None:
+    """Raise ValueError for what has the name of an image and cannot be one, or cannot be named in a message."""
+    for name, size in zip(names, sizes, strict=True):
+        if not is_printable(name):
+            fault = "has a name that is not UTF-8, or has control characters; rename it"
+        elif size is None:
+            fault = "is no file of its own; remove it, or put a file in its place"
+        elif size > MAX_FILE_BYTES:
+            fault = f"is larger than {MAX_FILE_BYTES:,} bytes; replace or remove it"
+        else:
+            continue
+        raise ValueError(f"{source}: {printable(name)} {fault}")
 
 
 def _is_image(name: str) -> bool:

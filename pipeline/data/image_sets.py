@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pipeline.data.class_names import ClassNames, listed, read_class_names
 from pipeline.data.folders import FolderImages, FolderOptions, open_folder, open_tar
+from pipeline.data.npz import read_npz
 from pipeline.data.shard_set import ShardSet
 from pipeline.data.shards import read_manifest
 from pipeline.models.config import ImageConfig
@@ -91,17 +92,17 @@ class ArrayImages:
 
 
 class SubsetImages:
-    """The images of some classes of another set, with the positions in `classes` as labels."""
+    """The images of some classes of another set, at its `indices`, with the positions in `classes` as labels."""
 
     def __init__(self, image_set: ImageSet, classes: Sequence[int]) -> None:
         chosen = torch.tensor(classes)
         matches = image_set.labels[:, None] == chosen
-        self._image_set, self._indices = image_set, matches.any(1).nonzero()[:, 0]
-        self.labels = matches[self._indices].int().argmax(1)
+        self.image_set, self.indices = image_set, matches.any(1).nonzero()[:, 0]
+        self.labels = matches[self.indices].int().argmax(1)
 
     def batch(self, indices: Sequence[int]) -> Tensor:
         """uint8 (len(indices), C, H, W) of these images."""
-        return self._image_set.batch(self._indices[torch.as_tensor(indices)].tolist())
+        return self.image_set.batch(self.indices[torch.as_tensor(indices)].tolist())
 
 
 def load_images(data: DataConfig, split: Split, images: ImageConfig, classes: Sequence[int] | None = None) -> ImageSet:
@@ -128,6 +129,14 @@ def load_images(data: DataConfig, split: Split, images: ImageConfig, classes: Se
     return subset
 
 
+def check_headers(images: ImageSet) -> None:
+    """Raise ValueError that names the files whose header is not that of an image, or of one that is too large."""
+    if isinstance(images, SubsetImages) and isinstance(images.image_set, FolderImages):
+        images.image_set.check_headers(images.indices.tolist())
+    elif isinstance(images, FolderImages):
+        images.check_headers(range(len(images.labels)))
+
+
 def _open(data: DataConfig, split: Split, images: ImageConfig, *, is_subset: bool) -> ImageSet:
     source = data.source(split)
     kind, _, name = source.partition(":")
@@ -136,7 +145,7 @@ def _open(data: DataConfig, split: Split, images: ImageConfig, *, is_subset: boo
     elif kind == "torchvision":
         image_set = _torchvision(name, split, Path(data.folder))
     elif kind == "npz":
-        image_set = _npz(Path(name))
+        image_set = ArrayImages(*read_npz(Path(name)))
     elif kind == "imagefolder":
         image_set = open_folder(Path(name), images, _folder_options(data, images, is_subset))
     elif kind == "tar":
@@ -191,30 +200,15 @@ def _torchvision(name: str, split: str, folder: Path) -> ArrayImages:
         targets = torch.as_tensor(data.targets)
     except (TypeError, AttributeError) as error:
         raise ValueError(f"torchvision:{name} is not laid out like CIFAR10 or MNIST ({error}); use npz:PATH") from error
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # damaged files raise whatever their reader raises
+        reason = str(error) or f"{type(error).__name__} in its reader"
         raise ValueError(
-            f"torchvision:{name} is not complete under {folder} and could not be downloaded ({error}); put it "
-            "there, or use npz:PATH"
+            f"torchvision:{name} is damaged or not complete under {folder}, and could not be downloaded ({reason}); "
+            "remove it to download it again, put it there whole, or use npz:PATH"
         ) from error
     pixels = torch.as_tensor(np.asarray(data.data))
     pixels = pixels[:, None] if pixels.dim() == 3 else pixels.permute(0, 3, 1, 2)
     return ArrayImages(pixels.contiguous(), targets)
-
-
-def _npz(path: Path) -> ArrayImages:
-    if not path.is_file():
-        raise ValueError(f"npz:{path}: there is no such file; correct the path")
-    try:
-        with np.load(path) as arrays:
-            x, y = arrays["x"], arrays["y"]
-    except Exception as error:  # damaged archives raise whatever the decoder at hand raises
-        raise ValueError(f"npz:{path} must hold the arrays x and y ({error})") from error
-    if x.dtype != np.uint8 or x.ndim != 4 or y.shape != x.shape[:1] or y.dtype.kind not in "iu":
-        raise ValueError(
-            f"npz:{path}: x is {x.dtype} {x.shape}, y is {y.dtype} {y.shape}; it needs x uint8 (N, H, W, C) and y "
-            "integers (N,)"
-        )
-    return ArrayImages(torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(y.astype(np.int64)))
 
 
 def source_identity(data: DataConfig, split: Split, images: ImageConfig, *, is_subset: bool = False) -> dict[str, Any]:

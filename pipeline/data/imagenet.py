@@ -50,7 +50,7 @@ def _wnids_of_devkit(path: Path) -> list[str]:
     except (gzip.BadGzipFile, EOFError, zlib.error, tarfile.TarError) as error:
         raise ValueError(f"--devkit: {path} is damaged ({error}); download it again") from error
     wnid_of = _read_meta(meta, path)
-    numbers = truth.decode().split()
+    numbers = truth.decode(errors="replace").split()
     unknown = sorted({number for number in numbers if number not in wnid_of})
     if unknown:
         raise ValueError(f"--devkit: {GROUND_TRUTH} in {path} has class {unknown[0]}, which {META} does not name")

@@ -9,8 +9,8 @@ from itertools import tee
 import torch
 from torch import Tensor
 
-from pipeline.data.image_sets import ArrayImages, ImageSet
-from pipeline.runtime.device import to_device
+from pipeline.data.image_sets import ArrayImages, ImageSet, check_headers
+from pipeline.runtime.device import is_out_of_memory, to_device
 from pipeline.runtime.hardware import free_memory_bytes
 from pipeline.runtime.ranges import batch_ranges
 from pipeline.runtime.seeds import make_generator
@@ -18,6 +18,9 @@ from pipeline.runtime.threads import background_threads
 
 # Images per read while preloading, and images that a thread decodes at a time.
 READ_BATCH, READ_PIECE = 256, 32
+# Images of a set that are decoded to see whether they can be. A photograph of 256 pixels takes 0.9 ms of a core, its
+# header 0.05 ms, so that the look at 50,000 takes 4 s; to decode them all would take 45 s at each start.
+TRIED_IMAGES = 2_000
 # The most bytes of decoded images that wait for the device; one batch at least is always read ahead.
 READ_AHEAD_BYTES = 256 * 2**20
 # Share of the free memory for cached images, unless the user sets a limit: a network trains beside them, and the images
@@ -56,12 +59,22 @@ def preload(images: ImageSet, device: torch.device) -> ArrayImages:
         pixels = torch.empty(len(images.labels), *images.batch([0]).shape[1:], dtype=torch.uint8, device=device)
         for indices, decoded in zip(ranges, read_batches(images, ranges), strict=True):
             pixels[indices.start : indices.stop] = decoded.to(device)
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise ValueError(
             f"memory_gib: {len(images.labels):,} decoded images need {num_bytes(images) / 2**30:.2f} GiB, more than "
             f"{device} has free; set a lower value, and they are read from disk in every epoch"
         ) from error
     return ArrayImages(pixels, images.labels.to(device))
+
+
+def check_images(images: ImageSet) -> None:
+    """Raise ValueError that names images which cannot be read, by the header of each and the pixels of some."""
+    check_headers(images)
+    tried = torch.split(evenly_spaced(len(images.labels), TRIED_IMAGES), READ_BATCH)
+    for _ in read_batches(images, [indices.tolist() for indices in tried]):
+        pass
 
 
 def read_batches(images: ImageSet, batches: Iterable[Sequence[int]]) -> Iterator[Tensor]:

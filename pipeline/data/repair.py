@@ -74,7 +74,8 @@ def write_repaired(repair: Repair, batch_indices: Iterable[int]) -> list[str]:
     if changed:
         manifest["scores"] = mean_scores(_all_metadata(folder, manifest))
         write_manifest(folder, manifest)
-    shutil.rmtree(repair.workshop, ignore_errors=True)
+    if repair.workshop.exists():
+        shutil.rmtree(repair.workshop)
     return changed
 
 

@@ -12,9 +12,11 @@ from typing import Any
 from pipeline.data.codec import EXTENSIONS, ImageFormat
 from pipeline.data.parts import REMAKE, Sample, ShardError
 from pipeline.runtime.files import read_range
+from pipeline.runtime.form import check_form, check_object
 
 # Image, label and metadata.
 MEMBERS_PER_SAMPLE = 3
+PROBABILITY = "_probability"
 
 
 def read_metadata(path: Path, max_samples: int) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -23,7 +25,9 @@ def read_metadata(path: Path, max_samples: int) -> Iterator[tuple[str, dict[str,
         files = ((member, tar.extractfile(member)) for member in tar if member.name.endswith(".json"))
         for member, file in islice(files, max_samples):
             assert file
-            yield member.name.partition(".")[0], json.load(file)
+            metadata = json.load(file)
+            _check_scores(metadata)
+            yield member.name.partition(".")[0], metadata
 
 
 def read_samples(path: Path, label: int, image_format: ImageFormat, at_most: int) -> list[Sample]:
@@ -44,9 +48,18 @@ def read_samples(path: Path, label: int, image_format: ImageFormat, at_most: int
         ]
 
 
+def _check_scores(metadata: Any) -> None:
+    """Raise ValueError unless each network in the metadata has its probability of the label and whether it is a hit."""
+    check_object(metadata)
+    for name in metadata:
+        if name.endswith(PROBABILITY):
+            check_form(metadata, {name: float, f"{name.removesuffix(PROBABILITY)}_top1": bool})
+
+
 @contextmanager
 def _explain_damage(path: Path) -> Iterator[None]:
     try:
         yield
-    except (tarfile.TarError, OSError, ValueError, KeyError) as error:  # KeyError: a sample without one of its members
+    # KeyError: a sample without one of its members; RecursionError: JSON that is nested too deeply
+    except (tarfile.TarError, OSError, ValueError, KeyError, RecursionError) as error:
         raise ShardError(f"{path} is damaged ({error}); {REMAKE}") from error

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.runtime.text import printable
+
 Status = Literal["ok", "warning", "problem"]
 # ANSI colors of the terminal: green, yellow, red.
 COLORS: dict[Status, int] = {"ok": 32, "warning": 33, "problem": 31}
@@ -27,7 +29,7 @@ class Finding:
         word = f"{self.status:<{STATUS_WIDTH}}"
         if is_colored:
             word = f"\033[{COLORS[self.status]}m{word}\033[0m"
-        return f"{word}{self.subject:<{SUBJECT_WIDTH}}{' '.join(self.text.split())}"
+        return f"{word}{self.subject:<{SUBJECT_WIDTH}}{printable(' '.join(self.text.split()))}"
 
 
 def reason(error: Exception, fix: str) -> str:

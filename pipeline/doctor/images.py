@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pipeline.data.class_names import listed
 from pipeline.data.image_sets import load_images
+from pipeline.data.loader import check_images
 from pipeline.doctor.examination import Examination, draw_sample
 from pipeline.doctor.findings import Finding, ok, problem, warning
 
@@ -37,6 +38,7 @@ def check_test_images(examination: Examination) -> Iterator[Finding]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         images = load_images(config.data, "test", config.images, config.class_labels)
+        check_images(images)
         sample = draw_sample(images)
     for message in dict.fromkeys(str(w.message) for w in caught):
         yield warning("test images", f"{message}; add images of them, or shorten `classes`")

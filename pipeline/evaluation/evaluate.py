@@ -16,11 +16,30 @@ from pipeline.evaluation.metrics import Agreement, ClassificationMetrics
 from pipeline.evaluation.set_quality import QualityConfig
 from pipeline.models.classifier import Classifier
 from pipeline.runtime.config import ConfigError
+from pipeline.runtime.form import Form, check_form
 from pipeline.runtime.ranges import batch_ranges
+from pipeline.runtime.text import is_printable
 from pipeline.runtime.timing import forward_ms
 
 # The most images in the timed forward pass.
 TIMED_IMAGES = 64
+
+
+SHARE_OR_NONE = (float, type(None))
+NETWORK_FORM: Form = {
+    **dict.fromkeys(("top1", "top5", "nll", "calibration_error", "forward_ms"), float),
+    "parameters": int,
+    "per_class_top1": [SHARE_OR_NONE],
+    "confusion": [[int]],
+    "calibration_bins": {"num_images": [int], "confidence": [SHARE_OR_NONE], "top1": [SHARE_OR_NONE]},
+}
+EVALUATION_FORM = {
+    **dict.fromkeys(("num_images", "timed_batch"), int),
+    **dict.fromkeys(("agreement", "kl", "accuracy_retention"), float),
+    **dict.fromkeys(("student", "teacher"), NETWORK_FORM),
+    "class_titles": [str],
+    "line": str,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +175,23 @@ def evaluate(
         accuracy_retention=_ratio(summaries["student"]["top1"], summaries["teacher"]["top1"]),
         timed_batch=len(timed_pixels),
     )
+
+
+def check_evaluation(evaluation: Any) -> None:
+    """Raise ValueError, saying what is wrong, unless plain data is an evaluation: an `EvalReport` with titles."""
+    check_form(evaluation, EVALUATION_FORM)
+    if not all(map(is_printable, evaluation["class_titles"])):
+        raise ValueError("class_titles has control characters")
+    num_classes = len(evaluation["class_titles"])
+    for name in ("student", "teacher"):
+        network = evaluation[name]
+        by_class = (network["per_class_top1"], network["confusion"], *network["confusion"])
+        if num_classes < 1 or any(len(values) != num_classes for values in by_class):
+            raise ValueError(f"{name} has not one value for each of the {num_classes} classes")
+        if len({len(network["calibration_bins"][key]) for key in NETWORK_FORM["calibration_bins"]}) > 1:
+            raise ValueError(f"{name}.calibration_bins has lists of different lengths")
+        if not (network["parameters"] > 0 and network["forward_ms"] > 0):
+            raise ValueError(f"{name} has no parameters, or takes no time")
 
 
 def _ratio(numerator: float, denominator: float) -> float:

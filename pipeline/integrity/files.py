@@ -23,7 +23,7 @@ class FileState:
     note: str = ""
 
 
-def judge(
+def state_of(
     path: Path, require_whole: Callable[[Path], object], require_own: Callable[[], object] | None = None
 ) -> FileState:
     """The state of a file that exists.

@@ -13,7 +13,7 @@ from pipeline.data.parts import PARTS, REMAKE, ShardError, find_fault, part_fing
 from pipeline.data.repair import REPAIR, whole_samples
 from pipeline.data.shards import MANIFEST, MANIFEST_COPY, is_packed, read_manifest
 from pipeline.identity import CONFIG_FILE, IDENTITY_FILE, synthesis_identity
-from pipeline.integrity.files import FileState, judge, require_sealed
+from pipeline.integrity.files import FileState, require_sealed, state_of
 from pipeline.run import RunConfig
 from pipeline.runtime.config import ConfigError
 from pipeline.runtime.files import read_json
@@ -44,7 +44,7 @@ def check_complete_set(folder: Path, require_own: Callable[[], None] | None = No
     """The state of the manifest, every shard, and every image in them, of any complete set."""
     for path in (folder / MANIFEST, folder / MANIFEST_COPY):
         if path.exists():
-            yield judge(path, _require_manifest, require_own)
+            yield state_of(path, _require_manifest, require_own)
     yield from _check_texts(folder)
     try:
         manifest = read_manifest(folder)
@@ -72,7 +72,7 @@ def _check_texts(folder: Path) -> Iterator[FileState]:
     """The files beside the shards. The identity must be the one that the manifest states."""
     for path in (folder / name for name in TEXTS):
         if path.exists():
-            yield judge(path, _require_stated_identity if path.name == IDENTITY_FILE else require_sealed)
+            yield state_of(path, _require_stated_identity if path.name == IDENTITY_FILE else require_sealed)
 
 
 def _require_stated_identity(path: Path) -> None:
@@ -95,7 +95,7 @@ def _check_parts(config: RunConfig, round_index: int, folder: Path) -> Iterator[
     keys = {part_path(folder, spec.index): spec.keys for spec in specs}
     for path in paths:
         if path in keys:
-            yield judge(
+            yield state_of(
                 path, partial(_require_whole_part, keys[path]), partial(_require_own_part, config, round_index, path)
             )
         else:

@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.distillation.state import read_state
-from pipeline.evaluation.evaluate import EvalReport, evaluation_csv
+from pipeline.evaluation.evaluate import EvalReport, check_evaluation, evaluation_csv
 from pipeline.identity import existing_evaluation, is_student_finished, require_trained_teacher, student_identity
-from pipeline.integrity.files import FileState, judge, require_sealed, require_whole_lines, require_whole_picture
+from pipeline.integrity.files import FileState, require_sealed, require_whole_lines, require_whole_picture, state_of
 from pipeline.models.checkpoint import read_description
 from pipeline.run import RunConfig
 from pipeline.runtime.config import ConfigError
@@ -31,17 +31,17 @@ def check_outputs(config: RunConfig) -> Iterator[FileState]:
 
 
 def _teacher(config: RunConfig, path: Path, match: re.Match[str]) -> FileState:
-    return judge(path, read_description, partial(require_trained_teacher, config))
+    return state_of(path, read_description, partial(require_trained_teacher, config))
 
 
 def _student(config: RunConfig, path: Path, match: re.Match[str]) -> FileState:
-    return judge(path, read_description, partial(is_student_finished, config, _round(config, path, match)))
+    return state_of(path, read_description, partial(is_student_finished, config, _round(config, path, match)))
 
 
 def _state(config: RunConfig, path: Path, match: re.Match[str]) -> FileState:
     if match["round"] is None:  # of the teacher, whose identity has the content of real images
-        return judge(path, read_state)
-    return judge(path, read_state, partial(_require_own_state, config, path, match))
+        return state_of(path, read_state)
+    return state_of(path, read_state, partial(_require_own_state, config, path, match))
 
 
 def _require_own_state(config: RunConfig, path: Path, match: re.Match[str]) -> None:
@@ -50,7 +50,9 @@ def _require_own_state(config: RunConfig, path: Path, match: re.Match[str]) -> N
 
 
 def _evaluation(config: RunConfig, path: Path, match: re.Match[str]) -> FileState:
-    return judge(path, require_sealed, partial(_require_own_evaluation, config, path, match))
+    return state_of(
+        path, partial(read_json, check=check_evaluation), partial(_require_own_evaluation, config, path, match)
+    )
 
 
 def _require_own_evaluation(config: RunConfig, path: Path, match: re.Match[str]) -> None:
@@ -59,7 +61,7 @@ def _require_own_evaluation(config: RunConfig, path: Path, match: re.Match[str])
 
 
 def _table(config: RunConfig, path: Path, match: re.Match[str]) -> FileState:
-    return judge(path, _require_rows_of_evaluation)
+    return state_of(path, _require_rows_of_evaluation)
 
 
 def _require_rows_of_evaluation(path: Path) -> None:
@@ -73,7 +75,7 @@ def _require_rows_of_evaluation(path: Path) -> None:
 
 
 def _exported(config: RunConfig, path: Path, match: re.Match[str]) -> FileState:
-    return judge(path, _require_stated_bytes)
+    return state_of(path, _require_stated_bytes)
 
 
 def _require_stated_bytes(path: Path) -> None:
@@ -84,7 +86,7 @@ def _require_stated_bytes(path: Path) -> None:
 
 def _with(require_whole: Callable[[Path], object]) -> Check:
     """A check of files that are of the run whatever the configuration is."""
-    return lambda config, path, match: judge(path, require_whole)
+    return lambda config, path, match: state_of(path, require_whole)
 
 
 def _round(config: RunConfig, path: Path, match: re.Match[str]) -> int:

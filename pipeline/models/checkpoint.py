@@ -18,8 +18,19 @@ from pipeline.models.sources import is_published_name, published_name
 from pipeline.runtime.config import to_plain
 from pipeline.runtime.files import atomic_file, sha256_of
 from pipeline.runtime.fingerprint import fingerprint
+from pipeline.runtime.form import check_form
 
 METADATA_KEY = "dreamdistill"
+DESCRIPTION_FORM = {
+    "source": str,
+    "options": dict,
+    "mean": [float],
+    "std": [float],
+    "images": {"channels": int, "height": int, "width": int, "num_classes": int},
+    "class_titles": [str],
+    "fingerprint": str,
+    "identity": dict,
+}
 
 
 def save_classifier(
@@ -67,7 +78,11 @@ def read_description(path: Path) -> dict[str, Any]:
             f"{path} is damaged, or of an older version: its content does not have the digest in its metadata; move it "
             "away to make it again, or, if it is of an older version, name it as a model's `weights`"
         )
-    description: dict[str, Any] = json.loads(metadata[METADATA_KEY])
+    try:
+        description: dict[str, Any] = json.loads(metadata[METADATA_KEY])
+        check_form(description, DESCRIPTION_FORM)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error} in its metadata); move it away to make it again") from error
     return description
 
 

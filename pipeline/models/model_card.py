@@ -10,6 +10,7 @@ import yaml
 from pipeline.models.classifier import Classifier
 from pipeline.models.config import ImageConfig, ModelConfig
 from pipeline.models.export import OPSET
+from pipeline.runtime.text import markdown_cell
 
 # The network that the student learns from, in a sentence.
 TEACHER = "the teacher"
@@ -148,7 +149,9 @@ class ModelCard:
                 f"{file['forward_ms']:.2f} ms |\n"
                 for name, file in files.items()
             ),
-            classes="".join(f"| {i} | {title} |\n" for i, title in enumerate(self.classifier.class_titles)),
+            classes="".join(
+                f"| {i} | {markdown_cell(title)} |\n" for i, title in enumerate(self.classifier.class_titles)
+            ),
         )
 
     @property

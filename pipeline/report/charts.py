@@ -178,16 +178,24 @@ def dot_chart(
         rows = np.arange(len(titles))
         numbers = np.array(list(values.values()), dtype=np.float64)
         if len(values) == 2:
-            axes.hlines(rows, numbers[0], numbers[1], color=LINE, linewidth=3)
+            axes.hlines(rows, numbers[0], numbers[1], color=LINE, linewidth=3, clip_on=False)
         for i, (label, color) in enumerate(zip(values, _colors(len(values)), strict=True)):
             mark = "\N{WHITE CIRCLE}" if i else "\N{BLACK CIRCLE}"  # equal values stay visible in each other
-            axes.plot(numbers[i], rows, "o", color=color, markersize=9 if i else 5, fillstyle="none" if i else "full")
+            style: dict[str, Any] = {"markersize": 9, "fillstyle": "none"} if i else {"markersize": 5}
+            axes.plot(numbers[i], rows, "o", color=color, clip_on=False, **style)
             axes.text(0.5 * i, 1.0, f"{mark} {label}", color=color, transform=axes.transAxes, va="bottom")
         axes.set_yticks(rows, [_short(title) for title in titles])
         axes.set_ylim(len(titles) - 0.5, -0.5)
+        _end_at_100(axes)
         axes.set_xlabel(x_label)
 
     return chart(name, description, draw, height_in=0.9 + 0.2 * len(titles))
+
+
+def _end_at_100(axes: Axes) -> None:
+    """Let the axis of percentages up to 100 end there, and that of any from 0 on start there."""
+    low, high = axes.get_xlim()
+    axes.set_xlim(max(0.0, low), min(100.0, high) if axes.dataLim.x1 <= 100 else high)
 
 
 def scatter_chart(name: str, xs: Values, ys: Values, labels: tuple[str, str], description: str) -> Markup:

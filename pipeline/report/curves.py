@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Values = NDArray[np.float64]
 
 # Keys of a metric line that are not figures of a loss.
-NOT_CURVES = ("stage", "round", "batch", "step", "elapsed_s", "lr")
+NOT_CURVES = ("stage", "round", "batch", "step", "elapsed_s", "cores", "gpus", "peak_memory_bytes", "lr")
 # Points of a curve; neighbors are averaged if there are more.
 MAX_POINTS = 200
 # The smoothed curve is a running mean over this share of the points.

@@ -1,13 +1,12 @@
 """The figures of a run as rows of tables: metrics, rounds, times."""
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.report.record import RoundRecord, RunRecord
 from pipeline.runtime.quantities import duration, size
 from pipeline.runtime.ranges import evenly_spaced
-from pipeline.runtime.recorder import seconds_of_stages
+from pipeline.runtime.recorder import StageCost, costs_of_stages
 
 STAGES = ("teacher", "synthesize", "distill", "evaluate")
 # Rounds in the table, evenly spaced.
@@ -99,22 +98,35 @@ def round_table(rounds: Sequence[RoundRecord]) -> tuple[tuple[str, ...], Rows]:
 
 
 def time_table(record: RunRecord) -> tuple[tuple[str, ...], Rows]:
-    """Header and rows: time of each stage, and that of all its processes, beside the estimate."""
-    by_rank = [seconds_of_stages(lines) for lines in record.metrics]
-    longest: dict[str, float] = defaultdict(float)
-    for seconds in by_rank:
-        for stage, value in seconds.items():
-            longest[stage] = max(longest[stage], value)
+    """Header and rows: time and cost of each stage, beside the estimate."""
+    by_rank = [costs_of_stages(lines) for lines in record.metrics]
+    stages = {stage: [costs[stage] for costs in by_rank if stage in costs] for stage in STAGES}
+    longest = {stage: max(cost.seconds for cost in costs) for stage, costs in stages.items() if costs}
     total, estimate = sum(longest.values()), record.estimate or {}
     rows: Rows = []
-    for stage in (stage for stage in STAGES if stage in longest):
-        ranks = [seconds[stage] for seconds in by_rank if stage in seconds]
-        share = f"{longest[stage] / (total or 1):.0%}".replace("%", " %")
-        row = (stage, duration(longest[stage]), share, duration(sum(ranks)))
-        rows.append((*row, duration(estimate[f"{stage}_s"]) if estimate.get(f"{stage}_s") else "-"))
+    for stage, seconds in longest.items():
+        share = f"{seconds / (total or 1):.0%}".replace("%", " %")
+        estimated = duration(estimate[f"{stage}_s"]) if estimate.get(f"{stage}_s") else "-"
+        rows.append((stage, duration(seconds), estimated, share, *_cost_cells(stages[stage])))
+    if peak := max((cost.peak_memory_bytes for costs in by_rank for cost in costs.values()), default=0):
+        rows.append(_size_row("memory of a process", peak, estimate.get("peak_memory_bytes")))
     manifests = [round_record.manifest for round_record in record.rounds if round_record.manifest]
-    shards = [shard for manifest in manifests for shard in manifest["shards"]]
-    if shards:
-        stored, estimated = sum(sum(shard["sizes"]) for shard in shards), estimate.get("shard_bytes")
-        rows.append(("images", size(stored), "", "", size(estimated) if estimated else "-"))
-    return ("stage", "measured", "share", "all processes", "estimated"), rows
+    if shards := [shard for manifest in manifests for shard in manifest["shards"]]:
+        rows.append(_size_row("images", sum(sum(shard["sizes"]) for shard in shards), estimate.get("shard_bytes")))
+    return ("stage", "measured", "estimated", "share", "processes", "cost", "peak memory"), rows
+
+
+def _cost_cells(costs: Sequence[StageCost]) -> tuple[str, str, str]:
+    """The number of processes of a stage, their core hours or GPU hours, and their peak memory in all."""
+    units = {"core": sum(cost.core_s for cost in costs), "GPU": sum(cost.gpu_s for cost in costs)}
+    texts = [f"{_hours(seconds)} {unit} hours" for unit, seconds in units.items() if seconds]
+    peak = sum(cost.peak_memory_bytes for cost in costs)
+    return str(len(costs)), " + ".join(texts) or "-", size(peak) if peak else "-"
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:,.2f}" if seconds >= 36 else "< 0.01"
+
+
+def _size_row(name: str, measured: float, estimated: float | None) -> tuple[str, ...]:
+    return (name, size(measured), size(estimated) if estimated else "-", "", "", "", "")

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pipeline.data.codec import PILLOW_MODES, encode_image
+from pipeline.data.codec import encode_image, open_with_pillow
 
 # Larger images are embedded as JPEG, which takes a tenth of the bytes; smaller ones with their exact pixels.
 MAX_EXACT_PX, JPEG_QUALITY = 64, 85
-# Larger files of pictures are embedded as JPEG, at most this wide.
-MAX_FILE_BYTES, MAX_FILE_WIDTH = 400_000, 1600
+# Larger files of pictures are embedded as WebP, which keeps their transparency, at most this wide.
+MAX_FILE_BYTES, MAX_FILE_WIDTH, WEBP_QUALITY = 400_000, 1600, 85
 # Color of a cell of a heat map; its opacity shows the value, so that it reads on a light and on a dark page.
 HEAT_COLOR = (59, 130, 246)
 
@@ -43,16 +43,16 @@ def embed_image(image: Tensor) -> Picture:
 
 
 def embed_file(path: Path) -> Picture:
-    """The picture in a PNG file; a large one is reduced, and loses detail."""
+    """The picture in a PNG file; a large one is reduced, and loses detail. Raises ImageError when it is damaged."""
     data = path.read_bytes()
-    with Image.open(io.BytesIO(data)) as picture:
+    with open_with_pillow(data, str(path)) as picture:
         if len(data) <= MAX_FILE_BYTES:
             return Picture(uri=_uri(data, "png"), width=picture.width, height=picture.height)
-        reduced = picture.convert(PILLOW_MODES[3])
+        reduced = picture.convert("RGBA")
     reduced.thumbnail((MAX_FILE_WIDTH, reduced.height))
     buffer = io.BytesIO()
-    reduced.save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return Picture(uri=_uri(buffer.getvalue(), "jpeg"), width=reduced.width, height=reduced.height)
+    reduced.save(buffer, "WEBP", quality=WEBP_QUALITY)
+    return Picture(uri=_uri(buffer.getvalue(), "webp"), width=reduced.width, height=reduced.height)
 
 
 def heat_map(shares: NDArray[np.float64]) -> Picture:

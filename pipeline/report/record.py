@@ -1,15 +1,16 @@
 """`RunRecord`: what a run has left so far, as the pages show it."""
 
 import itertools
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pipeline.data.codec import ImageError
 from pipeline.data.given_sets import read_given
 from pipeline.data.samples import read_metadata
 from pipeline.data.shard_set import ShardSet
@@ -20,6 +21,7 @@ from pipeline.report.diversity import Diversity, measure_diversity
 from pipeline.report.pictures import Picture, embed_file, embed_image
 from pipeline.run import RunConfig, resolved_yaml
 from pipeline.runtime.files import read_json
+from pipeline.runtime.form import check_form, check_object
 from pipeline.runtime.ranges import evenly_spaced
 from pipeline.runtime.recorder import read_metrics
 from pipeline.sets import next_set, require_same_outputs
@@ -124,7 +126,7 @@ def read_record(config: RunConfig, pool: Pool, last_round: int | None, facts: Ma
         diversity=_measure(images, shard_set),
         strips=_read_strips(config, last_round),
         preview=_read_preview(config, last_round),
-        estimate=read_json(config.estimate_path) if config.estimate_path.exists() else None,
+        estimate=read_json(config.estimate_path, _check_estimate) if config.estimate_path.exists() else None,
         facts=facts,
     )
 
@@ -199,10 +201,27 @@ def _measure(images: Sequence[StoredImage], shard_set: ShardSet) -> Diversity | 
     return measure_diversity(batches, torch.tensor([image.label for image in compared]))
 
 
+def _check_estimate(estimate: Any) -> None:
+    check_object(estimate)
+    check_form(estimate, dict.fromkeys(estimate, float))
+
+
 def _read_strips(config: RunConfig, last_round: int) -> dict[int, Picture]:
     paths = {r: picture_path(config.checkpoints, evolution_name(r)) for r in range(last_round + 1)}
     existing = [(r, path) for r, path in paths.items() if path.exists()]
-    return {r: embed_file(path) for r, path in evenly_spaced(existing, SHOWN_STRIPS)}
+    strips = {r: _read_picture(path) for r, path in evenly_spaced(existing, SHOWN_STRIPS)}
+    return {r: strip for r, strip in strips.items() if strip is not None}
+
+
+def _read_picture(path: Path) -> Picture | None:
+    """The picture in a file; a damaged one is left out, since pictures are drawn for people alone."""
+    try:
+        return embed_file(path)
+    except ImageError as error:
+        warnings.warn(f"{error}; it is left out", stacklevel=2)
+    except FileNotFoundError:  # synthesis removes the preview when it has finished the round
+        pass
+    return None
 
 
 def _read_preview(config: RunConfig, last_round: int) -> Picture | None:
@@ -210,6 +229,4 @@ def _read_preview(config: RunConfig, last_round: int) -> Picture | None:
     path = picture_path(config.checkpoints, PREVIEW)
     if not path.exists() or config.distill.shards or not any(next_set(config, r) for r in range(last_round + 1)):
         return None
-    with suppress(FileNotFoundError):  # synthesis removes it when it has finished the round
-        return embed_file(path)
-    return None
+    return _read_picture(path)

@@ -47,8 +47,9 @@ def _facts(record: RunRecord, evaluation: Mapping[str, Any] | None) -> dict[str,
 
 def _origin(verb: str, outputs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """The devices and the versions that outputs state; those of earlier versions state less."""
-    devices = dict.fromkeys(output["device"] for output in outputs if "device" in output)
-    versions = dict.fromkeys(versions_text(output["versions"]) for output in outputs if "versions" in output)
+    devices = dict.fromkeys(str(output["device"]) for output in outputs if "device" in output)
+    stated = [output.get("versions") for output in outputs]
+    versions = dict.fromkeys(versions_text(versions) for versions in stated if isinstance(versions, dict))
     facts = {f"{verb} on": "; ".join(devices), f"{verb} with": "; ".join(versions)}
     return {name: fact for name, fact in facts.items() if fact}
 

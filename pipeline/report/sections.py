@@ -81,11 +81,11 @@ def curve_charts(record: RunRecord) -> list[dict[str, Any]]:
 
 def _curves(lines: Sequence[Mapping[str, Any]], name: str, *, by_round: bool) -> list[Curve]:
     """The curve of a figure, or one for each round: the steps of distillation go on, those of inversion start again."""
-    rounds = sorted({line["round"] for line in lines if name in line}) if by_round else []
+    rounds = sorted({line.get("round", 0) for line in lines if name in line}) if by_round else []
     if len(rounds) < 2:
         return [curve_of(lines, name)]
     shown = evenly_spaced(rounds, SHOWN_CURVES)
-    return [curve_of([line for line in lines if line["round"] == r], name, f"round {r}") for r in shown]
+    return [curve_of([line for line in lines if line.get("round", 0) == r], name, f"round {r}") for r in shown]
 
 
 def score_charts(images: Sequence[StoredImage], titles: Sequence[str]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -24,7 +25,7 @@ MISSING_PARTS = (
     ("Failed to find C compiler", "there is no C compiler; install gcc or clang"),
     ("Python.h", "Python's headers are missing; install the package with them (python3-dev)"),
     ("omp.h", "the C++ compiler has no OpenMP; install libomp"),
-    ("main.c", "Triton's C compiler fails; install Python's headers (python3-dev)"),
+    ("/main.c", "Triton's C compiler fails; install Python's headers (python3-dev)"),
     ("Cannot find a working triton", "the package triton is missing; install it"),
 )
 
@@ -58,15 +59,44 @@ def maybe_compile(
         "triton.cudagraphs": cuda_graphs,
     }
     logging.getLogger("torch.utils.cpp_extension").addFilter(_matters)
-    fast = torch.compile(function, dynamic=False, options=options)
+    return _compiled_again_if_damaged(torch.compile(function, dynamic=False, options=options))
+
+
+def _compiled_again_if_damaged(fast: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """A compiled function; a library that a killed compiler left incomplete is removed, which compiles it again.
+
+    Calls raise ValueError when it cannot be compiled.
+    """
+    removed: set[Path] = set()
 
     def call(*arguments: Parameters.args, **keywords: Parameters.kwargs) -> Result:
-        try:
-            return fast(*arguments, **keywords)
-        except torch._dynamo.exc.TorchDynamoException as error:
-            raise ValueError(f"compile: a step cannot be compiled: {_reason(error)}; set compile: false") from error
+        while True:
+            try:
+                return fast(*arguments, **keywords)
+            except (torch._dynamo.exc.TorchDynamoException, OSError, ImportError) as error:
+                library = _unloadable_library(error)
+                if library is None or library in removed:
+                    raise ValueError(
+                        f"compile: a step cannot be compiled: {_reason(error)}; set compile: false, or remove "
+                        f"{_cache()} if a process was killed while it compiled"
+                    ) from error
+            removed.add(library)
+            library.unlink(missing_ok=True)
 
     return call
+
+
+def _cache() -> str:
+    """The folder of PyTorch's compiler."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return cache_dir()
+
+
+def _unloadable_library(error: BaseException) -> Path | None:
+    """The library in the compiler's cache that the error is about, if it is about one."""
+    match = re.search(rf"{re.escape(_cache())}/[^\s:]+\.so(?=: )", str(error))
+    return Path(match[0]) if match else None
 
 
 def _matters(record: logging.LogRecord) -> bool:

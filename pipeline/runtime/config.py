@@ -8,13 +8,16 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 # Up to here, every whole number is exact as a float.
 MAX_EXACT = 2**53
+# Suggestions for a word that ends several keys.
+MAX_SUGGESTIONS = 5
 SCALARS = {int: "whole number", float: "finite number", bool: "true or false", str: "text"}
 
 
@@ -62,8 +65,8 @@ def _parse_dataclass(kind: Any, value: Any, key: str) -> Any:
     prefix = f"{key}." if key else ""
     for name in value:
         if name not in fields:
-            known = ", ".join(sorted(fields))
-            raise ConfigError(f"unknown key {prefix}{name}{nearest(name, fields)} (known keys: {known})")
+            hint = nearest(name, [*fields, *_keys_under(kind, key)])
+            raise ConfigError(f"unknown key {prefix}{name}{hint} (known keys: {', '.join(sorted(fields))})")
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in value:
@@ -73,6 +76,12 @@ def _parse_dataclass(kind: Any, value: Any, key: str) -> Any:
         return kind(**arguments)
     except ConfigError as error:
         raise ConfigError(f"{prefix}{error}") from None  # __post_init__ names its keys without the prefix
+
+
+def _keys_under(kind: type, key: str) -> list[str]:
+    """The keys of the sections in a config dataclass at `key`; the item 0 stands for those of a list."""
+    deeper = [section for section in walk(kind, key) if section[1] != key]
+    return [join(place, field.name).replace(".N", ".0") for k, place in deeper for field in dataclasses.fields(k)]
 
 
 def _parse_tuple(arguments: tuple[Any, ...], value: Any, key: str) -> tuple[Any, ...]:
@@ -142,10 +151,44 @@ def describe(value: Any) -> str:
     return "nothing" if value is None else f"{value!r} ({type(value).__name__})"
 
 
-def nearest(name: Any, known: Iterable[Any]) -> str:
-    """A half-sentence that suggests the known name closest to `name`; empty where none is close."""
-    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+def nearest(name: Any, known: Iterable[Any], part: Callable[[str], str] = str) -> str:
+    """A half-sentence that suggests the known name closest to `name`; empty where none is close.
+
+    `part` is the part of a name that is compared. A word without dots is compared with the last words of dotted names.
+    """
+    word, names = part(str(name)), {part(str(k)): str(k) for k in known}
+    ends: dict[str, list[str]] = defaultdict(list)
+    for text in names:
+        ends[text if "." in word else text.rpartition(".")[2]].append(names[text])
+    close = [text for end in difflib.get_close_matches(word, ends, n=1) for text in ends[end]]
+    return f"; did you mean {' or '.join(close[:MAX_SUGGESTIONS])}?" if close else ""
+
+
+def join(place: str, name: str) -> str:
+    """The dotted key `name` at `place`, which is empty for the root."""
+    return f"{place}.{name}" if place else name
+
+
+def walk(kind: type, place: str = "") -> Iterator[tuple[type, str]]:
+    """A config dataclass at its dotted place, and those in it; `.N` stands for an item of a list."""
+    yield kind, place
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        nested, suffix = _nested_dataclass(hints[field.name])
+        if nested is not None:
+            yield from walk(nested, f"{join(place, field.name)}{suffix}")
+
+
+def _nested_dataclass(kind: Any) -> tuple[type | None, str]:
+    """The dataclass that a field holds, if any, and what follows the field's key: `.N` for an item of a list."""
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return kind, ""
+    suffix = ".N" if typing.get_origin(kind) is tuple else ""
+    for argument in typing.get_args(kind):
+        nested, inner_suffix = _nested_dataclass(argument)
+        if nested is not None:
+            return nested, suffix + inner_suffix
+    return None, ""
 
 
 def to_plain(value: Any) -> Any:

@@ -66,8 +66,9 @@ def _load_file(path: Path, renamed_keys: Mapping[str, str], derived: tuple[Path,
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         folder = path if path.is_dir() else path.parent
-        known = ", ".join(sorted(str(p) for p in folder.glob("*.yaml"))) or "none"
-        raise ConfigError(f"no config file {path}{', it is a folder' * path.is_dir()} (existing files: {known})")
+        known = sorted(str(p) for p in folder.glob("*.yaml"))
+        hint = ", it is a folder" if path.is_dir() else nearest(path, known, _stem)
+        raise ConfigError(f"no config file {path}{hint} (existing files: {', '.join(known) or 'none'})")
     try:
         mapping = _parse(path.read_bytes())
     except yaml.YAMLError as error:
@@ -75,6 +76,11 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(mapping, dict):
         raise ConfigError(f"{path} must hold a mapping of keys to values, it holds {describe(mapping)}")
     return mapping
+
+
+def _stem(name: str) -> str:
+    """What differs between the names of config files."""
+    return Path(name).stem
 
 
 def _parse(text: bytes | str) -> Any:
@@ -124,7 +130,7 @@ def _check_base(base: Path, chain: tuple[Path, ...]) -> None:
     if not base.is_file():
         names = sorted(p.name for p in base.parent.glob("*.yaml"))
         raise ConfigError(
-            f"{path}: base: there is no file {base}{nearest(base.name, names)} (the folder holds "
+            f"{path}: base: there is no file {base}{nearest(base.name, names, _stem)} (the folder holds "
             f"{', '.join(names) or 'no YAML file'}; the path is relative to the file that names it)"
         )
     resolved = [p.resolve() for p in chain]
@@ -164,13 +170,13 @@ def _apply(mapping: dict[str, Any], override: str, renamed_keys: Mapping[str, st
     *parents, leaf = keys
     node: Any = mapping
     for i, parent in enumerate(parents):
-        node = _child(node, parent)
+        node = _child(node, parent, override, keys[:i])
         if not isinstance(node, dict | list):
             raise ConfigError(f"override {override!r}: {'.'.join(keys[: i + 1])} is {describe(node)}, it has no keys")
-    try:
-        node[int(leaf) if isinstance(node, list) else leaf] = value
-    except (ValueError, IndexError):
-        raise ConfigError(f"override {override!r}: the list has items 0 to {len(node) - 1}, not {leaf}") from None
+    if isinstance(node, list):
+        node[_position(node, leaf, override, parents)] = value
+    else:
+        node[leaf] = value
 
 
 def _parse_override(override: str, renamed_keys: Mapping[str, str]) -> tuple[list[str], Any]:
@@ -198,10 +204,19 @@ def _parse_override(override: str, renamed_keys: Mapping[str, str]) -> tuple[lis
     return new_names, node
 
 
-def _child(node: Any, name: str) -> Any:
+def _child(node: Any, name: str, override: str, path: Sequence[str]) -> Any:
     """The value under `name`, a new mapping if there is none; items of lists are named by their number."""
     if isinstance(node, list):
-        return node[int(name)] if name.isdigit() and int(name) < len(node) else None
+        return node[_position(node, name, override, path)]
     if node.get(name) is None:
         node[name] = {}
     return node[name]
+
+
+def _position(items: Sequence[Any], name: str, override: str, path: Sequence[str]) -> int:
+    """The position that `name` is in the list at `path`; raises ConfigError when there is no such item."""
+    if name.isdecimal() and int(name) < len(items):
+        return int(name)
+    key, last = ".".join(path), len(items) - 1
+    numbers = f"has the item{f's 0 to {last}' if last else ' 0'}, not {name}" if items else "is an empty list"
+    raise ConfigError(f"override {override!r}: {key} {numbers}; to add one, write the whole list: {key}=[...]")

@@ -1,4 +1,4 @@
-"""Transfers to a device, and synchronization with it."""
+"""Transfers to a device, synchronization with it, and whether its memory is full."""
 
 import torch
 from torch import Tensor
@@ -9,6 +9,11 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the machine, had too little memory. PyTorch raises a plain RuntimeError on the CPU."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def synchronize(device: torch.device) -> None:

@@ -166,26 +166,36 @@ def choose_device(local_rank: int, local_size: int) -> torch.device:
 
     Raises ValueError when the named device does not exist, or when there are fewer CUDA devices than ranks.
     """
-    name, num_cuda = named_device(), torch.cuda.device_count() if is_cuda_usable() else 0
-    try:
-        device = torch.device(name or ("cuda" if num_cuda else "cpu"))
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"the device {name!r} is none to compute on; use cpu, cuda or cuda:N")
+    device = usable_device(named_device() or ("cuda" if _num_cuda_devices() else "cpu"))
     if device.type == "cpu":
         return device
-    if (device.index or 0) >= num_cuda:
-        reason = unusable_driver() or f"there are {num_cuda} CUDA devices"
-        fix = f"use cpu{' or a lower number' if num_cuda else ''}"
-        raise ValueError(f"there is no device {name!r}: {reason}; {fix}")
-    num_devices = num_cuda if device.index is None else 1
+    num_devices = _num_cuda_devices() if device.index is None else 1
     if local_size > num_devices:
         raise ValueError(
             f"{local_size} processes need a CUDA device each, but this machine has {num_devices} for them; use "
             f"--processes {num_devices} (make: NPROC={num_devices}){'' if device.index is None else ', or device cuda'}"
         )
     return torch.device("cuda", local_rank) if device.index is None else device
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of this name; raises ValueError when it does not exist or is none to compute on."""
+    num_cuda = _num_cuda_devices()
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"the device {name!r} is none to compute on; use cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= num_cuda:
+        reason = unusable_driver() or f"there are {num_cuda} CUDA devices"
+        fix = f"use cpu{' or a lower number' if num_cuda else ''}"
+        raise ValueError(f"there is no device {name!r}: {reason}; {fix}")
+    return device
+
+
+def _num_cuda_devices() -> int:
+    return torch.cuda.device_count() if is_cuda_usable() else 0
 
 
 def _set_up_process(device: torch.device, local_size: int) -> None:

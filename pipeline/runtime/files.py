@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from pipeline.runtime.digests import find_fault, seal, seal_text, unseal
+from pipeline.runtime.form import check_object
 
 Value = TypeVar("Value")
 TEMPORARY_SUFFIX = ".tmp"
@@ -115,7 +116,9 @@ def _fix(error: OSError) -> str:
         return "the disk or quota is full: free space and run the same command again; finished parts are kept"
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         return "a file has the name of a folder: remove it, or set shards_dir / checkpoints_dir"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if error.errno == errno.EROFS:
+        return "its file system is read-only: write to another one (compare: --output), or work on a copy of the run"
+    if error.errno in (errno.EACCES, errno.EPERM):
         return "check the permissions of the folder, or set shards_dir / checkpoints_dir"
     return error.strerror or str(error)
 
@@ -198,12 +201,17 @@ def is_whole(path: Path) -> bool:
     return path.is_file() and find_fault(path.read_bytes(), path.suffix) is None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object that `write_json` wrote; raises ValueError that names the file when it is damaged."""
+def read_json(path: Path, check: Callable[[Any], None] = check_object) -> dict[str, Any]:
+    """The JSON object that `write_json` wrote.
+
+    Raises ValueError that names the file when it is damaged, or when `check` raises one.
+    """
     try:
-        return unseal(path.read_bytes())
+        value = unseal(path.read_bytes())
+        check(value)
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); remove it and run the stage that writes it again") from error
+    return value
 
 
 def read_range(path: Path, offset: int, size: int) -> bytes:

@@ -66,6 +66,12 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
 
 
+def resources_of_process(device: torch.device) -> dict[str, int]:
+    """What this process uses: one of the `gpus`, or a core for each thread; its `peak_memory_bytes` so far."""
+    units = {"gpus": 1} if device.type == "cuda" else {"cores": torch.get_num_threads()}
+    return {**units, "peak_memory_bytes": peak_memory_bytes(device)}
+
+
 @cache
 def keep_freed_memory(num_sharing: int = 1) -> None:
     """Make glibc keep freed memory for the next allocation, in large pages; other allocators stay as they are.

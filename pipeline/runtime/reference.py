@@ -4,14 +4,14 @@ import dataclasses
 import inspect
 import re
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 import yaml
 
-from pipeline.runtime.config import to_plain, yaml_type
+from pipeline.runtime.config import join, to_plain, walk, yaml_type
 
 ATTRIBUTES = "Attributes:"
 # PyYAML writes it after a scalar.
@@ -46,7 +46,7 @@ def sections(root: type, defaults: Mapping[str, str] = MappingProxyType({})) -> 
     when a docstring leaves out a field or describes one that does not exist.
     """
     places: dict[type, list[str]] = {}
-    for kind, place in _walk(root, ""):
+    for kind, place in walk(root):
         places.setdefault(kind, []).append(place)
     return tuple(_section(kind, tuple(names), defaults) for kind, names in places.items())
 
@@ -79,32 +79,6 @@ def markdown(section: Section) -> str:
         meaning = key.meaning.replace("|", r"\|")
         rows.append(f"| `{join(place, key.name)}` | {key.type} | {key.default} | {meaning} |")
     return "\n\n".join([*parts, "\n".join(rows)])
-
-
-def join(place: str, name: str) -> str:
-    """The dotted key `name` at `place`, which is empty for the root."""
-    return f"{place}.{name}" if place else name
-
-
-def _walk(kind: type, place: str) -> Iterator[tuple[type, str]]:
-    yield kind, place
-    hints = typing.get_type_hints(kind)
-    for field in dataclasses.fields(kind):
-        nested, suffix = _nested_dataclass(hints[field.name])
-        if nested is not None:
-            yield from _walk(nested, f"{join(place, field.name)}{suffix}")
-
-
-def _nested_dataclass(kind: Any) -> tuple[type | None, str]:
-    """The dataclass that a field holds, if any, and what follows the field's key: `.N` for an item of a list."""
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        return kind, ""
-    suffix = ".N" if typing.get_origin(kind) is tuple else ""
-    for argument in typing.get_args(kind):
-        nested, inner_suffix = _nested_dataclass(argument)
-        if nested is not None:
-            return nested, suffix + inner_suffix
-    return None, ""
 
 
 def parse_docstring(kind: type) -> tuple[str, dict[str, str]]:

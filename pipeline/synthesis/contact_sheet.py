@@ -15,7 +15,8 @@ GAP_PX, MARGIN_PX, FONT_PX, MARK_PX = 2, 10, 13, 16
 MAX_TITLE_PX = 150
 LINE_PX = FONT_PX + 7
 FONT = ("mpl-data", "fonts", "ttf", "DejaVuSans.ttf")
-BACKGROUND, TEXT = "#ffffff", "#111827"
+# Transparent, but white where there is no transparency; and a gray with a contrast of 4 on white and on a dark page.
+BACKGROUND, TEXT = (255, 255, 255, 0), "#767c87"
 # Bluish green and vermilion of Okabe and Ito, which color-blind people tell apart; the shapes differ as well.
 HIT, MISS = "#009e73", "#d55e00"
 
@@ -40,14 +41,14 @@ class Text:
 
 
 def draw_sheet(rows: Sequence[Row], tile_size: tuple[int, int], text: Text) -> Image.Image:
-    """The rows as one RGB picture; each image is fitted to the (height, width) of a tile."""
+    """The rows as one RGBA picture without background; each image is fitted to the (height, width) of a tile."""
     height, width = tile_size
     num_columns = max(len(row.images) for row in rows)
     titles = [_fitted(row.title, MAX_TITLE_PX) for row in rows]
     left = MARGIN_PX + max(_length(title) for title in titles) + (MARGIN_PX if any(titles) else 0)
     top = MARGIN_PX + LINE_PX * (2 if text.columns else 1)
     sheet_width = max(left + num_columns * (width + GAP_PX), MARGIN_PX + _caption_length(text)) + MARGIN_PX
-    sheet = Image.new("RGB", (sheet_width, top + len(rows) * (height + GAP_PX) + MARGIN_PX), BACKGROUND)
+    sheet = Image.new("RGBA", (sheet_width, top + len(rows) * (height + GAP_PX) + MARGIN_PX), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     _draw_caption(sheet, draw, text)
     for i, title in enumerate(text.columns):
@@ -59,8 +60,7 @@ def draw_sheet(rows: Sequence[Row], tile_size: tuple[int, int], text: Text) -> I
             x = left + i * (width + GAP_PX)
             sheet.paste(_tile(image, tile_size), (x, y))
             if row.hits:
-                mark = _mark(row.hits[i])
-                sheet.paste(mark, (x + width - MARK_PX - 1, y + height - MARK_PX - 1), mark)
+                sheet.alpha_composite(_mark(row.hits[i]), (x + width - MARK_PX - 1, y + height - MARK_PX - 1))
     return sheet
 
 
@@ -91,8 +91,7 @@ def _draw_caption(sheet: Image.Image, draw: ImageDraw.ImageDraw, text: Text) -> 
     x += _length(text.caption)
     for is_hit, meaning in ((True, text.hit), (False, text.miss)):
         if meaning:
-            mark = _mark(is_hit)
-            sheet.paste(mark, (x + MARK_PX, MARGIN_PX // 2), mark)
+            sheet.alpha_composite(_mark(is_hit), (x + MARK_PX, MARGIN_PX // 2))
             _write(draw, (x + 2 * MARK_PX + GAP_PX, MARGIN_PX // 2), meaning)
             x += 2 * MARK_PX + GAP_PX + _length(meaning)
 
@@ -108,7 +107,7 @@ def _mark(is_hit: bool) -> Image.Image:
     side = 4 * MARK_PX
     mark = Image.new("RGBA", (side, side), (0, 0, 0, 0))
     draw = ImageDraw.Draw(mark)
-    draw.ellipse((0, 0, side - 1, side - 1), fill=BACKGROUND)
+    draw.ellipse((0, 0, side - 1, side - 1), fill="#ffffff")
     check_mark, cross = [(25, 52, 43, 70, 76, 32)], [(30, 30, 70, 70), (70, 30, 30, 70)]  # x, y, x, y in percent
     for line in check_mark if is_hit else cross:
         points = [side * percent / 100 for percent in line]

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_run import ROUND_CLASSES, write_grown_round
+from tiny_run import ROUND_CLASSES, make_facts, write_grown_round
 
+from pipeline.data.card import write_card
 from pipeline.data.unpack import unpack
 
 
@@ -27,6 +28,13 @@ def assert_same_images(images: dict[int, tuple[np.ndarray, int]], pixels: torch.
     for number, (image, label) in images.items():
         assert label == number % ROUND_CLASSES
         assert np.array_equal(image, pixels[number].permute(1, 2, 0).numpy())
+
+
+def test_titles_are_no_markup_in_the_card(tmp_path):
+    facts = make_facts(num_classes=2) | {"class_titles": ["a | <b>", "cat"]}
+    shards = [{"class": label, "file": "x.tar", "count": 1} for label in range(2)]
+    write_card(tmp_path, {**facts, "num_images": 2, "fingerprint": "", "scores": {}, "shards": shards})
+    assert "| 0 | 0 | a \\| \\<b\\> |\n| 1 | 1 | cat |\n" in (tmp_path / "README.md").read_text()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset does not close its tars

@@ -54,3 +54,15 @@ def test_long_lists_are_cut():
     assert listed([]) == "none"
     assert listed(["a", "b"]) == "a, b"
     assert listed([str(i) for i in range(8)]) == "0, 1, 2, 3, 4 and 3 more"
+
+
+def test_a_file_that_is_no_text_raises(tmp_path):
+    path = tmp_path / "classes.txt"
+    path.write_bytes("n1 crane\nn2 Blåhaj\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"classes\.txt is not UTF-8 \(byte 14\); save it as UTF-8"):
+        read_class_names(path, 2)
+    path.write_text("n1\tcrane\nn2 \x1b[31mred\n")
+    with pytest.raises(ConfigError, match=r"has control characters in 'n2 \\x1b\[31mred'; remove them"):
+        read_class_names(path, 2)
+    path.write_text("\ufeffn1\tcrane\nn2 Blåhaj\n", "utf-8")  # as editors of Windows save it
+    assert read_class_names(path, 2) == ClassNames(keys=("n1", "n2"), titles=("crane", "Blåhaj"))

@@ -108,9 +108,14 @@ def test_140_000_images_of_224_pixels_fit_the_cache_of_78_gib(monkeypatch):
     assert cache_limit_bytes(None, CUDA) > 140_000 * 3 * 224 * 224
 
 
-def test_out_of_memory_in_preload_names_memory_gib(packed_round, monkeypatch):
+@pytest.mark.parametrize("cuda", [True, False])
+def test_out_of_memory_in_preload_names_memory_gib(packed_round, monkeypatch, cuda):
+    empty = torch.empty
+
     def fail(*shape, **options):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        if cuda:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return empty(2**50)
 
     images = ShardSet([packed_round[0]])
     monkeypatch.setattr(torch, "empty", fail)

@@ -1,11 +1,21 @@
 """Sets as files in class folders: complete or absent, and continued after a kill."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import ROUND_CLASSES, ROUND_IMAGES, digests, make_facts, make_samples, modification_times, write_round
+from tiny_run import (
+    ROUND_CLASSES,
+    ROUND_IMAGES,
+    digests,
+    make_facts,
+    make_samples,
+    modification_times,
+    write_grown_round,
+    write_round,
+)
 
 from pipeline.data import unpack as module
 from pipeline.data.image_sets import DataConfig, load_images
@@ -91,6 +101,49 @@ def test_what_was_left_of_another_set_is_replaced(packed_round, tmp_path):
     (tmp_path / "out.tmp/unpacked.json").write_text(json.dumps({"0": {"fingerprint": "another"}}))
     unpack([packed_round[0]], tmp_path / "out")
     assert not (tmp_path / "out/train/0099").exists()
+
+
+def test_a_folder_of_a_set_before_it_grew_gets_the_other_images(tmp_path, monkeypatch):
+    folder, target = tmp_path / "0", tmp_path / "out"
+    write_grown_round(tmp_path / "grown")
+    unpack([tmp_path / "grown"], tmp_path / "expected")
+    write_round(folder)
+    unpack([folder], target)
+    before = modification_times(target / "train")
+    shutil.rmtree(folder)
+    shutil.copytree(tmp_path / "grown", folder)
+
+    def kill(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "_unpack_shard", kill)
+        unpack([folder], target)
+    assert not target.exists()  # a folder is complete or absent
+    assert unpack([folder], target)
+    assert digests(target) == digests(tmp_path / "expected")
+    after = modification_times(target / "train")
+    assert {name: after[name] for name in before} == before
+    assert not unpack([folder], target)
+
+
+def test_a_folder_of_some_rounds_gets_the_others(packed_round, tmp_path):
+    write_round(tmp_path / "1", first_image=ROUND_IMAGES)
+    unpack([packed_round[0]], tmp_path / "out")
+    assert unpack([packed_round[0], tmp_path / "1"], tmp_path / "out")
+    assert len(list((tmp_path / "out/train").rglob("*.png"))) == 2 * ROUND_IMAGES
+    assert not (tmp_path / "out.tmp").exists()
+
+
+@pytest.mark.parametrize("name", ["train/0003/000003.png", "train/0003/notes.txt"])
+def test_a_folder_whose_images_the_user_changed_stays_as_it_is(packed_round, tmp_path, name):
+    write_round(tmp_path / "1", first_image=ROUND_IMAGES)
+    unpack([packed_round[0]], tmp_path / "out")
+    (tmp_path / "out" / name).write_bytes(b"of the user")
+    before = digests(tmp_path)
+    with pytest.raises(ValueError, match="holds other files, or another set; remove it"):
+        unpack([packed_round[0], tmp_path / "1"], tmp_path / "out")
+    assert digests(tmp_path) == before
 
 
 def test_a_folder_with_other_files_stays_as_it_is(packed_round, tmp_path):

@@ -19,6 +19,7 @@ from pipeline.models.checkpoint import (
 )
 from pipeline.models.classifier import Classifier, build_classifier
 from pipeline.models.config import ImageConfig, ModelConfig
+from pipeline.models.digest import with_digest
 from pipeline.models.weights import read_weights
 
 IMAGES = ImageConfig(channels=3, height=32, width=32, num_classes=5)
@@ -144,3 +145,14 @@ def test_identity_of_a_missing_file_raises_with_the_key(tmp_path):
     config = replace(MODEL, weights=str(tmp_path / "absent.pt"))
     with pytest.raises(ValueError, match=r"^verifier\.weights: there is no file .*absent\.pt; correct the path"):
         weights_identity(config, "verifier.weights")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "fault"),
+    [("{", "Expecting property name"), ("[]", "type list"), ("{}", "source is missing"), ("[" * 100_000, "recursion")],
+)
+def test_metadata_that_no_run_has_written_is_named(tmp_path, metadata, fault):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(with_digest(safetensors.torch.save({"a": torch.zeros(1)}, {"dreamdistill": metadata})))
+    with pytest.raises(ValueError, match=rf"^{path} is damaged \(.*{fault}.* in its metadata\); move it away"):
+        read_description(path)

@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from pipeline.report import charts
 from pipeline.report.charts import dot_chart, histogram_chart, line_chart, reliability_chart, scatter_chart
 from pipeline.report.curves import curve_of
 
@@ -91,6 +92,18 @@ def test_equal_dots_of_two_networks_are_both_drawn():
     assert {"● student", "○ teacher", "x"} <= set(texts(svg))
     assert "fill: var(--series-0)" in svg
     assert "fill-opacity: 0; stroke: var(--series-1)" in svg
+
+
+@pytest.mark.parametrize(
+    ("values", "at_most"), [([98.0, 100.0], 100), ([0.0, 100.0], 100), ([60.0, 70.0], 100), ([50.0, 115.0], 130)]
+)
+def test_axis_ends_at_100_percent_unless_a_value_is_higher(monkeypatch, values, at_most):
+    limits, end_at_100 = [], charts._end_at_100
+    monkeypatch.setattr(charts, "_end_at_100", lambda axes: end_at_100(axes) or limits.extend(axes.get_xlim()))
+    dot_chart("name", ["x", "y", "z"], {"student": [*values, None]}, "%", "")
+    low, high = limits
+    assert 0 <= low <= values[0]
+    assert values[1] <= high <= at_most
 
 
 def test_empty_bins_have_no_dot():

@@ -12,9 +12,9 @@ from pipeline.report.comparison import (
     comparison_csv,
     comparison_lines,
     comparison_rows,
-    read_summary,
     render_comparison,
 )
+from pipeline.report.summary import read_summary
 from pipeline.run import load_run
 from pipeline.runtime.files import read_json, write_json
 from stages import distill, evaluate
@@ -188,6 +188,10 @@ def test_run_that_learned_from_given_sets(copied, finished, teacher_weights):
     assert result.figures["images_verifier_top1"] == 0.25  # of the images that a verifier scored
     keys, _ = comparison_rows([*summaries(copied, "tiny"), result])
     assert ("distill.shards", "[]", f"[{sets[0]}, {sets[1]}]") in keys
+    assert not [key for key, *_ in keys if key.startswith(("synthesis", "verifier", "ensemble"))]
+    change_config(copied, "faster", lambda config: config["synthesis"].update(batch_size=30))
+    keys, _ = comparison_rows([*summaries(copied, "tiny", "faster"), result])
+    assert [row for row in keys if row[0].startswith("synthesis")] == [("synthesis.batch_size", "20", "30", "-")]
     shutil.rmtree(scored)
     assert read_summary(str(config.checkpoints), copied).notes == [f"no images in {scored}"]
 
@@ -214,7 +218,7 @@ def test_unknown_run_is_named_with_those_that_exist(two_runs, capsys):
 
 def test_one_run_cannot_be_compared(two_runs, capsys):
     message = error_of_compare(capsys, "tiny", "tiny", "--checkpoints-dir", str(two_runs / "checkpoints"))
-    assert "name at least two different runs" in message
+    assert 'error: tiny tiny: name at least two different runs: dreamdistill compare a b (make: RUNS="a b")' in message
 
 
 def test_run_without_evaluation_is_compared_by_its_images(copied, capsys):

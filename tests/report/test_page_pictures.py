@@ -12,7 +12,7 @@ from pipeline.report.pictures import MAX_FILE_WIDTH, embed_file, embed_image, he
 
 def open_uri(uri: str) -> Image.Image:
     header, _, data = uri.partition(",")
-    assert header in ("data:image/png;base64", "data:image/jpeg;base64")
+    assert header in ("data:image/png;base64", "data:image/jpeg;base64", "data:image/webp;base64")
     return Image.open(io.BytesIO(base64.b64decode(data)))
 
 
@@ -37,6 +37,16 @@ def test_file_is_embedded_as_it_is_unless_it_is_large(tmp_path):
     assert (picture.width, picture.height) == (MAX_FILE_WIDTH, 200)
     assert len(picture.uri) < path.stat().st_size
     assert open_uri(picture.uri).size == (MAX_FILE_WIDTH, 200)
+
+
+def test_transparency_of_a_large_file_is_kept(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (400, 3200, 4), dtype=np.uint8)
+    pixels[..., 3] = 255
+    pixels[:, 1600:, 3] = 0
+    Image.fromarray(pixels).save(tmp_path / "strip.png")
+    alpha = np.asarray(open_uri(embed_file(tmp_path / "strip.png").uri))[..., 3]
+    assert (alpha[:, :790] == 255).all()
+    assert (alpha[:, 810:] == 0).all()
 
 
 def test_heat_map_shows_shares_as_opacity():

@@ -194,19 +194,29 @@ def test_accuracy_by_class_lists_where_the_student_loses_most(num_classes):
     assert ("All 41 classes" in page.source) == (num_classes > 10)
 
 
-def test_time_is_that_of_the_longest_process_beside_the_estimate():
-    one = [metric("synthesize", step, batch=0, tv_l2=1.0) for step in range(4)]
-    two = [metric("synthesize", step, batch=1, tv_l2=1.0) for step in range(6)]
+def test_time_and_cost_of_each_stage_stand_beside_the_estimate():
+    used = {"cores": 40, "peak_memory_bytes": 2**30}
+    one = [metric("synthesize", step, batch=0, tv_l2=1.0, **used) for step in range(4)]
+    two = [metric("synthesize", step, batch=1, tv_l2=1.0, **used) for step in range(6)]
+    distill = metric("distill", 0, loss=1.0, gpus=1, peak_memory_bytes=2**31)
     estimate = {"teacher_s": 0.0, "synthesize_s": 90.0, "distill_s": 1.0, "shard_bytes": 2**21}
-    page = make_page(metrics=[[*one, metric("distill", 0, loss=1.0)], two], estimate=estimate)
+    page = make_page(metrics=[[*one, distill], two], estimate=estimate | {"peak_memory_bytes": 2**32})
     caption = next(text for text in page.texts["caption"] if text.startswith("Time of each stage"))
     assert page.rows(caption)[1:] == [
-        ["synthesize", "3.0 s", "86 %", "5.0 s", "1.5 min"],
-        ["distill", "0.5 s", "14 %", "0.5 s", "1.0 s"],
-        ["images", "1.0 MiB", "", "", "2.0 MiB"],
+        ["synthesize", "3.0 s", "1.5 min", "86 %", "2", "0.06 core hours", "2.00 GiB"],
+        ["distill", "0.5 s", "1.0 s", "14 %", "1", "&lt; 0.01 GPU hours", "2.00 GiB"],
+        ["memory of a process", "2.00 GiB", "4.00 GiB", "", "", "", ""],
+        ["images", "1.0 MiB", "2.0 MiB", "", "", "", ""],
     ]
+    assert "Distillation: loss" in page.texts["figcaption"]
+    assert not {"Distillation: gpus", "Inversion: cores", "Inversion: peak_memory_bytes"} & set(
+        page.texts["figcaption"]
+    )
     given = make_page(metrics=[[metric("distill", 0, loss=1.0)]], estimate={**estimate, "shard_bytes": 0})
-    assert given.rows(caption)[-1] == ["images", "1.0 MiB", "", "", "-"]  # the run makes no images
+    assert given.rows(caption)[1:] == [  # metrics of an earlier version, of a run that makes no images
+        ["distill", "0.5 s", "1.0 s", "100 %", "1", "-", "-"],
+        ["images", "1.0 MiB", "-", "", "", "", ""],
+    ]
 
 
 def test_command_and_the_origin_of_outputs_are_stated():

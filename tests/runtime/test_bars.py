@@ -10,6 +10,7 @@ from contextlib import contextmanager, redirect_stderr
 import pytest
 
 from pipeline.runtime.bars import open_bar
+from pipeline.runtime.distributed import DistributedContext
 from pipeline.runtime.recorder import Progress, open_recorder
 
 
@@ -96,17 +97,17 @@ def test_a_short_stage_writes_no_line(log_file):
     assert lines_of(log_file) == []
 
 
-def advance_as(tmp_path, clock, *, visible: bool) -> None:
+def advance_as(tmp_path, clock, rank: int) -> None:
     progress = Progress(stage="distill", total=2, unit="steps")
-    with open_recorder(tmp_path / "metrics.jsonl", progress, visible=visible) as recorder:
+    with open_recorder(tmp_path / "metrics.jsonl", progress, DistributedContext(rank=rank)) as recorder:
         clock[0] += 90
         recorder.log(0, {"loss": 1.0})
 
 
-@pytest.mark.parametrize("is_main_process", [True, False])
-def test_only_the_main_process_shows_something(log_file, clock, tmp_path, is_main_process):
+@pytest.mark.parametrize("rank", [0, 1])
+def test_only_the_main_process_shows_something(log_file, clock, tmp_path, rank):
     with terminal() as texts:
-        advance_as(tmp_path, clock, visible=is_main_process)
+        advance_as(tmp_path, clock, rank)
     with redirect_stderr(log_file):
-        advance_as(tmp_path, clock, visible=is_main_process)
-    assert [bool(texts[0]), bool(lines_of(log_file))] == [is_main_process] * 2
+        advance_as(tmp_path, clock, rank)
+    assert [bool(texts[0]), bool(lines_of(log_file))] == [rank == 0] * 2

@@ -87,6 +87,37 @@ def test_failed_compilation_raises_with_the_fix(monkeypatch):
         maybe_compile(abs, CPU)(torch.zeros(2))
 
 
+@pytest.mark.parametrize("raised", [OSError, ImportError, torch._dynamo.exc.TorchDynamoException])
+def test_a_library_that_a_killed_compiler_left_is_compiled_again(monkeypatch, tmp_path, raised):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    libraries = [tmp_path / "ab" / f"{name}.main.so" for name in "xy"]
+
+    def load(x: torch.Tensor) -> torch.Tensor:
+        for library in libraries:
+            if library.exists():
+                raise raised(f"backend='inductor' raised:\nOSError: {library}: file too short")
+        return x + 1
+
+    libraries[0].parent.mkdir()
+    for library in libraries:
+        library.touch()
+    monkeypatch.setattr(torch, "compile", lambda function, **options: load)
+    assert maybe_compile(abs, CPU)(torch.zeros(2)).tolist() == [1, 1]
+
+
+def test_a_library_that_stays_damaged_is_reported_with_the_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+
+    def load(x: torch.Tensor) -> torch.Tensor:
+        raise OSError(f"{tmp_path}/ab/x.so: file too short")
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: load)
+    with pytest.raises(
+        ValueError, match=rf"x\.so: file too short; set compile: false, or remove {tmp_path} if a process"
+    ):
+        maybe_compile(abs, CPU)(torch.zeros(2))
+
+
 def test_disabled_compilation_returns_the_function():
     assert maybe_compile(abs, CPU, enabled=False) is abs
 

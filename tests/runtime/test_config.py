@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from pipeline.run import RunConfig, load_run, resolved_yaml
-from pipeline.runtime.config import ConfigError, parse, to_plain, yaml_type
+from pipeline.runtime.config import ConfigError, nearest, parse, to_plain, yaml_type
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 DIGITS = Path(__file__).parents[2] / "configs" / "digits.yaml"
@@ -125,6 +125,18 @@ def test_unknown_key_raises_with_the_nearest_key():
         parse(Outer, {**MINIMAL, "inner": {"rate": 1, "stepz": 2}})
     with pytest.raises(ConfigError, match=r"unknown key zzz \(known keys: count, flag"):
         parse(Outer, {**MINIMAL, "zzz": 2})
+
+
+def test_unknown_key_that_is_one_of_a_section_raises_with_its_place():
+    with pytest.raises(ConfigError, match=r"unknown key rate; did you mean inner\.rate or table.*parts\.0\.rate\?"):
+        parse(Outer, {**MINIMAL, "rate": 2})
+
+
+def test_suggestion_is_for_the_part_that_differs():
+    assert nearest("nix.yaml", ["digits.yaml", "b.yaml"], lambda name: name.removesuffix(".yaml")) == ""
+    assert nearest("digit.y", ["digits.y"], lambda name: name.removesuffix(".y")) == "; did you mean digits.y?"
+    assert nearest("stpes", ["a.steps", "b.lr", "c.steps"]) == "; did you mean a.steps or c.steps?"
+    assert nearest("a.stpes", ["a.steps", "b.lr", "c.steps"]) == "; did you mean a.steps?"
 
 
 def test_missing_key_raises_with_its_type():

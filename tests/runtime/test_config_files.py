@@ -71,11 +71,21 @@ def test_override_of_a_list_item(tmp_path):
     assert plain == {"phases": [{"steps": 1, "scale": 0.5}, {"steps": 20}], "sizes": [1, 7]}
 
 
-@pytest.mark.parametrize("override", ["phases.2.steps=1", "phases.x.steps=1", "sizes.2=1", "sizes.x=1"])
+@pytest.mark.parametrize(
+    "override", ["phases.2.steps=1", "phases.-1.steps=1", "phases.x.steps=1", "sizes.2=1", "sizes.x=1"]
+)
 def test_override_of_a_missing_list_item_raises(tmp_path, override):
     path = write(tmp_path, a="phases: [{steps: 1}, {steps: 2}]\nsizes: [1, 2]")
-    with pytest.raises(ConfigError, match=f"override '{override}'"):
+    key, _, item = override.partition("=")[0].removesuffix(".steps").partition(".")
+    message = rf"{key} has the items 0 to 1, not {item}; to add one, write the whole list: {key}=\[\.\.\.\]"
+    with pytest.raises(ConfigError, match=f"override '{override}': {message}"):
         load_yaml(path, [override])
+
+
+@pytest.mark.parametrize(("items", "words"), [("[]", "is an empty list"), ("[5]", "has the item 0, not 1")])
+def test_override_of_a_missing_item_of_a_short_list_raises(tmp_path, items, words):
+    with pytest.raises(ConfigError, match=f"override 'sizes.1=3': sizes {words}; to add one"):
+        load_yaml(write(tmp_path, a=f"sizes: {items}"), ["sizes.1=3"])
 
 
 def test_file_without_a_mapping_raises(tmp_path):
@@ -171,6 +181,8 @@ def test_missing_base_raises_with_the_files_of_the_folder(tmp_path):
         f"{path}: base: there is no file {tmp_path / 'digitz.yaml'}; did you mean digits.yaml? "
         "(the folder holds a.yaml, digits.yaml; the path is relative to the file that names it)"
     )
+    with pytest.raises(ConfigError, match=r"there is no file .*/nix\.yaml \(the folder holds a\.yaml, digits\.yaml;"):
+        load_yaml(write(tmp_path, a="base: nix.yaml"))
 
 
 @pytest.mark.parametrize("value", ["3", "null", "''", "[b.yaml, 3]", "{b.yaml: 1}"])

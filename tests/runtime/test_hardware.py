@@ -115,6 +115,13 @@ def test_peak_memory_is_in_bytes_on_every_system(monkeypatch, platform, unit):
     assert hardware.peak_memory_bytes(CPU) == 5 * unit
 
 
+def test_resources_are_cores_or_a_gpu_and_the_peak_of_memory(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(hardware, "peak_memory_bytes", lambda device: 1000 if device.type == "cuda" else 2000)
+    assert hardware.resources_of_process(CPU) == {"cores": 3, "peak_memory_bytes": 2000}
+    assert hardware.resources_of_process(torch.device("cuda", 1)) == {"gpus": 1, "peak_memory_bytes": 1000}
+
+
 def test_unusable_driver_has_a_reason(system, monkeypatch):
     assert hardware.unusable_driver() is None
     system({"NVIDIA_DRIVER": "NVRM version: 580"})

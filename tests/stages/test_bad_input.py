@@ -3,12 +3,13 @@
 import sys
 
 import pytest
+from PIL import Image
 from tiny_run import copy_run, digests, run_command, tiny_config, with_weights, write_config
 
 from pipeline.run import load_run
 from pipeline.runtime.distributed import DistributedContext
 from pipeline.session import open_session
-from stages import chain, distill, estimate, synthesize
+from stages import chain, distill, estimate, synthesize, teacher
 
 BAD_SETTINGS = {
     "unknown key": (["synthesis.num_image=5"], ["unknown key synthesis.num_image;", "did you mean num_images?"]),
@@ -96,7 +97,7 @@ def test_bad_setting_raises_before_anything_is_made(error_of, tmp_path, settings
 def test_missing_config_lists_the_existing_ones(error_of, tmp_path):
     path = write_config(tmp_path)
     message = error_of(chain, path.with_name("tinny.yaml"))
-    assert f"no config file {tmp_path / 'tinny.yaml'} (existing files: {path})" in message
+    assert f"no config file {tmp_path / 'tinny.yaml'}; did you mean {path}? (existing files: {path})" in message
 
 
 def test_folder_for_a_config_lists_its_files(error_of, tmp_path):
@@ -170,6 +171,32 @@ def test_data_of_another_image_size_raises(error_of, tmp_path):
 def test_chain_checks_the_inputs_of_all_stages_first(error_of, tmp_path, setting):
     error_of(chain, write_config(tmp_path), setting)
     assert list(digests(tmp_path, exclude=[".lock"])) == ["tiny.yaml"]
+
+
+@pytest.mark.parametrize("stage", [chain, teacher], ids=lambda stage: stage.__name__)
+def test_test_images_are_looked_at_before_any_work(error_of, tmp_path, stage):
+    for label in range(10):
+        (tmp_path / "real" / str(label)).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / "real" / str(label) / "0.png")
+    damaged = tmp_path / "real" / "7" / "0.png"
+    damaged.write_bytes(damaged.read_bytes()[:42])
+    message = error_of(stage, write_config(tmp_path, data__test=f"imagefolder:{tmp_path / 'real'}"))
+    assert message.startswith(f"error: 1 of 10 images cannot be read: {damaged} (")
+    assert not list((tmp_path / "checkpoints").rglob("*.*"))
+
+
+def test_test_images_are_not_looked_at_again_after_the_evaluation(finished, tmp_path, monkeypatch):
+    path = copy_run(finished, tmp_path)
+    monkeypatch.setattr("pipeline.session.check_images", lambda images: pytest.fail("they were looked at"))
+    assert run_command(monkeypatch, chain.main, path) == 0
+
+
+@pytest.mark.parametrize("stage", [chain, teacher], ids=lambda stage: stage.__name__)
+def test_a_bad_shards_dir_shows_before_a_teacher_is_trained(error_of, tmp_path, stage):
+    (tmp_path / "file").write_text("no folder")
+    message = error_of(stage, write_config(tmp_path, shards_dir=str(tmp_path / "file")))
+    assert f"cannot write {tmp_path / 'file' / 'tiny'}: a file has the name of a folder" in message
+    assert not list((tmp_path / "checkpoints").rglob("*.*"))
 
 
 @pytest.mark.parametrize("stage", [chain, estimate, distill], ids=lambda stage: stage.__name__)

@@ -120,6 +120,8 @@ MISTAKES = {
     "--dry-run run": "--dry-run has no command before it; options come after the command: `dreamdistill run --dry-run",
     "run --procesess 2": "unknown argument --procesess; did you mean --processes?",
     "completion bash --round=1": "unknown argument --round",
+    "estimate --round 1": "unknown argument --round (it is an option of run, synthesize, distill, ",
+    "report --rond 1": "unknown argument --rond; did you mean --round?",
     "completion bash zsh": "unknown argument zsh",
     "run --set seed=1": "unknown argument --set (write KEY=VALUE alone, as in `dreamdistill run seed=1",
     "run seed": "override 'seed' must look like key=value",
@@ -133,10 +135,15 @@ MISTAKES = {
     "teacher --round 1": "unknown argument --round",
     "run --round last": "--round: invalid int value: 'last'",
     "run --device cuda:99": "there is no device 'cuda:99'",
+    "compare": 'name at least two different runs: dreamdistill compare a b (make: RUNS="a b")',
+    "compare a": 'a: name at least two different runs: dreamdistill compare a b (make: RUNS="a b")',
     "imagenet-val --tar a.tar": "the following arguments are required: --devkit",
     "completion": "the following arguments are required: shell",
     "completion tcsh": "shell: invalid choice: 'tcsh'",
     "help distill.lrr": "distill.lrr is neither a command nor a config key; did you mean distill.lr?",
+    "help stpes": "stpes is neither a command nor a config key; did you mean ",
+    "run configs": "override 'configs' must look like key=value",
+    "run lr=1": "unknown key lr; did you mean synthesis.inversion.lr or distill.lr or teacher_training.lr? (known",
 }
 
 

@@ -8,8 +8,9 @@ import sys
 import pytest
 from tiny_run import REPOSITORY
 
+from pipeline.data import image_sets
 from stages.commands import COMMANDS
-from stages.completion import SCRIPTS, candidates
+from stages.completion import IMAGE_KINDS, SCRIPTS, candidates
 
 
 def test_first_word_is_a_command():
@@ -57,6 +58,30 @@ def test_files_and_folders_complete_paths(tmp_path, monkeypatch):
     assert candidates(["run", "--config", "~/more/"]) == ["~/more/other.yaml"]
 
 
+def test_sources_complete_their_kind_and_then_the_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("digits.npz", "digits.tar", "net.py", "net.safetensors"):
+        (tmp_path / name).touch()
+    (tmp_path / "data").mkdir()
+    for typed, expected in {
+        "data.test=n": ["npz:"],
+        "data.test=t": ["torchvision:", "tar:"],
+        "data.test=npz:": ["data/", "digits.npz"],
+        "data.train=tar:dig": ["digits.tar"],
+        "data.test=imagefolder:d": ["data/"],
+        "data.test=sklearn:": [],
+        "student.source=p": ["python:"],
+        "ensemble.0.source=python:n": ["net.py"],
+        "teacher.weights=net": ["net.py", "net.safetensors"],
+    }.items():
+        start = typed[: max(typed.rfind(mark) for mark in "=:") + 1]
+        assert candidates(["run", typed]) == [start + rest for rest in expected]
+
+
+def test_kinds_of_images_are_those_of_the_library():
+    assert IMAGE_KINDS == image_sets.KINDS
+
+
 def test_own_configs_and_runs_complete_by_their_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for folder in ("configs", "checkpoints/first", "checkpoints/second"):
@@ -97,12 +122,15 @@ def output_of(shell: str, code: str, program) -> list[str]:
         ("dreamdistill run distill.pre", ["distill.precision="]),
         ("dreamdistill run seed=1 distill.precision=b", ["bfloat16"]),  # bash replaces what follows the =
         ("dreamdistill run distill.lr=", []),
+        ("dreamdistill run data.test=np", ["npz:"]),
+        ("dreamdistill run data.test=npz:di", ["digits.npz"]),  # and what follows the :
         ("dreamdistill run --config my\\ con", ["my\\ configs/"]),
         ("dreamdistill ", [command.name for command in COMMANDS]),
     ],
 )
 def test_bash_offers_the_candidates(program, line, expected):
     (program / "my configs").mkdir()
+    (program / "digits.npz").touch()
     code = f"""
 eval "$(dreamdistill completion bash)"
 compopt() {{ :; }}  # outside of a completion it is an error

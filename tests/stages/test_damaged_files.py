@@ -1,5 +1,7 @@
 """Missing, damaged and unwritable files of a run: the message names the file and the fix."""
 
+import errno
+import os
 from functools import partial
 from pathlib import Path
 
@@ -8,6 +10,7 @@ from tiny_run import copy_run, digests, remove_manifest, run_command, with_weigh
 
 from pipeline.identity import CONFIG_FILE
 from pipeline.run import load_run
+from pipeline.runtime import files
 from stages import distill, evaluate, quality, report, synthesize, teacher, verify
 
 
@@ -178,3 +181,18 @@ def test_full_disk_for_the_metrics_raises(error_of, tmp_path, teacher_weights):
     metrics.parent.mkdir(parents=True)
     metrics.symlink_to("/dev/full")
     assert f"cannot write {metrics}: the disk or quota is full: free space" in error_of(synthesize, path)
+
+
+def test_a_report_that_is_up_to_date_is_not_written_again(error_of, finished, tmp_path, monkeypatch, capsys):
+    def open_new(path: Path):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    path = copy_run(finished, tmp_path)
+    page = load_run(path).checkpoints / "report.html"
+    assert run_command(monkeypatch, report.main, path) == 0
+    monkeypatch.setattr(files, "open_new", open_new)
+    for stage in (evaluate, report, verify):
+        assert run_command(monkeypatch, stage.main, path) == 0
+    assert f"report: {page} is up to date\n" in capsys.readouterr().out
+    page.write_text("an older one")
+    assert error_of(report, path).startswith(f"error: cannot write {page}: its file system is read-only: write to ")

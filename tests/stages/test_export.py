@@ -181,6 +181,13 @@ def test_card_tells_what_took_part(exported, tmp_path, overrides, images, start,
     assert f"This student was derived from {origins} ask before you publish it" in text
 
 
+def test_titles_are_no_markup_in_the_card(exported, monkeypatch):
+    student = load_student(exported, 0)
+    student.class_titles = ("a | <b>", *student.class_titles[1:])
+    monkeypatch.setitem(globals(), "load_student", lambda config, round_index: student)
+    assert r"| 0 | a \| \<b\> | | 1 | 1 |" in card_of(exported, exported)
+
+
 def test_card_names_the_teachers_of_given_sets(exported, tmp_path):
     write_round(tmp_path / "set")
     own = exported.round_folder(0)

@@ -135,7 +135,10 @@ def test_distillation_by_two_killed_ranks_gives_the_same_student(uninterrupted, 
         students.append(student)
     assert_same_tensors(*students)
     assert all(torch.isfinite(tensor).all() for tensor in safetensors.torch.load_file(students[0]).values())
-    assert {line["step"] for line in read_metrics(load_run(path).metrics_path())} >= {0, 59}
+    metrics = [read_metrics(load_run(path).metrics_path(rank)) for rank in range(2)]
+    for lines in metrics:  # each rank states its resources, rank 0 alone the figures
+        assert {line["step"] for line in lines if line["stage"] == "distill" and line["cores"]} >= {0, 59}
+    assert ["loss" in lines[-1] for lines in metrics] == [True, False]
 
 
 def test_three_processes_make_the_same_bytes_as_one(teacher_weights, uninterrupted, tmp_path):

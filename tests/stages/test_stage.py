@@ -1,5 +1,8 @@
 """The command line of the stages: arguments, the first line, locks, and interrupts."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 from tiny_run import copy_run, run_command, write_config
@@ -29,6 +32,22 @@ def test_interrupt_says_how_to_continue(tmp_path, monkeypatch, capsys):
 
     assert run_command(monkeypatch, interrupted, write_config(tmp_path)) == 130
     assert capsys.readouterr().err == "interrupted; run the same command again to continue\n"
+
+
+@pytest.mark.parametrize("allocate", [lambda: torch.empty(2**50), lambda: bytearray(2**60), lambda: np.empty(2**55)])
+def test_full_memory_is_one_line_with_the_fix(error_of, tmp_path, allocate):
+    stage = SimpleNamespace(main=lambda session, round_index: allocate())
+    message = error_of(stage, write_config(tmp_path))
+    assert message.startswith("error: the memory is full; lower batch_size, or memory_gib for cached images (")
+    assert message.count("\n") == 1
+
+
+def test_another_error_of_pytorch_keeps_its_trace(tmp_path, monkeypatch):
+    def fail(session, round_index):
+        raise RuntimeError("a fault of the program")
+
+    with pytest.raises(RuntimeError, match="a fault of the program"):
+        run_command(monkeypatch, fail, write_config(tmp_path))
 
 
 def test_unknown_device_raises(error_of, tmp_path):

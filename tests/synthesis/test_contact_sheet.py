@@ -28,7 +28,7 @@ def checkers(channels: int, height: int, width: int) -> torch.Tensor:
 
 
 def sheet(*rows: Row, caption="run", size=SIZE, **text) -> np.ndarray:
-    return np.asarray(draw_sheet(rows, size, Text(caption=caption, **text)))
+    return np.asarray(draw_sheet(rows, size, Text(caption=caption, **text)).convert("RGB"))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -56,6 +56,15 @@ def test_small_images_are_enlarged_pixel_by_pixel(channels):
 )
 def test_tiles_are_whole_multiples_of_small_images(image_size, expected):
     assert tile_size(image_size, 256) == expected
+
+
+def test_a_sheet_has_no_background_and_its_tiles_are_opaque():
+    black = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    alpha = np.asarray(draw_sheet([Row(images=[black], hits=[True])], SIZE, Text(caption="run")))[..., 3]
+    tile = alpha[TOP : TOP + 64, MARGIN_PX : MARGIN_PX + 64]
+    assert (tile == 255).all()
+    assert (alpha[TOP:, : MARGIN_PX - 1] == 0).all()
+    assert 0 < (alpha[:TOP] == 255).mean() < 0.5  # the caption
 
 
 def test_large_images_are_reduced_by_averages():
