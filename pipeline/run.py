@@ -12,12 +12,13 @@ from pipeline.data.codec import PILLOW_MODES
 from pipeline.data.image_sets import DataConfig
 from pipeline.data.manifest import MAX_CLASSES
 from pipeline.data.mirrors import warn_of_mirrors
-from pipeline.data.remote import is_remote, local_folder
+from pipeline.data.remote import folder_of_given
 from pipeline.distillation.config import DistillConfig, TrainingConfig
 from pipeline.evaluation.evaluate import EvaluationConfig
 from pipeline.models.config import ImageConfig, ModelConfig
 from pipeline.runtime.config import ConfigError, parse, to_plain
 from pipeline.runtime.config_files import load_yaml
+from pipeline.runtime.object_store import check_store_address
 from pipeline.runtime.ranges import even_ranges
 from pipeline.runtime.sinks import check_sink_names
 from pipeline.synthesis.config import SynthesisConfig
@@ -51,6 +52,8 @@ class RunConfig:
             `python:package.module:Class` or `python:path/to/file.py:Class` (docs/live.md).
         shards_dir: Folder of the synthetic images of all runs.
         checkpoints_dir: Folder of the networks, evaluations, reports and metrics of all runs.
+        object_store: An address of fsspec, such as `s3://BUCKET/PREFIX`, at which copies of images, networks and states
+            of training are kept, so that the run continues on any machine (docs/scaling.md). null: in no other place.
     """
 
     name: str
@@ -69,6 +72,7 @@ class RunConfig:
     sinks: tuple[str, ...] = ()
     shards_dir: str = "shards"
     checkpoints_dir: str = "checkpoints"
+    object_store: str | None = None
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name or self.name.startswith("."):
@@ -76,6 +80,7 @@ class RunConfig:
         if self.images.channels not in PILLOW_MODES:
             raise ConfigError(f"images.channels: {self.images.channels} cannot be stored as an image file; use 1 or 3")
         check_sink_names(self.sinks)
+        check_store_address(self.object_store)
         self._check_teacher()
         if not self.distill.shards:
             self._check_synthesis()
@@ -206,11 +211,6 @@ class RunConfig:
     def metrics_path(self, rank: int = 0) -> Path:
         """The file of one rank with a JSON line for each logging step."""
         return self.checkpoints / ("metrics.jsonl" if rank == 0 else f"metrics.{rank}.jsonl")
-
-
-def folder_of_given(name: str, shards_dir: str) -> Path:
-    """The folder of an item of `distill.shards`; one with a URL is fetched into `SHARDS_DIR/.remote`."""
-    return local_folder(name, Path(shards_dir) / ".remote") if is_remote(name) else Path(name)
 
 
 # Old dotted names, accepted with a warning until the next release.

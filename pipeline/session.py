@@ -7,6 +7,7 @@ from functools import cached_property
 
 import torch
 
+from pipeline.copies import open_object_store
 from pipeline.data.image_sets import load_images
 from pipeline.data.loader import check_images
 from pipeline.data.views import scaled_size
@@ -42,6 +43,7 @@ class Session:
         self.pool = Pool(config, context)
         self._resources, self._is_student_used = resources, False
         sink_names = config.sinks if context.is_main_process else ()
+        self.object_store = open_object_store(config)
         self.sinks = resources.enter_context(open_sinks(sink_names, config.name, config.checkpoints, to_plain(config)))
 
     @cached_property

@@ -3,6 +3,7 @@
 from pipeline.session import Session, check_inputs
 from pipeline.sets import require_same_outputs
 from stages import distill, evaluate, report, synthesize, teacher
+from stages.stage import share_outputs
 
 
 def main(session: Session, round_index: int | None = None) -> None:
@@ -14,11 +15,14 @@ def main(session: Session, round_index: int | None = None) -> None:
         session.pool.require_complete(0)
     teacher.main(session)
     context.barrier()
+    share_outputs(session)
     last = config.num_rounds - 1 if round_index is None else round_index
     require_same_outputs(config, last)
     for r in range(last + 1):
         synthesize.main(session, r)
+        share_outputs(session)
         distill.main(session, r)
         context.barrier()
+        share_outputs(session)
     evaluate.main(session, last)
     report.main(session, last)

@@ -39,6 +39,8 @@ def remove(config: RunConfig, round_index: int | None = None) -> None:
         print(f"clean: removed {path}")
     if not outputs:
         print("clean: nothing to remove")
+    if config.object_store is not None:
+        print(f"clean: copies in {config.object_store} stay, and the next command gets them; remove them yourself")
 
 
 def _existing_outputs(config: RunConfig, round_index: int | None) -> list[Path]:

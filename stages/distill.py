@@ -1,8 +1,9 @@
 """Distill a student from the teacher's logits on the synthetic images of all rounds so far."""
 
+from pipeline.copies import finish_network
 from pipeline.data.remote import fetch_set, is_remote
 from pipeline.data.shards import is_packed
-from pipeline.distillation.state import TrainState, remove_state, state_path
+from pipeline.distillation.state import TrainState, state_path
 from pipeline.distillation.train import train
 from pipeline.identity import is_student_finished, require_student, student_identity
 from pipeline.models.checkpoint import save_classifier
@@ -23,7 +24,7 @@ def main(session: Session, round_index: int | None = None) -> None:
     path, identity = config.student_path(round_index), student_identity(config, round_index)
     if context.broadcast(is_student_finished(config, round_index)):
         if context.is_main_process:
-            remove_state(path)  # the process may have been killed after it wrote the network
+            finish_network(session.object_store, path)  # the process may have been killed after it wrote the network
             print(f"distill: {path} is up to date")
         return
     if round_index:
@@ -31,6 +32,8 @@ def main(session: Session, round_index: int | None = None) -> None:
     images, steps = session.pool.images(round_index), config.distill_steps(round_index)
     student = session.student(round_index)
     state = TrainState.open(student, config.distill, state_path(path), identity, steps)
+    if session.object_store is not None:
+        state.after_write = session.object_store.push_or_warn
     context.require_same(str(state.step), f"the step of {state.path}; is it on a file system that all ranks see?")
     if context.is_main_process and state.step > steps.start:
         print(f"distill: resumed at step {state.step:,}", flush=True)
@@ -48,7 +51,7 @@ def main(session: Session, round_index: int | None = None) -> None:
         train(state, session.distillation, images, context, on_step)
     if context.is_main_process:
         save_classifier(path, student, config.student, config.student_images, identity)
-        remove_state(path)
+        finish_network(session.object_store, path, is_new=True)
         print(f"distill: {path}, {len(images.labels):,} synthetic images, steps {steps.start:,} to {steps.stop:,}")
     context.barrier()
 

@@ -13,6 +13,7 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from tqdm import tqdm
 
+from pipeline.copies import open_object_store, pull_outputs
 from pipeline.distillation.state import TrainState
 from pipeline.preview import planned_outputs
 from pipeline.resolve import resolve
@@ -86,6 +87,7 @@ def _run_in_session(stage: Stage, config: RunConfig, arguments: Namespace, exclu
         with open_distributed() as context, ExitStack() as resources:
             if exclusive and context.is_main_process:
                 resources.enter_context(lock_run(config))
+            get_outputs(config, context, with_states=exclusive)
             session = resources.enter_context(open_session(config, context, run_command(arguments)))
             context.require_same(
                 fingerprint(to_plain(session.config)),
@@ -93,6 +95,8 @@ def _run_in_session(stage: Stage, config: RunConfig, arguments: Namespace, exclu
             )
             if context.is_main_process:
                 print(_start_line(session.config, context), flush=True)
+                if exclusive and session.object_store is not None:
+                    session.object_store.require_writable(config.checkpoints)
             stage(session, arguments.round)
     except (ValueError, OSError, FloatingPointError) as error:
         fail(error)
@@ -111,6 +115,23 @@ def announced_stop(stage_name: str, state: TrainState) -> Iterator[None]:
         if state.is_saved:
             print(f"{stage_name}: step {state.step:,} is saved", flush=True)
         raise
+
+
+def get_outputs(config: RunConfig, context: DistributedContext, *, with_states: bool = True) -> None:
+    """Get what is in the object store and not on the disk of this machine; see `pull_outputs`."""
+    if (store := open_object_store(config)) is None:
+        return
+    # Machines that share a disk with the main process find there what that one got.
+    for is_turn in (context.is_main_process, context.is_first_of_machine and not context.is_main_process):
+        for path in pull_outputs(config, store, with_states=with_states) if is_turn else ():
+            print(f"got {path} from {store.address(path)}", flush=True)
+        context.barrier()
+
+
+def share_outputs(session: Session) -> None:
+    """Let machines without a common disk have what the main process has made, if the run has an object store."""
+    if session.context.size > session.context.local_size:
+        get_outputs(session.config, session.context)
 
 
 def _in_one_line(error: BaseException) -> str:

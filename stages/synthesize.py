@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.data.growth import join_growth, remove_joined
 from pipeline.data.repair import Repair, plan_repair, write_repaired
 from pipeline.data.shards import is_packed, pack, read_manifest, remove_parts
+from pipeline.data.stored_sets import exchange_parts, push_set
 from pipeline.identity import synthesis_identity
 from pipeline.run import RunConfig, resolved_yaml
 from pipeline.runtime.distributed import LOST_AFTER
@@ -81,6 +82,9 @@ def _repair_set(session: Session, round_index: int, repair: Repair) -> None:
                 f"synthesize: repaired shards with other bytes than before: {len(changed)} of {len(repair.faults)}; "
                 "images that are made on another kind of machine have other last bits"
             )
+        if session.object_store is not None:
+            indices = {spec.index for specs in plans.values() for spec in specs}
+            push_set(session.object_store, repair.folder, indices, written_again=repair.faults)
     context.barrier()
 
 
@@ -102,9 +106,16 @@ def _make_missing(
     identity = synthesis_identity(config, round_index, synthesis)
     for fault in remove_damaged_parts(folder, specs) if context.is_main_process else ():
         print(f"synthesize: {fault}; its batch is made again", flush=True)
+    _exchange_parts(session, folder, specs, fingerprint(identity))
     if missing := context.broadcast(missing_batches(folder, specs) if context.is_main_process else []):
         objective = session.objective(round_index)  # before anything is written: the networks may not load
-        store = BatchStore(folder=folder, fingerprint=fingerprint(identity), config=synthesis, scorers=session.scorers)
+        store = BatchStore(
+            folder=folder,
+            fingerprint=fingerprint(identity),
+            config=synthesis,
+            scorers=session.scorers,
+            object_store=session.object_store,
+        )
         if context.is_main_process:
             write_identity(folder, identity, resolved_yaml(config))
             print(f"synthesize: {picture_path(config.checkpoints, PREVIEW)} shows the newest state", flush=True)
@@ -113,7 +124,15 @@ def _make_missing(
         with open_recorder(config.metrics_path(context.rank), progress, context, session.sinks) as recorder:
             monitor = Monitor(recorder, config.synthesis.inversion.num_steps, _live_pictures(session, round_index))
             make_batches(objective, missing, store, monitor, context)
+        if session.object_store is not None:
+            session.object_store.push_rest()
         context.barrier(LOST_AFTER)  # all batches are finished, so every rank is about to come
+        _exchange_parts(session, folder, specs, fingerprint(identity))  # those that other machines made
+
+
+def _exchange_parts(session: Session, folder: Path, specs: Sequence[BatchSpec], fingerprint: str) -> None:
+    if session.context.is_main_process and session.object_store is not None and not is_packed(folder):
+        exchange_parts(session.object_store, folder, {spec.index: spec.keys for spec in specs}, fingerprint)
 
 
 def _pack_set(
@@ -129,6 +148,8 @@ def _pack_set(
         pack(folder, [spec.index for spec in specs], synthesis_identity(config, round_index, synthesis), facts)
     if synthesis.grown_from:
         join_growth(config.round_folder(round_index))
+    if session.object_store is not None:
+        push_set(session.object_store, config.round_folder(round_index), {spec.index for spec in specs})
 
 
 def _plan(config: RunConfig, round_index: int, synthesis: SynthesisConfig) -> list[BatchSpec]:

@@ -1,8 +1,9 @@
 """Train a teacher on real images if the config names no pretrained one."""
 
+from pipeline.copies import finish_network
 from pipeline.data.image_sets import load_images
 from pipeline.data.loader import cache_limit_bytes, check_images, num_bytes, preload
-from pipeline.distillation.state import TrainState, remove_state, state_path
+from pipeline.distillation.state import TrainState, state_path
 from pipeline.distillation.task import Task, build_label_loss
 from pipeline.distillation.train import train
 from pipeline.evaluation.evaluate import measure
@@ -28,7 +29,7 @@ def main(session: Session, round_index: int | None = None) -> None:
         return
     path, identity = config.trained_teacher_path, teacher_identity(config)
     if is_finished(path, identity):
-        remove_state(path)  # the process may have been killed after it wrote the network
+        finish_network(session.object_store, path)  # the process may have been killed after it wrote the network
         print(f"teacher: {path} is up to date")
         return
     images = load_images(config.data, "train", config.images)
@@ -39,6 +40,8 @@ def main(session: Session, round_index: int | None = None) -> None:
         images = preload(images, device)
     teacher = build_classifier(config.teacher, config.images, seed=derive_seed(config.seed, "teacher/weights"))
     state = TrainState.open(teacher.to(device), training, state_path(path), identity)
+    if session.object_store is not None:
+        state.after_write = session.object_store.push_or_warn
     if state.step:
         print(f"teacher: resumed at step {state.step:,}", flush=True)
     task = Task(teacher, build_label_loss(training), training, config.seed, "teacher")
@@ -60,5 +63,5 @@ def main(session: Session, round_index: int | None = None) -> None:
     names = config.data.read_class_names(config.images.num_classes)
     teacher.class_titles = tuple(map(str, range(config.images.num_classes))) if names is None else names.titles
     save_classifier(path, teacher, config.teacher, config.images, identity)
-    remove_state(path)
+    finish_network(session.object_store, path, is_new=True)
     print(f"teacher: {path}, top-1 {metrics['top1']:.2%} on {len(test.labels)} test images")

@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -19,16 +19,29 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["stages.chain", "torch._dynamo"])  # an optimizer imports the latter
 
 
-def start_stage(stage: str, path: Path, *, num_ranks: int = 1, images_before_kill: int | None = None) -> "Ranks":
-    """Start a stage on the CPU; each rank is killed before it writes an image more than `images_before_kill`."""
+def start_stage(
+    stage: str,
+    path: Path,
+    *,
+    num_ranks: int = 1,
+    images_before_kill: int | None = None,
+    disks: Sequence[Path] = (),
+    variables: Mapping[str, str] = {},
+) -> "Ranks":
+    """Start a stage on the CPU; each rank is killed before it writes an image more than `images_before_kill`.
+
+    With `disks`, each rank is a machine of its own, which works in its folder. `variables` are for the environment.
+    """
     with socket.create_server(("localhost", 0)) as server:
         port = server.getsockname()[1]
     processes = []
     for rank in range(num_ranks):
-        environment = {"DREAMDISTILL_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
+        environment = {"DREAMDISTILL_DEVICE": "cpu", "OMP_NUM_THREADS": "1", **variables}
         if num_ranks > 1:
             environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "localhost"}
             environment |= {"WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_ranks), "MASTER_PORT": str(port)}
+        if disks:
+            environment |= {"PWD": str(disks[rank]), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
         process = SERVER.Process(target=_run, args=(stage, path, environment, images_before_kill))
         process.start()
         processes.append(process)
@@ -41,10 +54,10 @@ class Ranks:
     def __init__(self, processes: Sequence[BaseProcess]) -> None:
         self.processes = processes
 
-    def wait(self) -> list[int | None]:
+    def wait(self, timeout_s: float = 60) -> list[int | None]:
         """Wait for all; returns their exit codes."""
         for process in self.processes:
-            process.join(timeout=60)
+            process.join(timeout_s)
             process.kill()
             process.join()
         return [process.exitcode for process in self.processes]
@@ -69,6 +82,7 @@ def _run(stage: str, path: Path, environment: dict[str, str], images_before_kill
         os.dup2(null.fileno(), sys.stdout.fileno())
         os.dup2(null.fileno(), sys.stderr.fileno())
     os.environ.update(environment)
+    os.chdir(environment.get("PWD", "."))
     torch.set_num_threads(1)
     if images_before_kill is not None:
         _kill_at_image(images_before_kill)

@@ -81,6 +81,11 @@ def local_folder(url: str, cache: Path) -> Path:
     return cache / f"{readable}-{hashlib.sha256(url.rstrip('/').encode()).hexdigest()[:8]}"
 
 
+def folder_of_given(name: str, shards_dir: str) -> Path:
+    """The folder of an item of `distill.shards`; one with an address is fetched into `SHARDS_DIR/.remote`."""
+    return local_folder(name, Path(shards_dir) / ".remote") if is_remote(name) else Path(name)
+
+
 def fetch_set(url: str, folder: Path) -> int:
     """Fetch the set at `url` into `folder`, unless it is there; returns the bytes that were fetched.
 

@@ -3,7 +3,7 @@
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -29,7 +29,7 @@ class TrainState:
     """The network, its optimizer, the number of steps done, and the file that keeps all of it.
 
     Training ends at step `end`, by default after all steps of the config. `is_saved` tells, after an interrupt, that
-    the file keeps this step.
+    the file keeps this step. `after_write` gets the path of the file whenever it has been written.
     """
 
     classifier: Classifier
@@ -40,6 +40,7 @@ class TrainState:
     step: int
     end: int
     is_saved: bool = False
+    after_write: Callable[[Path], None] | None = None
 
     @classmethod
     def open(

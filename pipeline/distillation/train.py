@@ -2,7 +2,9 @@
 
 import math
 import time
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +60,7 @@ def train(
             if is_interrupted:
                 interrupt.stop()
                 if context.is_main_process:
-                    writer.start(partial(write_state, state.path, state.on_host()))
+                    writer.start(partial(_write, state, state.on_host()))
                     state.is_saved = True
                 break
 
@@ -83,8 +85,14 @@ def _save_in_background(state: TrainState, writer: Overlap, saved_at: float) -> 
     """Start writing the state and return the time; while an earlier state is still written, return `saved_at`."""
     if writer.is_busy:
         return saved_at
-    writer.start(partial(write_state, state.path, state.on_host()))
+    writer.start(partial(_write, state, state.on_host()))
     return time.monotonic()
+
+
+def _write(state: TrainState, content: Mapping[str, Any]) -> None:
+    write_state(state.path, content)
+    if state.after_write:
+        state.after_write(state.path)
 
 
 class _Losses:

@@ -9,7 +9,7 @@ from pipeline.doctor.images import check_class_names, check_labels, check_test_i
 from pipeline.doctor.machine import check_acceleration, check_device, check_disk
 from pipeline.doctor.networks import check_batch_norm, check_networks
 from pipeline.doctor.normalization import check_normalization
-from pipeline.doctor.outputs import check_images, check_outputs
+from pipeline.doctor.outputs import check_images, check_object_store, check_outputs
 from pipeline.run import RunConfig
 from pipeline.runtime.distributed import DistributedContext
 
@@ -44,6 +44,7 @@ CHECKS: dict[str, Check] = {
     "precision": check_acceleration,
     "networks": check_networks,
     "disk": check_disk,
+    "object store": check_object_store,
     "outputs": check_outputs,
     "batch norm": check_batch_norm,
     "class names": check_class_names,

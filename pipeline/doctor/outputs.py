@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from pipeline.copies import open_object_store
 from pipeline.data.class_names import listed
 from pipeline.data.given_sets import labels_in_run
 from pipeline.data.remote import is_remote
@@ -32,6 +33,14 @@ def check_images(examination: Examination) -> Iterator[Finding]:
         Pool(config, examination.context).require_complete(0)
         yield ok("images", f"of {listed(names)}, which fit the run")
     examination.is_ready = True
+
+
+def check_object_store(examination: Examination) -> Iterator[Finding]:
+    """Whether the object store can be written, if the run has one; raises StoreError if not."""
+    store = open_object_store(examination.config)
+    if store is not None:
+        store.require_writable(examination.config.checkpoints)
+        yield ok("object store", f"{examination.config.object_store} can be written")
 
 
 def check_outputs(examination: Examination) -> Iterator[Finding]:

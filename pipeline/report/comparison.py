@@ -17,7 +17,7 @@ from pipeline.report.summary import RunSummary
 from pipeline.runtime.quantities import duration
 
 # Keys that name a run, and do not change it.
-NOT_COMPARED = ("name", "shards_dir", "checkpoints_dir", "sinks")
+NOT_COMPARED = ("name", "shards_dir", "checkpoints_dir", "object_store", "sinks")
 # Sections that say how images are made, and score them.
 OF_SYNTHESIS = ("synthesis", "verifier", "ensemble")
 SHARES = ("top1", "top5", "agreement", "accuracy_retention", "probability", "top1_among_classes")

@@ -38,7 +38,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, kw_only=True)
 class DistributedContext:
-    """One process of a run: its `rank` of `size`, the `local_size` ranks of its machine, and its device.
+    """One process of a run: its `rank` of `size`, its `local_rank` of the `local_size` of its machine, its device.
 
     `wait_group` is the process group in which ranks wait for each other for days; None for a single process. The
     `store` is shared by all ranks.
@@ -46,6 +46,7 @@ class DistributedContext:
 
     rank: int = 0
     size: int = 1
+    local_rank: int = 0
     local_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     wait_group: dist.ProcessGroup | None = None
@@ -55,6 +56,11 @@ class DistributedContext:
     def is_main_process(self) -> bool:
         """Whether this is rank 0, which does what must be done once: packing, saving, reporting."""
         return self.rank == 0
+
+    @property
+    def is_first_of_machine(self) -> bool:
+        """Whether this is the process of its machine that does what must be done once on each."""
+        return self.local_rank == 0
 
     @property
     def leaves_cores_free(self) -> bool:
@@ -166,9 +172,8 @@ def open_distributed() -> Iterator[DistributedContext]:
         )
         wait_group = dist.new_group(backend="gloo", timeout=WAIT_AT_MOST)
         dist.barrier(wait_group)  # if a rank failed while another still connects, gloo would log that beside the error
-    yield DistributedContext(
-        rank=rank, size=size, local_size=local_size, device=device, wait_group=wait_group, store=store
-    )
+    local = {"local_rank": local_rank, "local_size": local_size}
+    yield DistributedContext(rank=rank, size=size, device=device, wait_group=wait_group, store=store, **local)
     dist.destroy_process_group()  # not after an error: NCCL would wait for ranks that have not met it
 
 

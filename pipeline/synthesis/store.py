@@ -14,6 +14,7 @@ from pipeline.evaluation.scores import Scorers, score
 from pipeline.models.config import ImageConfig
 from pipeline.runtime.files import TEMPORARY_SUFFIX
 from pipeline.runtime.fingerprint import versions
+from pipeline.runtime.object_store import ObjectStore
 from pipeline.runtime.threads import background_threads
 from pipeline.synthesis.config import SynthesisConfig
 from pipeline.synthesis.invert import Inversion
@@ -24,17 +25,20 @@ from pipeline.synthesis.plan import BatchSpec
 class BatchStore:
     """The `folder` of a round, to which finished batches are written, one part file each.
 
-    `fingerprint` is that of what the images depend on.
+    `fingerprint` is that of what the images depend on. With an `object_store`, each batch is also stored there.
     """
 
     folder: Path
     fingerprint: str
     config: SynthesisConfig
     scorers: Scorers
+    object_store: ObjectStore | None = None
 
     def write(self, spec: BatchSpec, inversion: Inversion) -> None:
         """Write one finished batch, atomically."""
         write_part(self.folder, spec.index, self._samples(spec, inversion), self.config.image_format)
+        if self.object_store is not None:
+            self.object_store.push_or_warn(part_path(self.folder, spec.index))
 
     def _samples(self, spec: BatchSpec, inversion: Inversion) -> list[Sample]:
         """Encode the images, decode them again, and score what a reader of the files will see."""

@@ -13,13 +13,15 @@ from tiny_run import TWO_ROUNDS, copy_run, digests, run_in_process, tiny_config,
 from pipeline.data.image_sets import DataConfig, load_images
 from pipeline.doctor import cost, machine
 from pipeline.doctor.examination import Examination
-from pipeline.doctor.examine import examine
+from pipeline.doctor.examine import CHECKS, examine
 from pipeline.doctor.findings import Finding
+from pipeline.doctor.outputs import check_object_store
 from pipeline.models.config import ImageConfig, ModelConfig
 from pipeline.models.sources import build_network
 from pipeline.resolve import with_growth
 from pipeline.run import RunConfig, load_run
 from pipeline.runtime.distributed import DistributedContext
+from pipeline.runtime.transfers import StoreError
 from stages import synthesize
 
 # A network without BatchNorm, one without its statistics, and one that cannot be built.
@@ -271,6 +273,18 @@ def test_output_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "shards").write_text("a file")
     (line,) = problems_of(tiny_config(tmp_path))
     assert f"disk           shards_dir: cannot write to {tmp_path}/shards (Not a directory)" in line
+
+
+def test_object_store_is_tried(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.runtime.transfers.PAUSE_S", 0.0)
+    (tmp_path / "file").write_text("no folder")
+    config, unusable = (tiny_config(tmp_path, object_store=f"file://{tmp_path}/{name}") for name in ("store", "file"))
+    (finding,) = check_object_store(Examination(config=config))
+    assert finding.status == "ok"
+    assert digests(tmp_path).keys() == {"tiny.yaml", "file"}
+    with pytest.raises(StoreError, match="cannot write file://"):
+        list(check_object_store(Examination(config=unusable)))
+    assert CHECKS["object store"] is check_object_store
 
 
 def test_outputs_of_another_configuration(finished, tmp_path):
