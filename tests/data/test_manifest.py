@@ -25,7 +25,20 @@ def test_a_manifest_of_a_set_is_returned_as_it_is(manifest):
 
 
 @pytest.mark.parametrize(
-    "key", ["fingerprint", "identity", "num_images", "num_classes", "shape", "image_format", "scores", "shards"]
+    "key",
+    [
+        "fingerprint",
+        "identity",
+        "versions",
+        "round",
+        "teacher",
+        "num_images",
+        "num_classes",
+        "shape",
+        "image_format",
+        "scores",
+        "shards",
+    ],
 )
 @pytest.mark.parametrize("value", [None, True, "deleted"])
 def test_every_key_that_is_read_has_its_type(manifest, key, value):
@@ -48,6 +61,10 @@ def test_every_key_that_is_read_has_its_type(manifest, key, value):
         ("image_format", "gif", "image_format: 'gif'"),
         ("scores", {"teacher_top1": "good"}, "scores: "),
         ("identity", {"synthesis": []}, r"identity\.synthesis: "),
+        ("identity", {"synthesis": {"grown_from": 5}}, r"identity\.synthesis: "),
+        ("identity", {"synthesis": {"num_images": "all"}}, r"identity\.synthesis: "),
+        ("grown_from", 5, "grown_from: "),
+        ("grown_from", [{}], "grown_from: "),
         ("classes", [0], "classes: "),
         ("class_titles", list(range(12)), "class_titles: "),
         ("shards", [], "shards: there is none"),
