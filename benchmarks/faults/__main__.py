@@ -2,7 +2,7 @@
 
     python -m benchmarks.faults CAMPAIGN [--number N] [--every K] [--minutes M] [--seed S] [--folder FOLDER]
 
-A campaign that is interrupted continues with the same FOLDER. Writes results/faults/CAMPAIGN.json.
+A campaign that is interrupted continues with the same FOLDER and commit. Writes results/faults/CAMPAIGN.json.
 """
 
 import sys
@@ -17,7 +17,7 @@ from benchmarks.faults.hostile import hostile
 from benchmarks.faults.kills import kill_moments, kill_operations
 from benchmarks.faults.trials import FAILED, Trial, summary, try_all
 from benchmarks.faults.work import Work
-from benchmarks.harness import make_parser, open_benchmark, options_of, print_result
+from benchmarks.harness import make_parser, measured_commit, open_benchmark, options_of, print_result
 
 # Each with its number of trials, by default that of docs/reliability.md.
 CAMPAIGNS: Mapping[str, tuple[Callable[..., Iterator[Trial]], int]] = {
@@ -42,8 +42,9 @@ def main() -> None:
     options = parser.parse_args()
     campaign, default_number = CAMPAIGNS[options.campaign]
     options.number = default_number if options.number is None else options.number
-    folder = options.folder or Path(tempfile.gettempdir()) / "dreamdistill-faults" / options.campaign
     with open_benchmark() as context:
+        name = f"{options.campaign}-{measured_commit()}"  # outputs state the commit that made them
+        folder = options.folder or Path(tempfile.gettempdir()) / "dreamdistill-faults" / name
         work = Work(folder.resolve())
         tried = try_all(campaign(work, options), folder / "trials.jsonl")
         result = {"command": "python -m benchmarks.faults", "options": options_of(options), **summary(tried)}

@@ -8,7 +8,6 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 from benchmarks.faults.flips import STATES
 from benchmarks.faults.parsers import PARSERS, write_seeds
@@ -55,9 +54,3 @@ def _fuzz(work: Work, name: str, options: Namespace) -> Outcome:
         return Outcome(FAILED, output[-500:])
     covered = [int(number) for number in re.findall(r" cov: (\d+) ", output)]
     return Outcome("clean", f"{count[1]} inputs, {max(covered, default=0)} branches")
-
-
-def reproduce(findings: Path) -> Iterator[bytes]:
-    """The inputs of the findings of a parser."""
-    for line in findings.read_text().splitlines():
-        yield bytes.fromhex(json.loads(line)["input"])

@@ -71,10 +71,9 @@ def with_bytes(name: str, content: bytes | Callable[[Path], bytes], *overrides: 
     """Put a file of that content into the run; `RUN` in overrides is its folder."""
 
     def put(run: Path) -> Sequence[str]:
-        path = run / name
+        path, made = run / name, content(run) if callable(content) else content
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        path.write_bytes(content(run) if callable(content) else content)
+        path.write_bytes(made)
         return [override.replace("RUN", str(run)) for override in overrides]
 
     return put
