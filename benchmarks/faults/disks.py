@@ -24,6 +24,8 @@ OPEN_FILES, FILE_BYTES = 64, 1 << 13
 DAY_S = 86400
 # A user that no file of the system knows, as containers have.
 NOBODY = 54321
+# Lets git tell the commit, which outputs state, to a user who does not own the tree.
+ANY_OWNER = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*"}
 REPAIRED = "one line, then the same bytes"
 NO_EFFECT = "same bytes"
 
@@ -132,8 +134,8 @@ def _without_home(work: Work, user: int | None) -> Outcome:
     """A run without variables of the environment that tell a home, in an interpreter of its own."""
     work.clear()
     work.run.mkdir()
-    environment = {k: v for k, v in os.environ.items() if k in ("PATH", "PYTHONPATH", "DREAMDISTILL_DEVICE")}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {k: v for k, v in os.environ.items() if k in ("PATH", "PYTHONPATH")}
+    environment |= {"DREAMDISTILL_DEVICE": "cpu", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", **ANY_OWNER}
     if user is not None:
         os.chown(work.run, user, user)
     done = subprocess.run(
