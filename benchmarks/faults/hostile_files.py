@@ -23,7 +23,7 @@ from pipeline.runtime.files import read_json, write_json
 
 # The file beside the run that no hostile content may reach, and its content.
 CANARY = "canary"
-STUDENT = "checkpoints/tiny/student-1.safetensors"
+STUDENT, EVALUATION = "checkpoints/tiny/student-1.safetensors", "checkpoints/tiny/eval-1.json"
 MARKUP = "<img src=x onerror=alert(1)>"
 # Of 16 MiB each, in an array of 3 GiB.
 NUM_ROWS = 192
@@ -82,6 +82,16 @@ def with_bytes(name: str, content: bytes | Callable[[Path], bytes], *overrides: 
 def with_overrides(*overrides: str) -> Put:
     """Change nothing but the configuration."""
     return lambda run: overrides
+
+
+def unevaluated(put: Put) -> Put:
+    """Remove the evaluation, too, so that stages load the student."""
+
+    def put_both(run: Path) -> Sequence[str]:
+        (run / EVALUATION).unlink(missing_ok=True)
+        return put(run)
+
+    return put_both
 
 
 def changed_network(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], bytes]:
@@ -167,7 +177,6 @@ def with_folder(name: bytes, make: Callable[[bytes], None]) -> Put:
             (run / f"images/{label}").mkdir(parents=True)
             (run / f"images/{label}/a.png").write_bytes(png())
         make(os.fsencode(run / "images/3") + b"/" + name)
-        (run / "checkpoints/tiny/eval-1.json").unlink()
         return [f"data.test=imagefolder:{run}/images"]
 
     return put
@@ -186,7 +195,6 @@ def with_tar(*members: tuple[str, bytes, int]) -> Put:
                 other = tarfile.TarInfo(name)
                 other.type, other.size, other.linkname = kind, size, "/etc/passwd"
                 tar.addfile(other)
-        (run / "checkpoints/tiny/eval-1.json").unlink()
         return [f"data.test=tar:{run}/images.tar"]
 
     return put

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from benchmarks.faults.hostile_files import (
+    EVALUATION,
     MARKUP,
     STUDENT,
     Put,
@@ -24,6 +25,7 @@ from benchmarks.faults.hostile_files import (
     png_bomb,
     state_with_code,
     torch_file_with_code,
+    unevaluated,
     values,
     with_bytes,
     with_folder,
@@ -99,7 +101,10 @@ def _yaml(text: bytes | Callable[[Path], bytes]) -> Put:
 
 
 NETWORKS: Mapping[str, Put] = {
-    **{name: with_bytes(STUDENT, changed_network(change)) for name, change in CHANGES_OF_DESCRIPTION.items()},
+    **{
+        name: unevaluated(with_bytes(STUDENT, changed_network(change)))
+        for name, change in CHANGES_OF_DESCRIPTION.items()
+    },
     "a header of 2^62 bytes": with_bytes(STUDENT, struct.pack("<Q", 1 << 62) + b"{}"),
     "code in a state": with_bytes(f"{CHECKPOINTS}/student-1.state", state_with_code),
 }
@@ -152,7 +157,7 @@ IMAGES: Mapping[str, Put] = {
 LINKED = (STUDENT, f"{CHECKPOINTS}/report.html", f"{SET}/README.md", f"{SET}/{MANIFEST_COPY}")
 TABLES: Mapping[str, tuple[Sequence[str], Mapping[str, Put]]] = {
     "manifest": (("verify", "run", "unpack", "report"), values(f"{SET}/manifest*.json", MANIFEST_VALUES)),
-    "evaluation": (("verify", "report", "export"), values(f"{CHECKPOINTS}/eval-1.json", EVALUATION_VALUES)),
+    "evaluation": (("verify", "report", "export"), values(EVALUATION, EVALUATION_VALUES)),
     "quality": (("report",), values(f"{CHECKPOINTS}/quality-1.json", QUALITY_VALUES)),
     "estimate": (("report",), values(f"{CHECKPOINTS}/estimate.json", ESTIMATE_VALUES)),
     "metrics": (("report", "verify"), {str(line)[:60]: with_bytes(METRICS, seal_line(line)) for line in LINES}),
