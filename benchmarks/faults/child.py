@@ -30,8 +30,8 @@ class Ended:
 
     @property
     def errors(self) -> list[str]:
-        """The lines that say what is wrong and how to mend it."""
-        return [line for line in self.output.splitlines() if line.startswith("error: ")]
+        """The lines that say what is wrong and how to mend it; `doctor` has one for each problem."""
+        return [line for line in self.output.splitlines() if line.startswith(("error: ", "problem "))]
 
     @property
     def crash(self) -> str | None:
@@ -42,7 +42,9 @@ class Ended:
             return "traceback: " + self.output.strip().rpartition("\n")[2]
         if self.code not in (0, 2):
             return f"exit code {self.code}: {self.output.strip()[-300:]}"
-        return None if self.code == 0 or len(self.errors) == 1 else f"{len(self.errors)} error lines: {self.output}"
+        if self.code == 2 and (not self.errors or self.output.count("\nerror: ") > 1):
+            return f"{len(self.errors)} lines of errors: {self.output.strip()[-300:]}"
+        return None
 
 
 class Child:

@@ -22,6 +22,8 @@ CHANGES = {
     "os.utime": (0,),
 }
 EXECUTIONS = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "ctypes.dlopen")
+# Operations on what a link leads to; all others are on the link itself.
+FOLLOWING = ("open", "os.truncate", "os.chmod", "os.utime")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -74,8 +76,9 @@ def watch_for_harm(folder: Path, log: Path) -> None:
         if event in EXECUTIONS:
             os.write(descriptor, f"{event} {arguments!r}\n".encode())
         for path in changed_paths(event, arguments):
+            parent, name = os.path.split(os.path.realpath(path) if event in FOLLOWING else path)
             with suppress(OSError, ValueError):
-                if path != os.devnull and os.path.commonpath([root, os.path.realpath(path)]) != root:
-                    os.write(descriptor, f"{event} {path}\n".encode(errors="replace"))
+                if path != os.devnull and os.path.commonpath([root, os.path.realpath(parent)]) != root:
+                    os.write(descriptor, f"{event} {parent}/{name}\n".encode(errors="replace"))
 
     sys.addaudithook(audit)
