@@ -15,7 +15,7 @@ from pipeline.data.shards import GROWTH, MANIFEST, MANIFEST_COPY, is_packed, rea
 from pipeline.identity import CONFIG_FILE, IDENTITY_FILE, is_student_finished, synthesis_identity
 from pipeline.run import RunConfig, resolved_yaml
 from pipeline.runtime.config import ConfigError, to_plain
-from pipeline.runtime.files import is_whole, read_json, write_json, write_sealed_text
+from pipeline.runtime.files import TEMPORARY_SUFFIX, is_whole, read_json, write_json, write_sealed_text
 from pipeline.runtime.fingerprint import FIX, fingerprint, require_same_identity
 from pipeline.synthesis.config import SynthesisConfig
 
@@ -64,7 +64,8 @@ def stored_identity(folder: Path, current: Mapping[str, Any]) -> Mapping[str, An
 
 def _require_no_other_files(folder: Path) -> None:
     """Raise ConfigError when a folder holds files, but none that says that a set is made there."""
-    names = sorted(path.name for path in folder.glob("[!.]*") if path.name != PARTS)
+    paths = [path for path in folder.glob("[!.]*") if path.suffix != TEMPORARY_SUFFIX]  # left by a killed process
+    names = sorted(path.name for path in paths if path.name != PARTS)
     if names and not (folder / IDENTITY_FILE).exists():
         raise ConfigError(f"{folder} holds other files, such as {names[0]}; name another folder, or remove them")
 
@@ -108,9 +109,9 @@ def restore_texts(config: RunConfig, round_index: int) -> list[Path]:
 
 
 def write_identity(folder: Path, identity: Mapping[str, Any], config_yaml: str) -> None:
-    """Write the resolved configuration and the identity of the images that the folder will hold."""
-    write_sealed_text(folder / CONFIG_FILE, config_yaml)
+    """Write the identity, by which a folder is known as that of a set, and the configuration of its images."""
     write_json(folder / IDENTITY_FILE, to_plain(identity))
+    write_sealed_text(folder / CONFIG_FILE, config_yaml)
 
 
 def _existing_set(config: RunConfig, round_index: int, identity: Mapping[str, Any]) -> SynthesisConfig:

@@ -17,6 +17,9 @@ MAX_CLASSES = 10**CLASS_DIGITS
 KEYS: dict[str, type] = {
     "fingerprint": str,
     "identity": dict,
+    "versions": dict,
+    "round": int,
+    "teacher": str,
     "num_images": int,
     "num_classes": int,
     "shape": list,
@@ -70,6 +73,7 @@ def _faults(manifest: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong; only the first fault may be asked for, since each check relies on those before it."""
     yield from _type_faults(manifest, KEYS, "")
     yield from _fact_faults(manifest)
+    yield from _growth_faults(manifest)
     shards = manifest["shards"]
     if not shards:
         yield "shards: there is none"
@@ -98,6 +102,17 @@ def _fact_faults(manifest: Mapping[str, Any]) -> Iterator[str]:
         values = manifest[key]
         if not (len(values) == num_classes and all(_is(value, kind) for value in values)):
             yield f"{key}: not one of each of the {num_classes} classes"
+
+
+def _growth_faults(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with the former sizes of a set, in the manifest and in the identity."""
+    steps = manifest.get("grown_from", [])
+    if not _is(steps, list) or not all(_is(step, dict) and _is(step.get("fingerprint"), str) for step in steps):
+        yield "grown_from: no list of objects with a fingerprint"
+    synthesis = manifest["identity"].get("synthesis", {})
+    former = synthesis.get("grown_from", [])
+    if not _is(former, list) or not all(_is(size, int) for size in (*former, synthesis.get("num_images", 0))):
+        yield "identity.synthesis: its num_images or grown_from are no numbers"
 
 
 def _shard_faults(entry: Any, num_classes: int, name: str) -> Iterator[str]:

@@ -106,7 +106,7 @@ def write_state(path: Path, content: Mapping[str, Any]) -> None:
         buffer = io.BytesIO()  # on a full disk, writing bytes raises OSError, torch.save into a file RuntimeError
         torch.save(content, buffer)
         with atomic_file(path) as file:
-            file.write(_first_line(buffer.getbuffer()))
+            file.write(digest_line(buffer.getbuffer()))
             file.write(buffer.getbuffer())
 
 
@@ -114,7 +114,7 @@ def read_state(path: Path) -> dict[str, Any]:
     """The content that `write_state` wrote, on the CPU; raises ValueError when the file is damaged."""
     with open(path, "rb") as file:
         first_line, rest = file.readline(), file.read()
-    if first_line != _first_line(rest):
+    if first_line != digest_line(rest):
         raise ValueError(
             f"{path} is damaged: its first line is not the digest of the rest (files of older versions have none); "
             "remove it to train from the start"
@@ -123,7 +123,8 @@ def read_state(path: Path) -> dict[str, Any]:
     return content
 
 
-def _first_line(rest: bytes | memoryview) -> bytes:
+def digest_line(rest: bytes | memoryview) -> bytes:
+    """The first line of a state, given the rest of the file."""
     return f"dreamdistill state, sha256 {hashlib.sha256(rest).hexdigest()}\n".encode()
 
 

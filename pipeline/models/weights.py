@@ -79,8 +79,11 @@ def _require_numbers(tensors: Mapping[str, Tensor], expected: Mapping[str, Tenso
                 f"weights: {path}: {key} is {value.dtype} in place of {expected[key].dtype}; convert a quantized "
                 "network back before it is saved"
             )
-        if not value.isfinite().all():
-            raise ValueError(f"weights: {path}: {key} holds values that are not finite; the training of it diverged")
+        if not value.to(expected[key].dtype).isfinite().all():
+            raise ValueError(
+                f"weights: {path}: {key} holds values that are not finite in {expected[key].dtype}; the training of it "
+                "diverged"
+            )
 
 
 def _rename(key: str, expected: Mapping[str, Tensor]) -> str:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipeline.data.manifest import parse_manifest
+from pipeline.data.manifest import KEYS, parse_manifest
 from pipeline.data.parts import ShardError
 from pipeline.data.shards import MANIFEST, read_manifest
 from pipeline.runtime.digests import seal
@@ -24,9 +24,7 @@ def test_a_manifest_of_a_set_is_returned_as_it_is(manifest):
     assert parse(manifest) == manifest
 
 
-@pytest.mark.parametrize(
-    "key", ["fingerprint", "identity", "num_images", "num_classes", "shape", "image_format", "scores", "shards"]
-)
+@pytest.mark.parametrize("key", KEYS)
 @pytest.mark.parametrize("value", [None, True, "deleted"])
 def test_every_key_that_is_read_has_its_type(manifest, key, value):
     if value == "deleted":
@@ -48,6 +46,10 @@ def test_every_key_that_is_read_has_its_type(manifest, key, value):
         ("image_format", "gif", "image_format: 'gif'"),
         ("scores", {"teacher_top1": "good"}, "scores: "),
         ("identity", {"synthesis": []}, r"identity\.synthesis: "),
+        ("identity", {"synthesis": {"grown_from": 5}}, r"identity\.synthesis: "),
+        ("identity", {"synthesis": {"num_images": "all"}}, r"identity\.synthesis: "),
+        ("grown_from", 5, "grown_from: "),
+        ("grown_from", [{}], "grown_from: "),
         ("classes", [0], "classes: "),
         ("class_titles", list(range(12)), "class_titles: "),
         ("shards", [], "shards: there is none"),

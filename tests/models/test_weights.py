@@ -157,9 +157,10 @@ def test_weights_of_another_precision_load(tmp_path):
     assert network.weight.dtype == torch.float32
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])  # the last is infinite in single precision
 def test_weights_that_are_not_finite_raise(tmp_path, value):
     network = nn.Linear(2, 2)
-    torch.save({**network.state_dict(), "weight": torch.tensor([[1.0, value], [0.0, 0.0]])}, tmp_path / "x.pt")
+    weight = torch.tensor([[1.0, value], [0.0, 0.0]], dtype=torch.float64)
+    torch.save({**network.state_dict(), "weight": weight}, tmp_path / "x.pt")
     with pytest.raises(ValueError, match=r"x\.pt: weight holds values that are not finite"):
         load_weights(network, tmp_path / "x.pt", "a linear layer")

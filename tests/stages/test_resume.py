@@ -102,6 +102,17 @@ def test_synthesis_killed_anywhere_gives_the_same_bytes(teacher_weights, uninter
     assert_same_shards(tmp_path, uninterrupted)
 
 
+@pytest.mark.parametrize("files", [["identity.json.tmp"], ["identity.json", "config.yaml.tmp"]])
+def test_synthesis_continues_after_a_kill_before_its_first_part(teacher_weights, uninterrupted, tmp_path, files):
+    path = prepare(tmp_path, teacher_weights)
+    folder = load_run(path).round_folder(0)
+    folder.mkdir(parents=True)
+    for name in files:
+        shutil.copy(uninterrupted / "shards/tiny/0" / name.removesuffix(".tmp"), folder / name)
+    assert start_stage("synthesize", path).wait() == [0]
+    assert_same_shards(tmp_path, uninterrupted)
+
+
 def test_distillation_killed_anywhere_gives_the_same_student(uninterrupted, tmp_path):
     path = copy_run(uninterrupted, tmp_path, **LONGER, **SAVE_AT_EACH_STEP)
     config, generator = load_run(path), random.Random(KILL_SEED)
