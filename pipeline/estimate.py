@@ -34,8 +34,8 @@ from pipeline.synthesis.plan import plan_batches
 TIMED_STEPS = 5
 # Images that are encoded, decoded and scored.
 MAX_STORED = 32
-# Files of a round beside its shards: manifest, info, card, configuration, identity.
-FILES_PER_ROUND = 5
+# Files of a round beside its shards: manifest and its copy, info, card, configuration, identity.
+FILES_PER_ROUND = 6
 
 
 @dataclass(frozen=True, kw_only=True)

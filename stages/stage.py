@@ -29,9 +29,9 @@ from pipeline.runtime.environment import (
     name_device,
     named_device,
 )
-from pipeline.runtime.files import exclusive_lock
 from pipeline.runtime.fingerprint import fingerprint
 from pipeline.runtime.hardware import device_name, num_free_cores, unusable_driver
+from pipeline.runtime.locks import exclusive_lock
 from pipeline.runtime.text import printable
 from pipeline.session import Session, check_networks, open_session
 from stages.config_names import config_path

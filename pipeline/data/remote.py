@@ -24,7 +24,8 @@ from pipeline.data.manifest import SPLIT, parse_manifest
 from pipeline.data.parts import ShardError
 from pipeline.data.shards import MANIFEST, is_packed
 from pipeline.runtime.config import ConfigError
-from pipeline.runtime.files import atomic_file, exclusive_lock, sha256_of
+from pipeline.runtime.files import atomic_file, sha256_of
+from pipeline.runtime.locks import exclusive_lock
 from pipeline.runtime.threads import background_threads
 
 SCHEMES = ("http://", "https://")

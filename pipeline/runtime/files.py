@@ -1,14 +1,12 @@
 """Atomic files: written under a temporary name, synced, then renamed; so a file is complete or absent."""
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache, wraps
 from pathlib import Path
@@ -22,8 +20,6 @@ TEMPORARY_SUFFIX = ".tmp"
 # Files whose results are remembered; a set of ImageNet's size has about a thousand shards.
 CACHED_FILES = 1 << 14
 _CHUNK_BYTES = 1 << 20
-# Seconds between two tries to take a lock.
-LOOK_EVERY_S = 1.0
 _JSON_STRING_OR_NUMBERS = re.compile(r'"(?:[^"\\]|\\.)*"|\[[^\[\]{}"]*\]')
 
 
@@ -140,54 +136,6 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def exclusive_lock(path: Path, wait_s: float = 0.0) -> Iterator[None]:
-    """Hold `path` as a lock; raises ValueError when another process still holds it after `wait_s` seconds.
-
-    A killed process releases its lock, that of a lost machine stays for a while on a network file system. At the end,
-    the lock and the folders that were made for it are removed if they hold nothing else.
-    """
-    folders = [folder for folder in path.parents if not folder.exists()]
-    gives_up_at = time.monotonic() + wait_s
-    while (file := _open_locked(path)) is None:
-        if time.monotonic() >= gives_up_at:
-            raise ValueError(
-                f"another process works on {path.parent}; wait for it or end it (it outlives a killed make by some "
-                "seconds), or set another `name`"
-            )
-        time.sleep(LOOK_EVERY_S)
-    with file:
-        try:
-            yield
-        finally:
-            _remove_if_alone(path, folders)
-
-
-def _open_locked(path: Path) -> IO[bytes] | None:
-    """The locked file `path`; None if another process holds it."""
-    make_folder(path.parent)
-    with explain_os_errors(path):
-        path.touch()
-    file = path.open("ab")  # network file systems lock only files that are open for writing
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            return file
-    except (BlockingIOError, FileNotFoundError):  # the latter if its holder has removed it since it was opened
-        pass
-    file.close()
-    return None
-
-
-def _remove_if_alone(path: Path, folders: Iterable[Path]) -> None:
-    """Remove a file that is alone in its folder, and those of the `folders` that are then empty."""
-    with suppress(OSError):  # a folder that is not empty, or that does not exist anymore
-        if os.listdir(path.parent) == [path.name]:
-            path.unlink()
-        for folder in folders:
-            folder.rmdir()
 
 
 def write_text(path: Path, text: str) -> None:

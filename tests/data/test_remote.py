@@ -21,7 +21,7 @@ from pipeline.data.shard_set import ShardSet
 from pipeline.data.shards import is_packed, read_manifest
 from pipeline.distillation.config import DistillConfig
 from pipeline.runtime.config import ConfigError
-from pipeline.runtime.files import exclusive_lock
+from pipeline.runtime.locks import exclusive_lock
 
 SHARD = "/0/train/0003-00000.tar"
 

@@ -1,6 +1,5 @@
 """The pages in a headless Chromium: nothing fails or is requested, all is accessible, also small and in the dark."""
 
-import json
 import shutil
 
 import pytest
@@ -11,6 +10,7 @@ from tiny_run import copy_run
 from pipeline.report.diversity import measure_diversity
 from pipeline.report.pictures import embed_image
 from pipeline.report.report import render_report
+from pipeline.runtime.files import read_json, write_json
 from stages.command_line import run
 
 LOAD_LIMIT_S, SIZE_LIMIT_BYTES = 1.0, 5_000_000
@@ -62,10 +62,10 @@ def pages(finished, tmp_path_factory):
     copy_run(finished, folder / "runs")
     shutil.copytree(folder / "runs/checkpoints/tiny", folder / "runs/checkpoints/other")
     path = folder / "runs/checkpoints/other/eval-0.json"
-    evaluation = json.loads(path.read_text())
+    evaluation = read_json(path)
     evaluation["config"]["distill"]["lr"] = 0.05
     del evaluation["config"]["evaluation"]  # as of an earlier version
-    path.write_text(json.dumps(evaluation))
+    write_json(path, evaluation)
     assert (
         run(
             ["compare", "tiny", "other", "--checkpoints-dir", str(folder / "runs/checkpoints"), "--output", str(folder)]

@@ -8,12 +8,12 @@ import pytest
 from pipeline.runtime.files import (
     atomic_file,
     atomic_folder,
-    exclusive_lock,
     read_json,
     temporary_path,
     write_json,
     write_text,
 )
+from pipeline.runtime.locks import exclusive_lock
 
 
 @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt, SystemExit])

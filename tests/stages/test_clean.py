@@ -6,7 +6,7 @@ import pytest
 from tiny_run import copy_run, digests, write_config
 
 from pipeline.run import load_run
-from pipeline.runtime.files import exclusive_lock
+from pipeline.runtime.locks import exclusive_lock
 from stages.command_line import run
 
 

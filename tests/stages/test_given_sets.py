@@ -67,7 +67,7 @@ def test_chain_learns_from_a_set_and_makes_none(finished, config_with, tmp_path,
     assert json.loads(config.evaluation_path(0).read_text())["num_images"] == 500
     assert (config.checkpoints / "report.html").exists()
     assert run_command(monkeypatch, chain.main, path) == 0
-    assert capsys.readouterr().out.count("up to date") == 2
+    assert capsys.readouterr().out.count("up to date") == 3
     assert run_command(monkeypatch, verify.main, path) == 0
     assert f"verify: {finished / SET / 'train'}, 10 whole files" in capsys.readouterr().out
 

@@ -30,7 +30,7 @@ from pipeline.distillation.state import TrainState, state_path
 from pipeline.identity import CONFIG_FILE, student_identity
 from pipeline.models.classifier import load_frozen
 from pipeline.run import load_run
-from pipeline.runtime.files import exclusive_lock
+from pipeline.runtime.locks import exclusive_lock
 from pipeline.session import build_student
 from stages import launch, synthesize
 from stages.command_line import run

@@ -8,7 +8,7 @@ import torch
 from tiny_run import copy_run, run_command, write_config
 
 from pipeline.run import load_run
-from pipeline.runtime.files import exclusive_lock
+from pipeline.runtime.locks import exclusive_lock
 from stages import chain, distill, evaluate, report, synthesize, teacher, verify
 
 STAGES = (teacher, synthesize, distill, evaluate, report, verify, chain)
