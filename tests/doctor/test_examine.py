@@ -266,7 +266,7 @@ def test_disk_without_free_files(tmp_path, monkeypatch):
     monkeypatch.setattr(machine.os, "statvfs", lambda path: system)
     (line,) = problems_of(tiny_config(tmp_path))
     assert "shards_dir: 3 more files fit" in line
-    assert "the run makes 18" in line
+    assert "the run makes 19" in line
 
 
 def test_output_folder_that_cannot_be_written(tmp_path):
