@@ -14,9 +14,9 @@ from benchmarks.faults.work import Work
 
 # Bytes of addresses beyond those of the interpreter with its packages.
 MAX_BYTES = 2 << 30
-# What the run itself starts or writes outside of its folder: git tells the version, packages load libraries, and two
-# configs name such a folder.
-OWN = ("'git'", "ctypes.dlopen", "open /proc", "open /dev/null/")
+# What the run itself starts or writes outside of its folder: git tells the version, packages load libraries, PyTorch
+# has a cache, and two configs name such a folder.
+OWN = ("'git'", "ctypes.dlopen", "/torchinductor_", "open /proc", "open //proc", "mkdir /proc/none", "/dev/null/")
 
 
 def hostile(work: Work, options: Namespace) -> Iterator[Trial]:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +120,10 @@ def read_state(path: Path) -> dict[str, Any]:
             f"{path} is damaged: its first line is not the digest of the rest (files of older versions have none); "
             "remove it to train from the start"
         )
-    content: dict[str, Any] = torch.load(io.BytesIO(rest), map_location="cpu", weights_only=True)
+    try:
+        content: dict[str, Any] = torch.load(io.BytesIO(rest), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise ValueError(f"{path} holds something else than a state; remove it to train from the start") from error
     return content
 
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pipeline.distillation.state import read_state
 from pipeline.evaluation.evaluate import EvalReport, check_evaluation, evaluation_csv
@@ -15,6 +16,7 @@ from pipeline.run import RunConfig
 from pipeline.runtime.config import ConfigError
 from pipeline.runtime.files import read_json, sha256_of
 from pipeline.runtime.fingerprint import require_same_identity
+from pipeline.runtime.form import check_form
 
 Check = Callable[[RunConfig, Path, re.Match[str]], FileState]
 EXPORT_FACTS = "export.json"
@@ -68,10 +70,16 @@ def _require_rows_of_evaluation(path: Path) -> None:
     """Raise ValueError unless a table holds the figures of the evaluation beside it."""
     source = path.with_suffix(".json")
     if source.exists():
-        evaluation = read_json(source)
+        evaluation = read_json(source, _check_rows)
         text = evaluation_csv(evaluation["config"]["name"], evaluation["round"], EvalReport.of(evaluation))
         if path.read_bytes() != text.encode():
             raise ValueError(f"{path} is damaged: it has not the figures of {source}; remove both and evaluate again")
+
+
+def _check_rows(evaluation: Any) -> None:
+    """Raise ValueError unless an evaluation states what its table holds."""
+    check_evaluation(evaluation)
+    check_form(evaluation, {"round": int, "config": {"name": str}})
 
 
 def _exported(config: RunConfig, path: Path, match: re.Match[str]) -> FileState:

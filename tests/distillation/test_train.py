@@ -1,5 +1,6 @@
 """The training loop: what the networks see, learning rates, saved states, and exact resumption."""
 
+import pickle
 import signal
 import threading
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from pipeline.data.views import AugmentConfig
 from pipeline.distillation import train as train_module
 from pipeline.distillation.config import DistillConfig, TrainingConfig
 from pipeline.distillation.losses import distillation_loss, label_loss
-from pipeline.distillation.state import TrainState, build_optimizer, read_state, write_state
+from pipeline.distillation.state import TrainState, build_optimizer, digest_line, read_state, write_state
 from pipeline.distillation.task import LossFunction, Task, build_distillation_loss, build_label_loss
 from pipeline.models.classifier import Classifier
 from pipeline.runtime.config import ConfigError
@@ -293,6 +294,13 @@ def test_damaged_state_raises_and_is_kept(make_classifier, train, tmp_path, dama
     with pytest.raises(ValueError, match=r"s\.pt is damaged: .*; remove it to train from the start"):
         train(make_classifier(0))
     assert path.read_bytes() == damaged
+
+
+def test_a_state_that_holds_code_is_refused(tmp_path):
+    content = pickle.dumps(print)
+    (tmp_path / "s.state").write_bytes(digest_line(content) + content)
+    with pytest.raises(ValueError, match=r"s\.state holds something else than a state; remove it to train from"):
+        read_state(tmp_path / "s.state")
 
 
 @pytest.mark.parametrize("log_every", [1, 4, 100])

@@ -152,6 +152,12 @@ def test_a_manifest_that_was_written_again_with_other_facts_is_damaged(run):
     assert find_damage(folder) == []
 
 
+def test_an_evaluation_that_was_written_again_without_its_config_is_damaged(run):
+    path = load_run(run).evaluation_path(0)
+    write_json(path, read_json(path) | {"config": {}})
+    assert set(states_of(run, "damaged")) == {path.with_suffix(".csv")}
+
+
 def test_parts_are_checked(finished, tmp_path, teacher_weights, error_of, fill_disk_at):
     path = write_config(tmp_path)
     config = load_run(path)
