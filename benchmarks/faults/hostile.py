@@ -16,7 +16,7 @@ from benchmarks.faults.work import Work
 MAX_BYTES = 2 << 30
 # What the run itself starts or writes outside of its folder: git tells the version, packages load libraries, PyTorch
 # has a cache, and two configs name such a folder.
-OWN = ("'git'", "ctypes.dlopen", "/torchinductor_", "open /proc", "open //proc", "mkdir /proc/none", "/dev/null/")
+OWN = ("'git'", "ctypes.dlopen", "/torchinductor_", " /proc", " //proc", "/dev/null/")
 
 
 def hostile(work: Work, options: Namespace) -> Iterator[Trial]:

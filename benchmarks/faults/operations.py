@@ -21,6 +21,8 @@ CHANGES = {
     "os.chmod": (0,),
     "os.utime": (0,),
 }
+# Of these, the second argument can be an open folder, as in rmtree.
+RELATIVE = ("os.remove", "os.rmdir")
 EXECUTIONS = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "ctypes.dlopen")
 # Operations on what a link leads to; all others are on the link itself.
 FOLLOWING = ("open", "os.truncate", "os.chmod", "os.utime")
@@ -28,11 +30,13 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 def changed_paths(event: str, arguments: tuple[Any, ...]) -> Iterator[str]:
-    """The paths that an audited operation is about to change."""
+    """The paths that an audited operation is about to change; a name may be relative to an open folder."""
     positions = (0,) if event == "open" and (arguments[2] or 0) & WRITING else CHANGES.get(event, ())
     for position in positions:
         if isinstance(arguments[position], str | bytes | os.PathLike):
-            yield os.fsdecode(arguments[position])
+            is_relative = event in RELATIVE and arguments[1] >= 0
+            folder = os.readlink(f"/proc/self/fd/{arguments[1]}") if is_relative else ""
+            yield os.path.join(folder, os.fsdecode(arguments[position]))
 
 
 def watch_operations(folder: Path, log: Path, kill_at: int | None = None, pattern: str = "") -> None:

@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+# On the CPU, PyTorch's allocator names itself; oneDNN gives no reason, which is memory for its code or its buffers.
+OUT_OF_MEMORY_TEXTS = ("DefaultCPUAllocator", "could not create a primitive")
+
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A CPU tensor on `device`, without making the host wait for it."""
@@ -13,7 +16,8 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device, or the machine, had too little memory. PyTorch raises a plain RuntimeError on the CPU."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    is_named = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return is_named or any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
 
 
 def synchronize(device: torch.device) -> None:
