@@ -28,7 +28,6 @@ METHOD_VERSION = 8
 INHERITANCE_VERSION = 2
 # Raised when evaluations hold more than before, so that they are made again. Version 2 has calibration bins.
 EVALUATION_VERSION = 2
-IDENTITY_FILE, CONFIG_FILE = "identity.json", "config.yaml"
 
 
 def _identity(**parts: Any) -> dict[str, Any]:

@@ -8,11 +8,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.card import CARD_FILES
 from pipeline.data.growth import growth_folder, sizes_so_far
 from pipeline.data.parts import PARTS, list_parts, part_fingerprint
-from pipeline.data.shards import GROWTH, MANIFEST, MANIFEST_COPY, is_packed, read_manifest, write_manifest
-from pipeline.identity import CONFIG_FILE, IDENTITY_FILE, is_student_finished, synthesis_identity
+from pipeline.data.shards import (
+    CONFIG_FILE,
+    GROWTH,
+    IDENTITY_FILE,
+    MANIFEST,
+    MANIFEST_COPY,
+    TEXTS,
+    is_packed,
+    read_manifest,
+    write_manifest,
+)
+from pipeline.identity import is_student_finished, synthesis_identity
 from pipeline.run import RunConfig, resolved_yaml
 from pipeline.runtime.config import ConfigError, to_plain
 from pipeline.runtime.files import TEMPORARY_SUFFIX, is_whole, read_json, write_json, write_sealed_text
@@ -99,7 +108,7 @@ def steps_of_set(config: RunConfig, round_index: int) -> tuple[SynthesisConfig, 
 def restore_texts(config: RunConfig, round_index: int) -> list[Path]:
     """Write the files beside the shards of a complete set again; returns those that were damaged or missing."""
     folder = config.round_folder(round_index)
-    names = (MANIFEST, MANIFEST_COPY, *CARD_FILES, IDENTITY_FILE, CONFIG_FILE)
+    names = (MANIFEST, MANIFEST_COPY, *TEXTS)
     damaged = [folder / name for name in names if not is_whole(folder / name)]
     if damaged:
         manifest = read_manifest(folder)

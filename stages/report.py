@@ -2,7 +2,7 @@
 
 import platform
 
-from pipeline.identity import CONFIG_FILE
+from pipeline.data.shards import CONFIG_FILE
 from pipeline.report.record import read_record
 from pipeline.report.report import render_report, versions_text
 from pipeline.runtime.digests import seal_text

@@ -15,6 +15,7 @@ from pipeline.data.damage import damaged_shards
 from pipeline.data.parts import REMAKE, ShardError, find_whole, part_path, read_files, read_members, require_whole
 from pipeline.data.shards import (
     TarSample,
+    fingerprints_of,
     mean_scores,
     read_manifest,
     shard_entry,
@@ -81,8 +82,7 @@ def write_repaired(repair: Repair, batch_indices: Iterable[int]) -> list[str]:
 
 def whole_samples(path: Path, manifest: Mapping[str, Any]) -> dict[str, TarSample]:
     """The whole images of a set in a tar, by key. Each has the fingerprint of the set as it was when it was made."""
-    former = [step["fingerprint"] for step in manifest.get("grown_from", ())]
-    whole = find_whole(path, {manifest["fingerprint"], *former})
+    whole = find_whole(path, fingerprints_of(manifest))
     return {key: TarSample(path, positions) for key, positions in whole.items()}
 
 

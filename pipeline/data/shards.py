@@ -14,7 +14,7 @@ from typing import Any
 
 from webdataset import TarWriter
 
-from pipeline.data.card import write_card
+from pipeline.data.card import CARD_FILES, write_card
 from pipeline.data.codec import EXTENSIONS
 from pipeline.data.manifest import FORMAT, SPLIT, parse_manifest, shard_name
 from pipeline.data.parts import PARTS, Positions, ShardError, part_path, read_files, read_members, require_whole
@@ -25,6 +25,9 @@ from pipeline.runtime.fingerprint import fingerprint
 # The copy is read when the manifest is missing or damaged.
 MANIFEST, MANIFEST_COPY = "manifest.json", "manifest.copy.json"
 GROWTH = "growth"
+# What a run writes beside the shards, and with the card all files there but the manifest.
+IDENTITY_FILE, CONFIG_FILE = "identity.json", "config.yaml"
+TEXTS = (*CARD_FILES, IDENTITY_FILE, CONFIG_FILE)
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         except ValueError as error:
             faults.append(f"{path} is damaged, or no manifest of a set ({error})")
     raise ShardError(f"{'; '.join(faults)}; remove {folder} and make or fetch the set again")
+
+
+def fingerprints_of(manifest: Mapping[str, Any]) -> list[str]:
+    """The fingerprints of a set and of those that it has grown from; its own is the last."""
+    return [*(step["fingerprint"] for step in manifest.get("grown_from", ())), manifest["fingerprint"]]
 
 
 def content_identity(manifest: Mapping[str, Any]) -> dict[str, str]:

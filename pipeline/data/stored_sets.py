@@ -10,18 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.card import CARD_FILES
 from pipeline.data.growth import growth_folder
 from pipeline.data.manifest import parse_manifest
 from pipeline.data.parts import PARTS, ShardError, find_fault, part_fingerprint, part_path
-from pipeline.data.shards import MANIFEST, MANIFEST_COPY, is_packed, read_manifest, remove_parts
+from pipeline.data.shards import MANIFEST, MANIFEST_COPY, TEXTS, fingerprints_of, is_packed, read_manifest, remove_parts
 from pipeline.runtime import digests
 from pipeline.runtime.config import ConfigError
 from pipeline.runtime.files import atomic_file, sha256_of
 from pipeline.runtime.object_store import ObjectStore
-
-# Files beside the shards; the last two are written by the run.
-TEXTS = (*CARD_FILES, "identity.json", "config.yaml")
 
 
 def pull_set(store: ObjectStore, folder: Path) -> bool:
@@ -68,7 +64,7 @@ def push_set(
     manifest, copies = read_manifest(folder), store.sizes(folder)
     content = _stored_manifest(store, folder, copies)
     stored = None if content is None else parse_manifest(content)
-    if stored is not None and stored["fingerprint"] not in _fingerprints(manifest):
+    if stored is not None and stored["fingerprint"] not in fingerprints_of(manifest):
         raise _other_images(store.address(folder))
     stated = {entry["file"]: entry["sha256"] for entry in (stored or manifest)["shards"]}
     again = {*written_again, *(e["file"] for e in manifest["shards"] if stated.get(e["file"]) != e["sha256"])}
@@ -112,12 +108,7 @@ def _existing_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def _has_grown_from(manifest: Mapping[str, Any], former: Mapping[str, Any] | None) -> bool:
-    return former is not None and former["fingerprint"] in _fingerprints(manifest)[:-1]
-
-
-def _fingerprints(manifest: Mapping[str, Any]) -> list[str]:
-    """The fingerprints of a set and of those that it has grown from; its own is the last."""
-    return [*(step["fingerprint"] for step in manifest.get("grown_from", ())), manifest["fingerprint"]]
+    return former is not None and former["fingerprint"] in fingerprints_of(manifest)[:-1]
 
 
 def _has_size(path: Path, entry: Mapping[str, Any]) -> bool:
@@ -149,7 +140,7 @@ def _require_no_other_parts(store: ObjectStore, folder: Path, stored: Mapping[st
     """Raise ConfigError when batches were made here that the set in the store does not hold."""
     places = (folder / PARTS, growth_folder(folder) / PARTS)
     made = {part_fingerprint(path) for place in places for path in place.glob("*.tar")}
-    if not made <= {*_fingerprints(stored), None}:
+    if not made <= {*fingerprints_of(stored), None}:
         raise _other_images(store.address(folder))
 
 

@@ -5,22 +5,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.card import CARD_FILES
 from pipeline.data.damage import damaged_shards, unlisted_shards
 from pipeline.data.growth import growth_folder
 from pipeline.data.manifest import parse_manifest
 from pipeline.data.parts import PARTS, REMAKE, ShardError, find_fault, part_fingerprint, part_path
 from pipeline.data.repair import REPAIR, whole_samples
-from pipeline.data.shards import MANIFEST, MANIFEST_COPY, is_packed, read_manifest
-from pipeline.identity import CONFIG_FILE, IDENTITY_FILE, synthesis_identity
+from pipeline.data.shards import IDENTITY_FILE, MANIFEST, MANIFEST_COPY, TEXTS, is_packed, read_manifest
+from pipeline.identity import synthesis_identity
 from pipeline.integrity.files import FileState, require_sealed, state_of
 from pipeline.run import RunConfig
 from pipeline.runtime.config import ConfigError
 from pipeline.runtime.files import read_json
 from pipeline.runtime.fingerprint import fingerprint
 from pipeline.synthesis.plan import plan_batches
-
-TEXTS = (*CARD_FILES, IDENTITY_FILE, CONFIG_FILE)
 
 
 def check_round(config: RunConfig, round_index: int) -> Iterator[FileState]:

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.remote import folder_of_given
-from pipeline.data.shards import MANIFEST, is_packed, read_manifest
-from pipeline.identity import CONFIG_FILE
+from pipeline.data.shards import CONFIG_FILE, MANIFEST, is_packed, read_manifest
 from pipeline.runtime.config import nearest
 from pipeline.runtime.config_files import load_yaml
 from pipeline.runtime.files import read_json

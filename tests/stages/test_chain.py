@@ -12,9 +12,9 @@ from tiny_run import TWO_ROUNDS, copy_run, digests, modification_times, run_in_p
 from pipeline.data.damage import find_damage
 from pipeline.data.image_sets import DataConfig, load_images
 from pipeline.data.shard_set import ShardSet
-from pipeline.data.shards import read_manifest
+from pipeline.data.shards import CONFIG_FILE, read_manifest
 from pipeline.estimate import estimate as estimate_session
-from pipeline.identity import CONFIG_FILE, student_identity
+from pipeline.identity import student_identity
 from pipeline.models.checkpoint import read_description, save_classifier
 from pipeline.models.classifier import load_frozen
 from pipeline.run import load_run

@@ -10,8 +10,9 @@ from killable import start_stage
 from s3_server import BUCKET, replace_object, serve_s3, stored
 from tiny_run import copy_run, digests, run_command, with_weights, write_config
 
+from pipeline.data.shards import CONFIG_FILE
 from pipeline.distillation.state import write_state
-from pipeline.identity import CONFIG_FILE, student_identity, synthesis_identity
+from pipeline.identity import student_identity, synthesis_identity
 from pipeline.run import load_run
 from pipeline.runtime import transfers
 from pipeline.runtime.object_store import ObjectStore

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny_run import copy_run, digests, remove_manifest, run_command, with_weights, write_config
 
-from pipeline.identity import CONFIG_FILE
+from pipeline.data.shards import CONFIG_FILE
 from pipeline.run import load_run
 from pipeline.runtime import files
 from stages import distill, evaluate, quality, report, synthesize, teacher, verify

@@ -22,8 +22,8 @@ from tiny_run import (
 from pipeline.data import growth
 from pipeline.data.damage import find_damage
 from pipeline.data.shard_set import ShardSet
-from pipeline.data.shards import read_manifest
-from pipeline.identity import CONFIG_FILE, synthesis_identity
+from pipeline.data.shards import CONFIG_FILE, read_manifest
+from pipeline.identity import synthesis_identity
 from pipeline.resolve import resolve
 from pipeline.run import load_run
 from pipeline.runtime.distributed import DistributedContext

@@ -16,7 +16,7 @@ from tiny_run import REPOSITORY, digests, run_in_process, tiny_config, write_con
 
 from benchmarks.sleepy_network import sleepy_teacher
 from pipeline.data.parts import list_parts
-from pipeline.identity import CONFIG_FILE
+from pipeline.data.shards import CONFIG_FILE
 from pipeline.run import load_run
 from stages import synthesize
 

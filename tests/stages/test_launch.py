@@ -26,8 +26,9 @@ from tiny_run import (
 
 from benchmarks.sleepy_network import sleepy_teacher
 from pipeline.data.parts import list_parts
+from pipeline.data.shards import CONFIG_FILE
 from pipeline.distillation.state import TrainState, state_path
-from pipeline.identity import CONFIG_FILE, student_identity
+from pipeline.identity import student_identity
 from pipeline.models.classifier import load_frozen
 from pipeline.run import load_run
 from pipeline.runtime.locks import exclusive_lock

@@ -9,8 +9,7 @@ from tiny_run import copy_run, digests, run_command, run_in_process, tiny_config
 
 from pipeline.data.damage import find_damage
 from pipeline.data.parts import read_members
-from pipeline.data.shards import MANIFEST, MANIFEST_COPY, read_manifest
-from pipeline.identity import CONFIG_FILE
+from pipeline.data.shards import CONFIG_FILE, MANIFEST, MANIFEST_COPY, read_manifest
 from pipeline.run import load_run
 from stages import distill, synthesize
 

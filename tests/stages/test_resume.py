@@ -28,8 +28,8 @@ from tiny_run import (
 from torch.distributed import HashStore
 
 from benchmarks.sleepy_network import sleepy_teacher
+from pipeline.data.shards import CONFIG_FILE
 from pipeline.distillation.state import read_state
-from pipeline.identity import CONFIG_FILE
 from pipeline.run import RunConfig, load_run
 from pipeline.runtime.distributed import DistributedContext
 from pipeline.runtime.recorder import read_metrics

@@ -11,8 +11,7 @@ import torch
 from tiny_run import TWO_ROUNDS, copy_run, digests, run_in_process, tiny_config
 
 from pipeline.data.shard_set import ShardSet
-from pipeline.data.shards import read_manifest
-from pipeline.identity import CONFIG_FILE
+from pipeline.data.shards import CONFIG_FILE, read_manifest
 from pipeline.models.checkpoint import read_description
 from pipeline.run import load_run
 from pipeline.runtime.distributed import DistributedContext
