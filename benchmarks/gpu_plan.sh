@@ -13,7 +13,7 @@ step() {
   local name=$1 started=$SECONDS
   shift
   case " ${STEPS:-$name} " in *" $name "*) ;; *) return ;; esac
-  timeout --kill-after=20 480 "$@" >"$out/$name.log" 2>&1
+  timeout --kill-after=20 "${LIMIT:-480}" "$@" >"$out/$name.log" 2>&1
   echo "$name $? $((SECONDS - started))" | tee -a "$out/summary.txt"
   cp benchmarks/results/*-cuda*.json "$out" 2>/dev/null
   for file in checkpoints/gpu_*/eval-*.json checkpoints/gpu_*/teacher.json; do
@@ -27,7 +27,7 @@ chain() {
 
 step tests "$python" -m pytest tests/synthesis/test_{terms,statistics,invert}.py tests/models/test_batch_norm.py \
   tests/data/test_views.py tests/distillation/test_train.py tests/evaluation/test_metrics.py tests/runtime/test_compiler.py \
-  tests/test_configs.py
+  tests/test_configs.py --numprocesses 6
 step digits make PYTHON="$python" SET="name=gpu_digits"
 torchrun="$python -m torch.distributed.run --standalone --nproc-per-node"
 step nccl $torchrun 1 -m stages run --config configs/digits.yaml name=gpu_nccl
