@@ -27,7 +27,7 @@ chain() {
 
 step tests "$python" -m pytest tests/synthesis/test_{terms,statistics,invert}.py tests/models/test_batch_norm.py \
   tests/data/test_views.py tests/distillation/test_train.py tests/evaluation/test_metrics.py tests/runtime/test_compiler.py \
-  tests/test_configs.py --numprocesses 6
+  tests/test_configs.py --numprocesses 6 -p no:benchmark
 step digits make PYTHON="$python" SET="name=gpu_digits"
 torchrun="$python -m torch.distributed.run --standalone --nproc-per-node"
 step nccl $torchrun 1 -m stages run --config configs/digits.yaml name=gpu_nccl
