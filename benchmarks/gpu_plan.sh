@@ -38,8 +38,11 @@ step resnet34_teacher make teacher PYTHON="$python" CONFIG=configs/cifar10_resne
 resnet50="--source torchvision:resnet50 --num_classes 1000 --size_px 224 --batch_size 84"
 step speed "$python" -m benchmarks.inversion
 step speed_resnet50 "$python" -m benchmarks.inversion $resnet50 --steps 30
-full="--source torchvision:resnet50 --num_classes 1000 --batch_size 200 --steps 10"
-for side in 112 224; do step full_size_$side "$python" -m benchmarks.profile $full --size_px $side --label cuda-$side; done
+full="--source torchvision:resnet50 --num_classes 1000 --batch_size 200 --steps 20"
+for side in 112 224; do
+  step full_size_${side}_graphs "$python" -m benchmarks.profile $full --size_px $side --label cuda-$side --cuda_graphs
+  step full_size_$side "$python" -m benchmarks.profile $full --size_px $side --label cuda-$side
+done
 inputs=${TMPDIR:-/tmp}/full_size_inputs && mkdir -p "$inputs"
 step full_size_inputs "$python" -c "
 import numpy, torch, torchvision

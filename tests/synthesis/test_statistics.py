@@ -158,5 +158,5 @@ def test_pooled_statistics_are_those_of_one_pass(device):
         network(images)
     for several, one in zip(pooled.layers(), captured, strict=True):
         torch.testing.assert_close(several.mean, one.mean.double().cpu(), rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(several.variance, one.variance.double().cpu(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(several.variance, one.variance.double().cpu(), rtol=1e-4, atol=1e-6)
     assert not any(module._forward_pre_hooks for module in network)
