@@ -1,0 +1,122 @@
+"""Recipes at one budget: each is a list of overrides of a config, tried with several seeds; a result file for each.
+
+    python -m benchmarks.recipes benchmarks/recipes/small.yaml --seeds 0 1 2 --set teacher.weights=FILE ...
+    torchrun --nproc-per-node 2 -m benchmarks.recipes ...                    in two processes
+    python -m benchmarks.recipes.table                                       the results as docs/recipes.md
+
+A trial is skipped if results/recipes/NAME-SEED.json has its config; one that was interrupted continues where it was.
+Recipes that differ only in the distillation share their images.
+"""
+
+import argparse
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.harness import RESULTS, add_overrides, make_parser, open_benchmark, run_chain, write_result
+from pipeline.resolve import resolve
+from pipeline.run import RunConfig, load_run
+from pipeline.runtime.config import to_plain
+from pipeline.runtime.distributed import DistributedContext
+
+# Sections whose keys change no image of a run of one round.
+AFTER_SYNTHESIS = ("distill", "student", "evaluation", "checkpoints_dir", "name", "shards_dir")
+# Keys that name files and processors, not the recipe.
+OF_THE_MACHINE = ("name", "checkpoints_dir", "shards_dir", "data")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipes:
+    """The content of a recipe file: a config, the overrides of all recipes, and those of each recipe by name."""
+
+    config: Path
+    budget: Sequence[str]
+    recipes: dict[str, Sequence[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A recipe, its overrides, and a seed."""
+
+    recipe: str
+    overrides: Sequence[str]
+    seed: int
+    config: RunConfig
+
+    @property
+    def name(self) -> str:
+        """The name of its result."""
+        return f"recipes/{self.recipe}-{self.seed}"
+
+    def is_done(self, config: dict[str, Any]) -> bool:
+        """Whether its result is there, of this resolved config."""
+        path = RESULTS / f"{self.name}.json"
+        return path.exists() and bool(json.loads(path.read_text())["config"] == config)
+
+
+def read_recipes(path: Path) -> Recipes:
+    """The recipes in a YAML file; raises TypeError for other keys than those of `Recipes`."""
+    content = yaml.safe_load(path.read_text())
+    return Recipes(config=Path(content.pop("config")), **content)
+
+
+def trials(recipes: Recipes, seeds: Sequence[int], overrides: Sequence[str]) -> Iterator[Trial]:
+    """All recipes with the first seed, then with the next."""
+    for seed in seeds:
+        for recipe, own in recipes.recipes.items():
+            keys = [*recipes.budget, *overrides, *own, f"seed={seed}"]
+            folders = _folders(load_run(recipes.config, keys), recipe, seed)
+            yield Trial(recipe=recipe, overrides=own, seed=seed, config=load_run(recipes.config, [*keys, *folders]))
+
+
+def _folders(config: RunConfig, recipe: str, seed: int) -> list[str]:
+    """Overrides for folders of its own; runs of one round with the same images share their folder."""
+    images = {key: value for key, value in to_plain(config).items() if key not in AFTER_SYNTHESIS}
+    digest = hashlib.sha256(json.dumps(images, default=str).encode()).hexdigest()[:12]
+    name = digest if config.synthesis.rounds == 1 else f"{recipe}-{seed}"
+    return [f"name={name}", "shards_dir=shards/recipes", f"checkpoints_dir=checkpoints/recipes/{recipe}"]
+
+
+def compute(config: RunConfig) -> dict[str, int]:
+    """What a trial may spend: images times steps of inversion, and views of distillation."""
+    synthesis, distill = config.synthesis, config.distill
+    return {
+        "image_steps": synthesis.num_images * synthesis.inversion.num_steps,
+        "views": distill.steps * distill.batch_size,
+    }
+
+
+def measure(trial: Trial, context: DistributedContext) -> None:
+    """Make a trial and write its result, unless it is there."""
+    config = {k: v for k, v in to_plain(resolve(trial.config, context.device)).items() if k not in OF_THE_MACHINE}
+    config = json.loads(json.dumps(config, default=str))
+    if trial.is_done(config):
+        return
+    figures = run_chain(trial.config, context)
+    if context.is_main_process:
+        facts = {"recipe": trial.recipe, "overrides": trial.overrides, "seed": trial.seed, "processes": context.size}
+        write_result(trial.name, {**facts, **compute(trial.config), "figures": figures, "config": config}, context)
+        print(f"{trial.name}: student {100 * figures['student_top1']:.2f} %", flush=True)
+
+
+def main() -> None:
+    """Make all trials of the command line."""
+    parser: argparse.ArgumentParser = make_parser(__doc__)
+    parser.add_argument("recipes", type=Path, help="a file of recipes")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--only", nargs="*", default=None, help="names of recipes; default: all")
+    add_overrides(parser)
+    arguments = parser.parse_args()
+    with open_benchmark() as context:
+        for trial in trials(read_recipes(arguments.recipes), arguments.seeds, arguments.set):
+            if arguments.only is None or trial.recipe in arguments.only:
+                measure(trial, context)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""All trials as a page: `python -m benchmarks.recipes.table` writes the table of docs/recipes.md and its plot.
+
+The error of a mean is the sample standard deviation over the root of the number of seeds. A recipe helps if it gains
+more than two errors of the difference from `base`.
+"""
+
+import json
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+from benchmarks.harness import REPOSITORY, RESULTS
+
+BASE = "base"
+PAGE, PLOT = REPOSITORY / "docs" / "recipes.md", REPOSITORY / "docs" / "recipes.svg"
+START, END = "<!-- table -->\n", "<!-- end of table -->\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A recipe: its trials, and the accuracies of their students in percent."""
+
+    recipe: str
+    trials: Sequence[dict[str, Any]]
+
+    @property
+    def accuracies(self) -> list[float]:
+        """One for each seed, in percent."""
+        return [100 * trial["figures"]["student_top1"] for trial in self.trials]
+
+    @property
+    def mean(self) -> float:
+        """The mean accuracy in percent."""
+        return statistics.fmean(self.accuracies)
+
+    @property
+    def error(self) -> float:
+        """The standard error of the mean, in points; infinite for one seed."""
+        count = len(self.trials)
+        return statistics.stdev(self.accuracies) / math.sqrt(count) if count > 1 else math.inf
+
+    @property
+    def passes(self) -> float:
+        """Passes of an image through a network and back: a view is one of the student and a third of the teacher."""
+        return float(self.trials[0]["image_steps"] + 4 / 3 * self.trials[0]["views"])
+
+    def seconds(self, stage: str) -> float:
+        """Mean seconds of a stage."""
+        return statistics.fmean(trial["figures"].get(f"{stage}_s", 0.0) for trial in self.trials)
+
+
+def read_rows() -> list[Row]:
+    """All recipes, the best first."""
+    trials = defaultdict(list)
+    for path in sorted((RESULTS / "recipes").glob("*.json")):
+        trial = json.loads(path.read_text())
+        trials[trial["recipe"]].append(trial)
+    return sorted((Row(recipe=name, trials=found) for name, found in trials.items()), key=lambda row: -row.mean)
+
+
+def verdict(row: Row, base: Row) -> str:
+    """The gain over `base` in errors of the difference, in words; nothing for one seed."""
+    error = math.hypot(row.error, base.error)
+    if row is base or math.isinf(error):
+        return ""
+    gain = row.mean - base.mean
+    return "helps" if gain > 2 * error else "hurts" if gain < -2 * error else "no difference"
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows in Markdown."""
+    base = next(row for row in rows if row.recipe == BASE)
+    lines = [
+        "| recipe | overrides | seeds | student, % | gain | | synthesis, distillation, s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        overrides = "<br>".join(f"`{override}`" for override in row.trials[0]["overrides"])
+        error = "" if math.isinf(row.error) else f" ± {row.error:.2f}"
+        seconds = f"{row.seconds('synthesize'):.0f}, {row.seconds('distill'):.0f}"
+        gain = f"{row.mean - base.mean:+.2f}"
+        cells = [
+            row.recipe,
+            overrides,
+            str(len(row.trials)),
+            f"{row.mean:.2f}{error}",
+            gain,
+            verdict(row, base),
+            seconds,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(rows: Sequence[Row]) -> None:
+    """Accuracy over compute, one point for each recipe, as `PLOT`."""
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for row in rows:
+        error = 0.0 if math.isinf(row.error) else row.error
+        axes.errorbar(row.passes / 1e6, row.mean, error, fmt="o", capsize=3)
+        axes.annotate(row.recipe, (row.passes / 1e6, row.mean), xytext=(5, 2), textcoords="offset points", fontsize=7)
+    axes.set(
+        xscale="log", xlabel="millions of passes of an image through a network and back", ylabel="student top-1, %"
+    )
+    figure.savefig(PLOT)
+
+
+def main() -> None:
+    """Write the table into the page, between its two marks, and the plot."""
+    rows = read_rows()
+    head, rest = PAGE.read_text().split(START)
+    PAGE.write_text(head + START + table(rows) + END + rest.split(END)[1])
+    plot(rows)
+
+
+if __name__ == "__main__":
+    main()
