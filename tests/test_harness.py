@@ -1,5 +1,6 @@
 """What benchmarks share: results name the commit that they measured, so a tree with changes is refused."""
 
+import argparse
 import importlib
 import subprocess
 from pathlib import Path
@@ -55,3 +56,8 @@ def test_without_git_the_commit_is_unknown(tmp_path, monkeypatch):
     monkeypatch.setattr(harness, "REPOSITORY", tmp_path)
     monkeypatch.setattr(harness, "RESULTS", tmp_path / "benchmarks" / "results")
     assert harness.measured_commit() == "unknown"
+
+
+def test_options_have_no_folders():
+    options = argparse.Namespace(folder=Path("/home/someone/runs"), source="python:/home/someone/net.py:Net", steps=3)
+    assert harness.options_of(options) == {"folder": "runs", "source": "python:net.py:Net", "steps": 3}
