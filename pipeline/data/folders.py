@@ -131,8 +131,9 @@ def open_folder(root: Path, images: ImageConfig, options: FolderOptions) -> Fold
     label_of = _labels_of(folders, options, images, source)
     paths = sorted(path for name in folders for path in (root / name).rglob("*") if _is_image(path.name))
     empty = set(folders) - {path.relative_to(root).parts[0] for path in paths}
-    if empty:
-        raise ValueError(f"{source}: no images ({', '.join(EXTENSIONS)}) in {listed(sorted(empty))}")
+    if empty and not options.is_subset:
+        names = listed(sorted(empty))
+        raise ValueError(f"{source}: no images ({', '.join(EXTENSIONS)}) in {names}; add some, or remove these folders")
     sizes = [_file_size(path) for path in paths]
     _check_files([str(path) for path in paths], sizes, source)
     labels = [label_of[path.relative_to(root).parts[0]] for path in paths]
