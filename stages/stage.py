@@ -121,9 +121,10 @@ def get_outputs(config: RunConfig, context: DistributedContext, *, with_states: 
     """Get what is in the object store and not on the disk of this machine; see `pull_outputs`."""
     if (store := open_object_store(config)) is None:
         return
+    is_main = context.is_main_process
     # Machines that share a disk with the main process find there what that one got.
-    for is_turn in (context.is_main_process, context.is_first_of_machine and not context.is_main_process):
-        for path in pull_outputs(config, store, with_states=with_states) if is_turn else ():
+    for is_turn in (is_main, context.is_first_of_machine and not is_main):
+        for path in pull_outputs(config, store, with_states=with_states, is_main_process=is_main) if is_turn else ():
             print(f"got {path} from {store.address(path)}", flush=True)
         context.barrier()
 
