@@ -30,7 +30,7 @@ from pipeline.runtime.environment import (
     named_device,
 )
 from pipeline.runtime.fingerprint import fingerprint
-from pipeline.runtime.hardware import device_name, num_free_cores, unusable_driver
+from pipeline.runtime.hardware import advice_on_address_limit, device_name, num_free_cores, unusable_driver
 from pipeline.runtime.locks import exclusive_lock
 from pipeline.runtime.text import printable
 from pipeline.session import Session, check_networks, open_session
@@ -103,7 +103,8 @@ def _run_in_session(stage: Stage, config: RunConfig, arguments: Namespace, exclu
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        fail(error, f"the memory is full; lower batch_size, or memory_gib for cached images ({_in_one_line(error)})")
+        fix = f"{advice_on_address_limit()}lower batch_size, or memory_gib for cached images"
+        fail(error, f"the memory is full; {fix} ({_in_one_line(error)})")
 
 
 @contextmanager
