@@ -17,7 +17,7 @@ from pipeline.distillation.config import TrainingConfig
 from pipeline.models.classifier import Classifier
 from pipeline.runtime.config import to_plain
 from pipeline.runtime.device import synchronize
-from pipeline.runtime.files import atomic_file, temporary_path
+from pipeline.runtime.files import atomic_file, remove_file, temporary_path
 from pipeline.runtime.fingerprint import require_same_identity
 from pipeline.runtime.shutdown import finished_before_exit
 
@@ -93,7 +93,7 @@ def remove_state(network_path: Path) -> None:
     """Remove the state of a finished network, and what a killed process left of it under a temporary name."""
     path = state_path(network_path)
     for leftover in (path, temporary_path(path)):
-        leftover.unlink(missing_ok=True)
+        remove_file(leftover)
 
 
 def _host_copy(tensor: Tensor) -> Tensor:

@@ -119,6 +119,8 @@ def _fix(error: OSError) -> str:
         return "a file has the name of a folder: remove it, or set shards_dir / checkpoints_dir"
     if error.errno == errno.EROFS:
         return "its file system is read-only: write to another one (compare: --output), or work on a copy of the run"
+    if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+        return "its file system has no locks: mount it with them (Lustre: flock), or set shards_dir / checkpoints_dir"
     if error.errno in (errno.EACCES, errno.EPERM):
         return "check the permissions of the folder, or set shards_dir / checkpoints_dir"
     return error.strerror or str(error)
@@ -127,6 +129,13 @@ def _fix(error: OSError) -> str:
 def _remove_quietly(path: Path) -> None:
     with suppress(OSError):  # the error to report is the one that led here
         path.unlink()
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file if it exists; raises OSError with the fix."""
+    with explain_os_errors(path):
+        if os.path.lexists(path):  # on a read-only file system, removing what does not exist is an error, too
+            path.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
