@@ -115,8 +115,9 @@ def _planned_images(manifest: Mapping[str, Any]) -> int | None:
     if "num_images" not in synthesis or not 0 <= index < rounds:
         return None
     is_growth = synthesis.get("grown_from") and not manifest.get("grown_from")
-    total: int = synthesis["num_images"] - (synthesis["grown_from"][-1] if is_growth else 0)
-    return total * (index + 1) // rounds - total * index // rounds  # see `even_ranges`
+    total = synthesis["num_images"] - (synthesis["grown_from"][-1] if is_growth else 0)
+    planned: int = total * (index + 1) // rounds - total * index // rounds  # see `even_ranges`
+    return planned
 
 
 def _shard_faults(entry: Mapping[str, Any], num_classes: int, name: str) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.data.codec import EXTENSIONS, ImageFormat
 from pipeline.data.parts import REMAKE, Sample, ShardError
+from pipeline.data.tars import members_of
 from pipeline.runtime.digests import parse_object
 from pipeline.runtime.files import read_range
 from pipeline.runtime.form import check_form
@@ -22,7 +23,7 @@ PROBABILITY = "_probability"
 def read_metadata(path: Path, max_samples: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """The key and the metadata of the first samples of one tar, in file order; raises ShardError when it is damaged."""
     with _explain_damage(path), tarfile.open(path, "r:") as tar:
-        files = ((member, tar.extractfile(member)) for member in tar if member.name.endswith(".json"))
+        files = ((member, tar.extractfile(member)) for member in members_of(tar) if member.name.endswith(".json"))
         for member, file in islice(files, max_samples):
             assert file
             metadata = parse_object(file.read())
@@ -34,7 +35,7 @@ def read_samples(path: Path, label: int, image_format: ImageFormat, at_most: int
     """The first samples of the shard of a class, with their metadata; raises ShardError when it is damaged."""
     samples: dict[str, dict[str, bytes]] = defaultdict(dict)
     with _explain_damage(path), tarfile.open(path, "r:") as tar:
-        for member in islice(tar, MEMBERS_PER_SAMPLE * at_most):
+        for member in islice(members_of(tar), MEMBERS_PER_SAMPLE * at_most):
             key, _, extension = member.name.partition(".")
             samples[key][extension] = read_range(path, member.offset_data, member.size)
         return [
@@ -59,5 +60,6 @@ def _check_scores(metadata: Mapping[str, Any]) -> None:
 def _explain_damage(path: Path) -> Iterator[None]:
     try:
         yield
-    except (tarfile.TarError, OSError, ValueError, KeyError) as error:  # the last, of a sample without a member
+    # KeyError: a sample without one of its members; OverflowError: one of a size that no file has
+    except (tarfile.TarError, OSError, ValueError, KeyError, OverflowError) as error:
         raise ShardError(f"{path} is damaged ({error}); {REMAKE}") from error

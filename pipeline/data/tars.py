@@ -1,6 +1,7 @@
 """Uncompressed tars: their members, if they are whole up to the mark of their end."""
 
 import tarfile
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,8 +15,8 @@ def list_tar(path: Path) -> list[tarfile.TarInfo]:
     """
     with tarfile.open(path, "r:") as tar:
         try:
-            members = tar.getmembers()
-        except ValueError as error:  # of a number in an extended header
+            members = list(members_of(tar))
+        except (ValueError, OSError) as error:  # of a size or a number in a header
             raise tarfile.ReadError(str(error)) from error
         end = tar.offset
     if read_range(path, end, tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
@@ -27,9 +28,18 @@ def list_tar(path: Path) -> list[tarfile.TarInfo]:
 
 
 def list_damaged_tar(path: Path) -> list[tarfile.TarInfo]:
-    """The members of a tar whose headers are whole, whatever else in it is damaged or cut."""
+    """The members of a tar whose headers are whole and that are not cut, whatever else in it is damaged."""
     members: list[tarfile.TarInfo] = []
     with suppress(tarfile.TarError, ValueError, OSError), tarfile.open(path, "r:", ignore_zeros=True) as tar:
-        for member in tar:
-            members.append(member)
+        for member in members_of(tar):
+            if member.offset_data + member.size <= path.stat().st_size:
+                members.append(member)
     return members
+
+
+def members_of(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The members of an open tar; raises tarfile.ReadError for a negative size, which would lead back for ever."""
+    for member in tar:
+        if member.size < 0:
+            raise tarfile.ReadError(f"{member.name} has the size {member.size}")
+        yield member
