@@ -14,9 +14,8 @@ from pipeline.data.growth import growth_folder
 from pipeline.data.manifest import parse_manifest
 from pipeline.data.parts import PARTS, ShardError, find_fault, part_fingerprint, part_path
 from pipeline.data.shards import MANIFEST, MANIFEST_COPY, TEXTS, fingerprints_of, is_packed, read_manifest, remove_parts
-from pipeline.runtime import digests
 from pipeline.runtime.config import ConfigError
-from pipeline.runtime.files import atomic_file, sha256_of
+from pipeline.runtime.files import atomic_file, require_sealed, sha256_of
 from pipeline.runtime.object_store import ObjectStore
 
 
@@ -43,7 +42,7 @@ def pull_set(store: ObjectStore, folder: Path) -> bool:
     if existing != stored:
         _require_no_other_parts(store, folder, stored)
     checks = {path: partial(_require_shard, entries[path]) for path in missing if path in copies}
-    checks |= {path: partial(_require_text, path.suffix) for path in texts if path in copies}
+    checks |= {path: partial(require_sealed, ending=path.suffix) for path in texts if path in copies}
     store.pull_all(checks)
     if existing != stored:
         for name in (MANIFEST_COPY, MANIFEST):
@@ -124,11 +123,6 @@ def _is_shard(path: Path, entry: Mapping[str, Any]) -> bool:
 def _require_shard(entry: Mapping[str, Any], path: Path) -> None:
     if not _is_shard(path, entry):
         raise ShardError(f"{path} is damaged: it is not the shard of the manifest")
-
-
-def _require_text(ending: str, path: Path) -> None:
-    if fault := digests.find_fault(path.read_bytes(), ending):
-        raise ShardError(f"{path} is damaged: {fault}")
 
 
 def _require_part(keys: Iterable[str], fingerprint: str, address: str, path: Path) -> None:

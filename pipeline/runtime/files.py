@@ -47,10 +47,9 @@ def atomic_file(path: Path, writer: str = "") -> Iterator[IO[bytes]]:
 
 
 def open_new(path: Path) -> IO[bytes]:
-    """Open a file for writing, in place of what has its name; a link is replaced, not followed."""
-    if path.is_symlink():
-        path.unlink()
-    return open(path, "wb")
+    """Open a file for writing, in place of what has its name; a link is not followed, a pipe not waited for."""
+    path.unlink(missing_ok=True)
+    return open(path, "xb")
 
 
 @contextmanager
@@ -173,6 +172,12 @@ def _without_spaces(match: re.Match[str]) -> str:
 def is_whole(path: Path) -> bool:
     """Whether a file that `write_json` or `write_sealed_text` wrote exists and is not damaged."""
     return path.is_file() and find_fault(path.read_bytes(), path.suffix) is None
+
+
+def require_sealed(path: Path, ending: str | None = None) -> None:
+    """Raise ValueError unless such a file is whole; `ending` is that of its name if it has a temporary one."""
+    if fault := find_fault(path.read_bytes(), ending or path.suffix):
+        raise ValueError(f"{path} is damaged ({fault}); remove it and run the stage that writes it again")
 
 
 def read_json(path: Path, check: Callable[[Any], None] = check_object) -> dict[str, Any]:

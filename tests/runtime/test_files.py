@@ -59,6 +59,14 @@ def test_a_link_under_the_temporary_name_is_not_followed(tmp_path):
     assert not path.is_symlink()
 
 
+def test_a_pipe_under_the_temporary_name_is_not_waited_for(tmp_path):
+    path = tmp_path / "x.bin"
+    os.mkfifo(temporary_path(path))
+    with atomic_file(path) as file:
+        file.write(b"new")
+    assert path.read_bytes() == b"new"
+
+
 def test_temporary_file_of_a_killed_process_is_overwritten(tmp_path):
     path = tmp_path / "result.txt"
     temporary_path(path).write_bytes(b"x" * 10_000)

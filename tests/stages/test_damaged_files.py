@@ -49,6 +49,15 @@ def test_damaged_shard_stops_distill_and_verify(error_of, finished, tmp_path, da
     assert f"{tar} " in error_of(verify, path)
 
 
+def test_a_shard_that_is_not_in_the_manifest_stops_distill_until_it_is_removed(error_of, finished, tmp_path):
+    path = copy_run(finished, tmp_path)
+    config = load_run(path)
+    tar = config.round_folder(0) / "train" / "0003-00009.tar"
+    tar.touch()
+    config.student_path(0).unlink()
+    assert error_of(distill, path) == f"error: {tar} is not in the manifest; remove it\n"
+
+
 def test_each_stage_names_the_stage_that_is_missing_before_it(error_of, finished, tmp_path):
     path = copy_run(finished, tmp_path)
     config = load_run(path)
