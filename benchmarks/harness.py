@@ -102,7 +102,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 def options_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of a command line by name; paths are without their folders."""
-    return {k: re.sub(r"[^:]*/", "", v) if isinstance(v, str) else v for k, v in vars(arguments).items()}
+    return {k: re.sub(r"[^:]*/", "", str(v)) if isinstance(v, str | Path) else v for k, v in vars(arguments).items()}
 
 
 def timed(

@@ -74,7 +74,7 @@ def main() -> None:
     with open_benchmark() as context:
         figures = measure(config, arguments.images, context)
         if context.is_main_process:
-            options = {**options_of(arguments), "config": arguments.config.name, "processes": context.size}
+            options = {**options_of(arguments), "processes": context.size}
             resolved = to_plain(resolve(config, context.device))
             result = {"options": options, "figures": figures, "config": resolved}
             print_result(f"imagenet/{arguments.name}", result, context)

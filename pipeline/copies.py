@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from pipeline.data.stored_sets import pull_set
 from pipeline.distillation.state import read_state, remove_state, state_path
@@ -15,6 +14,10 @@ from pipeline.runtime.files import read_json
 from pipeline.runtime.object_store import ObjectStore
 
 
+class _NotNewer(Exception):
+    """The copy of a state has no step more than the file here."""
+
+
 def open_object_store(config: RunConfig) -> ObjectStore | None:
     """The store that `object_store` names; None if it is null. Nothing is looked up yet."""
     if config.object_store is None:
@@ -23,23 +26,22 @@ def open_object_store(config: RunConfig) -> ObjectStore | None:
     return ObjectStore(config.object_store, folders)
 
 
-def pull_outputs(config: RunConfig, store: ObjectStore, *, with_states: bool) -> list[Path]:
+def pull_outputs(config: RunConfig, store: ObjectStore, *, with_states: bool, is_main_process: bool) -> list[Path]:
     """Get what is in the store and not here: complete sets, networks, and states of training; returns what was new.
 
-    A state replaces another one of the same training here, which can only be of a machine that did less; `with_states`
-    only while no training writes them. Raises ConfigError when the store has images or a state of another configuration
-    than those here.
+    A state here that did less than its copy is replaced. One that did more, since the process ended before it was
+    stored, is stored by the main process; the others then get it. `with_states` only while no training writes them.
+    Raises ConfigError when the store has images or a state of another configuration than those here.
     """
     sets = () if config.distill.shards else map(config.round_folder, range(config.synthesis.rounds))
     pulled = [folder for folder in sets if pull_set(store, folder)]
     copies = store.sizes(config.checkpoints)
     for network in _networks(config):
         state, facts = state_path(network), _facts(network)
-        require_same = partial(_require_same_training, state, store.address(state))
         if not network.exists() and network in copies and store.pull(network, read_description):
             pulled.append(network)
         is_wanted = with_states and not network.exists() and state in copies and _differs(store, state)
-        if is_wanted and store.pull(state, require_same):
+        if is_wanted and _exchange_state(store, state, is_main_process):
             pulled.append(state)
         if network.exists() and not facts.exists() and facts in copies:
             store.pull(facts, read_json)
@@ -79,19 +81,31 @@ def _differs(store: ObjectStore, state: Path) -> bool:
     return store.read(state, len(first_line)) != first_line
 
 
-def _require_same_training(state: Path, address: str, copy: Path) -> None:
-    """Raise ValueError when the copy of a state is damaged, ConfigError when it is of another training than `state`."""
-    identity = _identity(copy)
+def _exchange_state(store: ObjectStore, state: Path, is_main_process: bool) -> bool:
+    """Get the copy of a state, or let it become that of the main process, if this did more; whether it was got."""
     try:
-        existing = _identity(state) if state.exists() else identity
+        return store.pull(state, partial(_require_usable, state, store.address(state), is_main_process))
+    except _NotNewer:
+        store.push_or_warn(state)
+        return False
+
+
+def _require_usable(state: Path, address: str, is_main_process: bool, copy: Path) -> None:
+    """Raise ValueError when the copy of a state is damaged, ConfigError when it is of another training than `state`.
+
+    Raises _NotNewer when it did not more than the state of the main process.
+    """
+    content = read_state(copy)
+    try:
+        existing = read_state(state) if state.exists() else None
     except ValueError:  # damaged, so that the copy takes its place
         return
-    if existing != identity:
+    if existing is None:
+        return
+    if json.loads(existing["identity"]) != json.loads(content["identity"]):
         raise ConfigError(
             f"object_store: {address} is of another configuration than {state}; set another `name` or another address, "
             "or remove the one that you do not need"
         )
-
-
-def _identity(state: Path) -> Any:
-    return json.loads(read_state(state)["identity"])
+    if is_main_process and content["step"] <= existing["step"]:
+        raise _NotNewer

@@ -151,9 +151,13 @@ def require_trained_teacher(config: RunConfig) -> None:
     path = config.trained_teacher_path
     if not path.exists():
         raise ValueError(f"there is no teacher yet ({path}); run the stage `teacher` first")
-    existing = read_description(path)["identity"]
-    recipe = {**existing, "data": {"source": existing["data"]["source"]}}
-    require_same_identity(str(path), recipe, _teacher_recipe(config))
+    require_same_identity(str(path), _without_content(read_description(path)["identity"]), _teacher_recipe(config))
+
+
+def _without_content(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity without the hash of its real images, as those of the recipes are."""
+    data = identity.get("data")
+    return {**identity, "data": {k: v for k, v in data.items() if k != "hash"} if isinstance(data, dict) else data}
 
 
 def is_finished(network_path: Path, identity: Mapping[str, Any]) -> bool:
@@ -193,6 +197,5 @@ def existing_evaluation(config: RunConfig, round_index: int) -> dict[str, Any] |
     if not path.exists():
         return None
     existing = read_json(path, partial(check_form, form={"identity": {"data": {"source": str}}}))["identity"]
-    recipe = {**existing, "data": {"source": existing["data"]["source"]}}
-    is_current = fingerprint(recipe) == fingerprint(_evaluation_recipe(config, round_index))
+    is_current = fingerprint(_without_content(existing)) == fingerprint(_evaluation_recipe(config, round_index))
     return read_json(path, check_evaluation) if is_current else None

@@ -51,9 +51,9 @@ class Pool:
             self._shards, self._num_pooled, self._cached = ShardSet([]), 0, None
         new = folders[self._num_pooled :]
         for folder in new:
-            if problems := find_damage(folder):
-                fix = given_fix(folder) if self._config.distill.shards else REMAKE
-                raise ShardError(f"{'; '.join(problems)}; {fix}")
+            fix = given_fix(folder) if self._config.distill.shards else REMAKE
+            if problems := find_damage(folder, fix):
+                raise ShardError("; ".join(problems))
         for folder in new:
             self._shards.add(folder, self._given_labels.get(folder))
         self._num_pooled = len(folders)

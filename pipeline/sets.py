@@ -4,7 +4,6 @@ A set grows when `synthesis.num_images` is raised. It then exists at one of the 
 """
 
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,16 +58,18 @@ def stored_identity(folder: Path, current: Mapping[str, Any]) -> Mapping[str, An
     if not parts:
         _require_no_other_files(folder)
         return None
-    if {part_fingerprint(path) for path in parts} <= {fingerprint(current), None}:  # damaged ones are made again
+    foreign = [path for path in parts if part_fingerprint(path) not in (fingerprint(current), None)]
+    if not foreign:  # damaged ones are made again
         return current
-    with suppress(ValueError, OSError):
-        stated = read_json(folder / IDENTITY_FILE)
-        if fingerprint(stated) != fingerprint(current):
-            return stated
-    raise ConfigError(
-        f"{folder} holds parts of another configuration, and {IDENTITY_FILE}, which would tell what differs, is "
-        f"missing or damaged; set another `name`, or remove {folder}"
-    )
+    if not is_whole(folder / IDENTITY_FILE):
+        raise ConfigError(
+            f"{folder} holds parts of another configuration, and {IDENTITY_FILE}, which would tell what differs, is "
+            f"missing or damaged; set another `name`, or remove {folder}"
+        )
+    stated = read_json(folder / IDENTITY_FILE)
+    if fingerprint(stated) == fingerprint(current):
+        raise ConfigError(f"{foreign[0]} is of another configuration than {IDENTITY_FILE} beside it states; remove it")
+    return stated
 
 
 def _require_no_other_files(folder: Path) -> None:
@@ -108,10 +109,12 @@ def steps_of_set(config: RunConfig, round_index: int) -> tuple[SynthesisConfig, 
 def restore_texts(config: RunConfig, round_index: int) -> list[Path]:
     """Write the files beside the shards of a complete set again; returns those that were damaged or missing."""
     folder = config.round_folder(round_index)
-    names = (MANIFEST, MANIFEST_COPY, *TEXTS)
-    damaged = [folder / name for name in names if not is_whole(folder / name)]
+    manifest = read_manifest(folder)
+    # A whole file can be that of another set, which the manifest tells of its copy and of the identity.
+    expected = {MANIFEST: manifest, MANIFEST_COPY: manifest, IDENTITY_FILE: manifest["identity"]}
+    paths = [folder / name for name in (MANIFEST, MANIFEST_COPY, *TEXTS)]
+    damaged = [p for p in paths if not is_whole(p) or (p.name in expected and read_json(p) != expected[p.name])]
     if damaged:
-        manifest = read_manifest(folder)
         write_identity(folder, manifest["identity"], resolved_yaml(config))
         write_manifest(folder, manifest)
     return damaged

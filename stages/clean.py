@@ -32,10 +32,13 @@ def remove(config: RunConfig, round_index: int | None = None) -> None:
     """Remove both output folders of the run; with `round_index`, only the outputs of that round."""
     outputs = _existing_outputs(config, round_index)
     for path in outputs:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        try:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        except OSError as error:  # it may name a file alone, without its folder
+            raise OSError(error.errno, f"cannot remove {path}: {error.strerror}") from error
         print(f"clean: removed {path}")
     if not outputs:
         print("clean: nothing to remove")

@@ -13,6 +13,8 @@ from stages.outcome import DONE, EXIT_CODES, FAILED, error_text, print_error
 
 # What the scripts of `completion` call.
 COMPLETE = "complete"
+# What the system says when a library does not fit the memory that a process may have.
+LIMITED_ADDRESSES = "failed to map segment"
 
 
 def run(words: Sequence[str]) -> int:
@@ -36,6 +38,11 @@ def run(words: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
         print_error(error_text(error))
+        return FAILED
+    except ImportError as error:
+        if LIMITED_ADDRESSES not in str(error):
+            raise
+        print_error(f"the memory is too small to load PyTorch ({error}); raise the limit (ulimit -v)")
         return FAILED
     return DONE
 

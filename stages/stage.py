@@ -30,7 +30,7 @@ from pipeline.runtime.environment import (
     named_device,
 )
 from pipeline.runtime.fingerprint import fingerprint
-from pipeline.runtime.hardware import device_name, num_free_cores, unusable_driver
+from pipeline.runtime.hardware import advice_on_address_limit, device_name, num_free_cores, unusable_driver
 from pipeline.runtime.locks import exclusive_lock
 from pipeline.runtime.text import printable
 from pipeline.session import Session, check_networks, open_session
@@ -103,7 +103,8 @@ def _run_in_session(stage: Stage, config: RunConfig, arguments: Namespace, exclu
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        fail(error, f"the memory is full; lower batch_size, or memory_gib for cached images ({_in_one_line(error)})")
+        fix = f"{advice_on_address_limit()}lower batch_size, or memory_gib for cached images"
+        fail(error, f"the memory is full; {fix} ({_in_one_line(error)})")
 
 
 @contextmanager
@@ -121,9 +122,10 @@ def get_outputs(config: RunConfig, context: DistributedContext, *, with_states: 
     """Get what is in the object store and not on the disk of this machine; see `pull_outputs`."""
     if (store := open_object_store(config)) is None:
         return
+    is_main = context.is_main_process
     # Machines that share a disk with the main process find there what that one got.
-    for is_turn in (context.is_main_process, context.is_first_of_machine and not context.is_main_process):
-        for path in pull_outputs(config, store, with_states=with_states) if is_turn else ():
+    for is_turn in (is_main, context.is_first_of_machine and not is_main):
+        for path in pull_outputs(config, store, with_states=with_states, is_main_process=is_main) if is_turn else ():
             print(f"got {path} from {store.address(path)}", flush=True)
         context.barrier()
 

@@ -1,12 +1,15 @@
 """What benchmarks share: results name the commit that they measured, so a tree with changes is refused."""
 
+import argparse
 import importlib
 import subprocess
 from pathlib import Path
 
 import pytest
+from tiny_run import tiny_config
 
 from benchmarks import harness
+from benchmarks.imagenet import control_images
 
 MODULES = sorted(path.stem for path in Path(harness.__file__).parent.glob("[a-z]*.py"))
 
@@ -55,3 +58,18 @@ def test_without_git_the_commit_is_unknown(tmp_path, monkeypatch):
     monkeypatch.setattr(harness, "REPOSITORY", tmp_path)
     monkeypatch.setattr(harness, "RESULTS", tmp_path / "benchmarks" / "results")
     assert harness.measured_commit() == "unknown"
+
+
+def test_options_have_no_folders():
+    options = argparse.Namespace(folder=Path("/home/someone/runs"), source="python:/home/someone/net.py:Net", steps=3)
+    assert harness.options_of(options) == {"folder": "runs", "source": "python:net.py:Net", "steps": 3}
+
+
+def test_controls_of_an_imagenet_trial(tmp_path):
+    """Noise is as many images as the run has, a yardstick is of its classes alone and not of the test."""
+    config = tiny_config(tmp_path, classes=[7, 1, 4], data__test=f"shards:{tmp_path}")
+    for source in ("noise", "start"):
+        assert control_images(config, source).labels.bincount().tolist() == [20, 20, 20]
+    assert sorted(set(control_images(config, "sklearn:digits").labels.tolist())) == [0, 1, 2]
+    with pytest.raises(ValueError, match=f"--images shards:{tmp_path} are the images of the test"):
+        control_images(config, config.data.test)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.faults CAMPAIGN [--number N] [--every K] [--minutes M] [--seed S] [--folder FOLDER]
 
-A campaign that is interrupted continues with the same FOLDER and commit. Writes results/faults/CAMPAIGN.json.
+A campaign that is interrupted continues with the same FOLDER, commit and seed. Writes results/faults/CAMPAIGN.json.
 """
 
 import sys
@@ -43,7 +43,8 @@ def main() -> None:
     campaign, default_number = CAMPAIGNS[options.campaign]
     options.number = default_number if options.number is None else options.number
     with open_benchmark() as context:
-        name = f"{options.campaign}-{measured_commit()}"  # outputs state the commit that made them
+        # Outputs state the commit that made them; another seed makes other trials of the same names.
+        name = f"{options.campaign}-{measured_commit()}-{options.seed}"
         folder = options.folder or Path(tempfile.gettempdir()) / "dreamdistill-faults" / name
         work = Work(folder.resolve())
         tried = try_all(campaign(work, options), folder / "trials.jsonl")

@@ -4,9 +4,10 @@ import os
 import resource
 import subprocess
 import sys
+import sysconfig
 import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,8 @@ OPEN_FILES, FILE_BYTES = 64, 1 << 13
 DAY_S = 86400
 # A user that no file of the system knows, as containers have.
 NOBODY = 54321
+# This interpreter, and that of the system with the same version: this one can lie in a home.
+PYTHONS = (sys.executable, f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}")
 # Lets git tell the commit, which outputs state, to a user who does not own the tree.
 ANY_OWNER = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*"}
 REPAIRED = "one line, then the same bytes"
@@ -105,7 +108,7 @@ def _finished_read_only(work: Work) -> Outcome:
             return Outcome(SKIPPED, problem)
         work.must()
         _remount(work.run, "ro")
-        for command in ("verify", "evaluate", "report"):
+        for command in ("run", "verify", "evaluate", "report"):
             ended = work.do(command)
             if ended.code != 0:
                 return Outcome(FAILED, f"{command}: {ended.output[-300:]}")
@@ -134,16 +137,29 @@ def _without_home(work: Work, user: int | None) -> Outcome:
     """A run without variables of the environment that tell a home, in an interpreter of its own."""
     work.clear()
     work.run.mkdir()
-    environment = {k: v for k, v in os.environ.items() if k in ("PATH", "PYTHONPATH")}
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": sysconfig.get_path("purelib")}
     environment |= {"DREAMDISTILL_DEVICE": "cpu", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", **ANY_OWNER}
     if user is not None:
         os.chown(work.run, user, user)
-    done = subprocess.run(
-        [sys.executable, "-m", "stages", *work.words("run")],
+    run = partial(
+        subprocess.run,
         cwd=REPOSITORY, env=environment, user=user, group=user, extra_groups=None if user is None else [],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=HANGS_AFTER_S,
     )  # fmt: skip
-    return _then_without(work, Ended(done.returncode, done.stdout))
+    problems = {python: _why_unusable(python, run) for python in PYTHONS}
+    if usable := [python for python, problem in problems.items() if problem is None]:
+        done = run([usable[0], "-m", "stages", *work.words("run")])
+        return _then_without(work, Ended(done.returncode, done.stdout))
+    return Outcome(SKIPPED, "; ".join(f"{python}: {problem}" for python, problem in problems.items()))
+
+
+def _why_unusable(python: str, run: Callable[..., "subprocess.CompletedProcess[str]"]) -> str | None:
+    """Why an interpreter cannot import what a run needs; None if it can."""
+    try:
+        tried = run([python, "-c", "import torch, stages"])
+    except OSError as error:  # it can lie in the home of another user
+        return str(error)
+    return tried.stdout.strip().rpartition("\n")[2] if tried.returncode else None
 
 
 def _then_without(work: Work, ended: Ended) -> Outcome:

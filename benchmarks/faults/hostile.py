@@ -47,6 +47,6 @@ def _meet(work: Work, put: Put, command: str) -> Outcome:
         return Outcome(FAILED, "code was run, or a file outside was written")
     if any(MARKUP in page.read_text() for page in work.run.rglob("*.html")):
         return Outcome(FAILED, "markup reaches the report")
-    if "out of memory" in ended.output:
+    if "the memory is full" in ended.output:  # the limit was met, and nothing told why
         return Outcome(FAILED, f"over 2 GB: {ended.errors}")
     return Outcome("refused", ended.errors[0][:200]) if ended.errors else Outcome("no effect")

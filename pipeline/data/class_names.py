@@ -40,7 +40,7 @@ def read_class_names(path: Path, num_classes: int) -> ClassNames:
     if len(keys) != num_classes or len(set(keys)) != num_classes:
         raise ConfigError(
             f"data.class_names: {path} has {len(set(keys))} different names on {len(keys)} lines, "
-            f"images.num_classes={num_classes} needs as many of each"
+            f"images.num_classes={num_classes} needs as many of each; correct the file, or images.num_classes"
         )
     return ClassNames(keys=keys, titles=tuple(line[-1].strip() for line in lines))
 
@@ -68,7 +68,9 @@ def _label(chosen: int | str, names: ClassNames | None, num_classes: int) -> int
     if isinstance(chosen, int):
         if 0 <= chosen < num_classes:
             return chosen
-        raise ConfigError(f"classes: {chosen} is not in 0..{num_classes - 1}, the labels of images.num_classes")
+        raise ConfigError(
+            f"classes: {chosen} is not in 0..{num_classes - 1}, the labels of images.num_classes; correct or remove it"
+        )
     if names is None:
         raise ConfigError(
             f"classes: {chosen!r} is a name, and no file names the classes; set data.class_names to such a file, or "
@@ -77,7 +79,8 @@ def _label(chosen: int | str, names: ClassNames | None, num_classes: int) -> int
     matches = [i for i in range(num_classes) if chosen in (names.keys[i], names.titles[i])]
     if not matches:
         known = (*names.keys, *names.titles)
-        raise ConfigError(f"classes: {chosen!r} is not in the file of data.class_names{nearest(chosen, known)}")
+        fix = nearest(chosen, known) or "; give a name or title that it has, or a label as a number"
+        raise ConfigError(f"classes: {chosen!r} is not in the file of data.class_names{fix}")
     if len(matches) > 1:
         keys = ", ".join(names.keys[i] for i in matches)
         raise ConfigError(f"classes: {chosen!r} is the title of several classes; use one of their names: {keys}")

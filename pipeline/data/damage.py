@@ -18,11 +18,12 @@ def check_sizes(folder: Path, manifest: Mapping[str, Any], fix: str = REMAKE) ->
             raise ShardError(f"{problem}; {fix}")
 
 
-def find_damage(folder: Path) -> list[str]:
-    """One line for each shard that is missing, differs from the manifest, or is not in it."""
+def find_damage(folder: Path, fix: str = REMAKE) -> list[str]:
+    """One line, with the fix, for each shard that is missing, differs from the manifest, or is not in it."""
     manifest = read_manifest(folder)
-    unlisted = [f"{folder / file} is not in the manifest" for file in unlisted_shards(folder, manifest)]
-    return [*damaged_shards(folder, manifest).values(), *unlisted]
+    damaged = [f"{problem}; {fix}" for problem in damaged_shards(folder, manifest).values()]
+    unlisted = [f"{folder / file} is not in the manifest; remove it" for file in unlisted_shards(folder, manifest)]
+    return damaged + unlisted
 
 
 def damaged_shards(folder: Path, manifest: Mapping[str, Any]) -> dict[str, str]:
@@ -47,8 +48,8 @@ def _shard_problem(path: Path, entry: Mapping[str, Any], extension: str) -> str 
         return f"{path} was altered: its SHA-256 is not the manifest's"
     try:
         is_as_stated = shard_entry(path, entry["class"], extension) == entry
-    except ShardError as error:
-        return str(error)
+    except ShardError:
+        is_as_stated = False
     return None if is_as_stated else f"{path} does not hold the images that the manifest states"
 
 

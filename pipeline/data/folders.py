@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipeline.data.class_names import ClassNames, listed
 from pipeline.data.codec import MAX_PIXELS, ImageError, decode_with_pillow, read_size
+from pipeline.data.tars import list_tar
 from pipeline.models.config import ImageConfig
 from pipeline.runtime.files import read_range
 from pipeline.runtime.text import is_printable, printable
@@ -23,7 +24,6 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MAX_FILE_BYTES = 2**28
 # The bytes that hold the header of nearly every image. A WebP, and a JPEG with a large profile, need more of them.
 HEADER_BYTES = 2**16
-TAR_BLOCK_BYTES = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +131,9 @@ def open_folder(root: Path, images: ImageConfig, options: FolderOptions) -> Fold
     label_of = _labels_of(folders, options, images, source)
     paths = sorted(path for name in folders for path in (root / name).rglob("*") if _is_image(path.name))
     empty = set(folders) - {path.relative_to(root).parts[0] for path in paths}
-    if empty:
-        raise ValueError(f"{source}: no images ({', '.join(EXTENSIONS)}) in {listed(sorted(empty))}")
+    if empty and not options.is_subset:
+        names = listed(sorted(empty))
+        raise ValueError(f"{source}: no images ({', '.join(EXTENSIONS)}) in {names}; add some, or remove these folders")
     sizes = [_file_size(path) for path in paths]
     _check_files([str(path) for path in paths], sizes, source)
     labels = [label_of[path.relative_to(root).parts[0]] for path in paths]
@@ -145,7 +146,13 @@ def open_tar(path: Path, images: ImageConfig, options: FolderOptions) -> FolderI
     source = f"tar:{path}"
     if not path.is_file():
         raise ValueError(f"{source}: there is no such file")
-    members = sorted((m for m in _read_members(path) if _is_image(m.name)), key=lambda member: member.name)
+    try:
+        members = [member for member in list_tar(path) if _is_image(member.name) and not member.isdir()]
+    except tarfile.TarError as error:
+        raise ValueError(
+            f"{source} is no uncompressed tar, or is damaged ({error}); copy or download it again"
+        ) from error
+    members.sort(key=lambda member: member.name)
     sizes = [member.size if member.isreg() and not member.issparse() else None for member in members]
     _check_files([member.name for member in members], sizes, source)
     class_names = [_class_of(member.name) for member in members]
@@ -154,25 +161,6 @@ def open_tar(path: Path, images: ImageConfig, options: FolderOptions) -> FolderI
     names = [f"{member.name} in {path}" for member in members]
     labels = [label_of[name] for name in class_names]
     return FolderImages(names, locations, labels, images, options.short_side_px)
-
-
-def _read_members(path: Path) -> list[tarfile.TarInfo]:
-    """The files in a tar, and the links to them; raises ValueError unless it is whole up to the mark of its end.
-
-    `tarfile` takes a file that ends between two members, or a damaged header, for the end.
-    """
-    try:
-        with tarfile.open(path, "r:") as tar:
-            members = [member for member in tar if not member.isdir()]
-            end = tar.offset
-    except tarfile.TarError as error:
-        raise ValueError(f"tar:{path} is not an uncompressed tar, or damaged ({error})") from error
-    if read_range(path, end, TAR_BLOCK_BYTES) != bytes(TAR_BLOCK_BYTES):
-        raise ValueError(
-            f"tar:{path} is cut or damaged after {len(members):,} files, at byte {end:,}, where the next one or the "
-            "mark of the end should be; copy or download it again"
-        )
-    return members
 
 
 def _file_size(path: Path) -> int | None:

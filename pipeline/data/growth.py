@@ -38,10 +38,8 @@ def join_growth(folder: Path) -> None:
     manifest, added = read_manifest(folder), read_manifest(growth)
     _move_shards(folder, manifest, added)
     check_sizes(folder, manifest, f"remove {growth} and run the stage `synthesize` again")
-    for path in growth.iterdir():
-        if path.is_file() and path.name not in (MANIFEST, MANIFEST_COPY, *CARD_FILES):
-            os.replace(path, folder / path.name)  # the configuration and the identity
     write_manifest(folder, manifest)
+    _move_texts(folder)
     remove_joined(folder)
 
 
@@ -54,6 +52,13 @@ def remove_joined(folder: Path) -> None:
     if is_packed(growth) and read_manifest(growth)["fingerprint"] == read_manifest(folder)["fingerprint"]:
         os.replace(growth, removed)
         shutil.rmtree(removed)
+
+
+def _move_texts(folder: Path) -> None:
+    """Move the configuration and the identity; after a kill before it, the identity is written from the manifest."""
+    for path in growth_folder(folder).iterdir():
+        if path.is_file() and path.name not in (MANIFEST, MANIFEST_COPY, *CARD_FILES):
+            os.replace(path, folder / path.name)
 
 
 def _move_shards(folder: Path, manifest: dict[str, Any], added: dict[str, Any]) -> None:

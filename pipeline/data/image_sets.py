@@ -119,11 +119,14 @@ def load_images(data: DataConfig, split: Split, images: ImageConfig, classes: Se
     names = data.read_class_names(images.num_classes)
     missing_names = listed([str(classes[i]) if names is None else names.keys[classes[i]] for i in missing])
     if len(missing) == len(classes):
-        raise ValueError(f"{data.source(split)} holds no image of the `classes` of the run: {missing_names}")
+        raise ValueError(
+            f"data.{split}: {data.source(split)} holds no image of the `classes` of the run ({missing_names}); name "
+            "other images or classes"
+        )
     if missing:
         warnings.warn(
-            f"{data.source(split)} holds no image of {len(missing)} of the `classes` of the run, which cannot be "
-            f"scored: {missing_names}",
+            f"data.{split}: {data.source(split)} holds no image of {len(missing)} of the `classes` of the run, which "
+            f"cannot be scored ({missing_names}); add images of them, or shorten `classes`",
             stacklevel=2,
         )
     return subset

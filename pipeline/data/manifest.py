@@ -1,11 +1,14 @@
 """The manifest of a set of images, which can come from anywhere: its form, and the names of files and images in it."""
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipeline.data.codec import EXTENSIONS
+from pipeline.data.codec import EXTENSIONS, MAX_PIXELS, PILLOW_MODES
 from pipeline.runtime.digests import unseal
+from pipeline.runtime.fingerprint import fingerprint
+from pipeline.runtime.form import Form, check_form
 
 FORMAT = 2  # since 2, a manifest has a digest, and so has each image
 SPLIT = "train"
@@ -13,31 +16,24 @@ SPLIT = "train"
 CLASS_DIGITS = 4
 # With more classes, names would not sort by label.
 MAX_CLASSES = 10**CLASS_DIGITS
-# The types of the keys of a manifest, and of a shard in it.
-KEYS: dict[str, type] = {
-    "fingerprint": str,
-    "identity": dict,
-    "versions": dict,
-    "round": int,
-    "teacher": str,
-    "num_images": int,
-    "num_classes": int,
-    "shape": list,
-    "image_format": str,
+# The keys of a manifest that are read, and of a shard in it.
+FORM: Form = {
+    **dict.fromkeys(("fingerprint", "teacher", "image_format"), str),
+    **dict.fromkeys(("round", "num_images", "num_classes"), int),
+    **dict.fromkeys(("identity", "versions"), dict),
+    "shape": [int],
     "scores": dict,
-    "classes": list,
-    "class_titles": list,
-    "shards": list,
-}
-SHARD_KEYS: dict[str, type] = {
-    "file": str,
-    "class": int,
-    "count": int,
-    "bytes": int,
-    "sha256": str,
-    "keys": list,
-    "offsets": list,
-    "sizes": list,
+    "classes": [int],
+    "class_titles": [str],
+    "shards": [
+        {
+            **dict.fromkeys(("file", "sha256"), str),
+            **dict.fromkeys(("class", "count", "bytes"), int),
+            "keys": [str],
+            "offsets": [int],
+            "sizes": [int],
+        }
+    ],
 }
 
 
@@ -64,61 +60,67 @@ def parse_manifest(content: bytes) -> dict[str, Any]:
     manifest = unseal(content)
     if manifest.get("format") != FORMAT:
         raise ValueError(f"it has format {manifest.get('format')!r}, this version reads {FORMAT}")
+    check_form(manifest, FORM)
+    _check_optional_keys(manifest)
     if fault := next(_faults(manifest), None):
         raise ValueError(fault)
     return manifest
 
 
+def _check_optional_keys(manifest: Mapping[str, Any]) -> None:
+    """Raise ValueError for keys that need not be there, and have another form than what is read."""
+    check_form(manifest["scores"], dict.fromkeys(manifest["scores"], float), "scores")
+    check_form({"grown_from": [], **manifest}, {"grown_from": [{"fingerprint": str}]})
+    identity = {"images": {}, "synthesis": {}, **manifest["identity"]}
+    check_form(identity, {"images": {}, "synthesis": {}}, "identity")
+    synthesis = {"num_images": 0, "rounds": 1, "grown_from": [], **identity["synthesis"]}
+    check_form(synthesis, {"num_images": int, "rounds": int, "grown_from": [int]}, "identity.synthesis")
+
+
 def _faults(manifest: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong; only the first fault may be asked for, since each check relies on those before it."""
-    yield from _type_faults(manifest, KEYS, "")
     yield from _fact_faults(manifest)
-    yield from _growth_faults(manifest)
-    shards = manifest["shards"]
+    shards, num_images = manifest["shards"], manifest["num_images"]
     if not shards:
         yield "shards: there is none"
     for i, entry in enumerate(shards):
         yield from _shard_faults(entry, manifest["num_classes"], f"shards.{i}")
     if len({entry["file"] for entry in shards}) < len(shards):
         yield "shards: a file is named twice"
-    if sum(entry["count"] for entry in shards) != manifest["num_images"]:
-        yield f"num_images: {manifest['num_images']} is not the number of images in the shards"
+    if sum(entry["count"] for entry in shards) != num_images:
+        yield f"num_images: {num_images} is not the number of images in the shards"
+    if (planned := _planned_images(manifest)) not in (None, num_images):
+        yield f"num_images: {num_images}, but its identity is that of a set of {planned}"
 
 
 def _fact_faults(manifest: Mapping[str, Any]) -> Iterator[str]:
     num_classes, shape = manifest["num_classes"], manifest["shape"]
+    if fingerprint(manifest["identity"]) != manifest["fingerprint"]:
+        yield "its fingerprint is not that of its identity"
     if not 1 <= num_classes <= MAX_CLASSES:
         yield f"num_classes: {num_classes} is not in 1..{MAX_CLASSES}"
-    if len(shape) != 3 or not all(_is(side, int) and side > 0 for side in shape):
-        yield f"shape: {shape} is no (channels, height, width)"
+    if len(shape) != 3 or min(shape) < 1 or math.prod(shape) > MAX_PIXELS * max(PILLOW_MODES):
+        yield f"shape: {shape} is no (channels, height, width) of an image"
     if manifest["image_format"] not in EXTENSIONS:
         yield f"image_format: {manifest['image_format']!r} is not one of {', '.join(EXTENSIONS)}"
-    if not all(_is(score, int) or _is(score, float) for score in manifest["scores"].values()):
-        yield "scores: not all are numbers"
-    for key in ("images", "synthesis"):  # whose keys are read
-        if not _is(manifest["identity"].get(key, {}), dict):
-            yield f"identity.{key}: no object"
-    for key, kind in (("classes", int), ("class_titles", str)):
-        values = manifest[key]
-        if not (len(values) == num_classes and all(_is(value, kind) for value in values)):
+    for key in ("classes", "class_titles"):
+        if len(manifest[key]) != num_classes:
             yield f"{key}: not one of each of the {num_classes} classes"
 
 
-def _growth_faults(manifest: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with the former sizes of a set, in the manifest and in the identity."""
-    steps = manifest.get("grown_from", [])
-    if not _is(steps, list) or not all(_is(step, dict) and _is(step.get("fingerprint"), str) for step in steps):
-        yield "grown_from: no list of objects with a fingerprint"
-    synthesis = manifest["identity"].get("synthesis", {})
-    former = synthesis.get("grown_from", [])
-    if not _is(former, list) or not all(_is(size, int) for size in (*former, synthesis.get("num_images", 0))):
-        yield "identity.synthesis: its num_images or grown_from are no numbers"
+def _planned_images(manifest: Mapping[str, Any]) -> int | None:
+    """The images that the identity of a set states for its round; None if it does not. A growth has those added."""
+    synthesis, index = manifest["identity"].get("synthesis", {}), manifest["round"]
+    rounds = synthesis.get("rounds", 1)
+    if "num_images" not in synthesis or not 0 <= index < rounds:
+        return None
+    is_growth = synthesis.get("grown_from") and not manifest.get("grown_from")
+    total = synthesis["num_images"] - (synthesis["grown_from"][-1] if is_growth else 0)
+    planned: int = total * (index + 1) // rounds - total * index // rounds  # see `even_ranges`
+    return planned
 
 
-def _shard_faults(entry: Any, num_classes: int, name: str) -> Iterator[str]:
-    if not _is(entry, dict):
-        yield f"{name}: no object"
-    yield from _type_faults(entry, SHARD_KEYS, f"{name}.")
+def _shard_faults(entry: Mapping[str, Any], num_classes: int, name: str) -> Iterator[str]:
     label, keys, offsets, sizes = (entry[key] for key in ("class", "keys", "offsets", "sizes"))
     if not 0 <= label < num_classes:
         yield f"{name}.class: {label} is not in 0..{num_classes - 1}"
@@ -128,22 +130,9 @@ def _shard_faults(entry: Any, num_classes: int, name: str) -> Iterator[str]:
     if not (len(keys) == len(offsets) == len(sizes) == entry["count"] > 0):
         yield f"{name}: keys, offsets and sizes are not `count` values each"
     form = re.compile(rf"{folder}/[0-9]{{6,}}")
-    if not all(_is(key, str) and form.fullmatch(key) for key in keys):
+    if not all(map(form.fullmatch, keys)):
         yield f"{name}.keys: not all have the form {image_key(label, 0)}"
-    if not all(_is(value, int) and value >= 0 for value in (*offsets, *sizes)):
-        yield f"{name}: an offset or a size is no number of bytes"
+    if min(*offsets, *sizes) < 0:
+        yield f"{name}: an offset or a size is negative"
     if any(offset + size > entry["bytes"] for offset, size in zip(offsets, sizes, strict=True)):
         yield f"{name}: an image ends behind the {entry['bytes']} bytes of the file"
-
-
-def _type_faults(mapping: Mapping[str, Any], types: Mapping[str, type], prefix: str) -> Iterator[str]:
-    for key, kind in types.items():
-        if key not in mapping:
-            yield f"{prefix}{key} is missing"
-        elif not _is(mapping[key], kind):
-            yield f"{prefix}{key} is of type {type(mapping[key]).__name__}, not {kind.__name__}"
-
-
-def _is(value: Any, kind: type) -> bool:
-    """Whether the type is this one: true and false are no numbers."""
-    return type(value) is kind

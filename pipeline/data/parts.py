@@ -15,6 +15,8 @@ from webdataset import TarWriter
 
 from pipeline.data.codec import EXTENSIONS, ImageFormat
 from pipeline.data.manifest import class_folder, image_key
+from pipeline.data.tars import list_damaged_tar, list_tar
+from pipeline.runtime.digests import parse_object
 from pipeline.runtime.files import atomic_file, read_range
 
 # What to do about a damaged file of images.
@@ -84,31 +86,25 @@ def sample_digest(key: str, image: bytes, metadata: Mapping[str, Any]) -> str:
 def read_members(path: Path) -> dict[str, Positions]:
     """(offset, size) by sample key and extension of one tar, in file order; raises ShardError when it is damaged."""
     try:
-        members = _list_members(path)
-        _check_end(path, members)
+        return _positions(list_tar(path))
     except (tarfile.TarError, OSError) as error:
         raise ShardError(f"{path} is damaged ({error}); {REMAKE}") from error
-    return members
 
 
 def find_whole(path: Path, fingerprints: Container[str]) -> dict[str, Positions]:
     """As `read_members`, of the whole images with one of these fingerprints, whatever else in the file is damaged."""
-    try:
-        members = _list_members(path, skip_damage=True)
-    except (tarfile.TarError, OSError):  # there is no file, or not one header in it
-        return {}
+    members = _positions(list_damaged_tar(path))
     return {
         key: positions for key, positions in members.items() if _has_fingerprint(path, key, positions, fingerprints)
     }
 
 
-def _list_members(path: Path, *, skip_damage: bool = False) -> dict[str, Positions]:
-    members: dict[str, Positions] = defaultdict(dict)
-    with tarfile.open(path, "r:", ignore_zeros=skip_damage) as tar:
-        for member in tar:
-            key, _, extension = member.name.partition(".")
-            members[key][extension] = (member.offset_data, member.size)
-    return dict(members)
+def _positions(members: Iterable[tarfile.TarInfo]) -> dict[str, Positions]:
+    positions: dict[str, Positions] = defaultdict(dict)
+    for member in members:
+        key, _, extension = member.name.partition(".")
+        positions[key][extension] = (member.offset_data, member.size)
+    return dict(positions)
 
 
 def _has_fingerprint(path: Path, key: str, positions: Positions, fingerprints: Container[str]) -> bool:
@@ -116,15 +112,6 @@ def _has_fingerprint(path: Path, key: str, positions: Positions, fingerprints: C
         return require_whole(path, key, read_files(path, positions)).get(FINGERPRINT) in fingerprints
     except ShardError:
         return False
-
-
-def _check_end(path: Path, members: Mapping[str, Positions]) -> None:
-    """Raise tarfile.ReadError when the end marker is missing: tarfile does not notice a cut between two members."""
-    ends = [offset + size for extensions in members.values() for offset, size in extensions.values()]
-    with open(path, "rb") as file:
-        file.seek(-(-max(ends, default=0) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
-        if file.read(2 * tarfile.BLOCKSIZE) != bytes(2 * tarfile.BLOCKSIZE):
-            raise tarfile.ReadError("truncated")
 
 
 def read_files(path: Path, positions: Positions) -> dict[str, bytes]:
@@ -136,10 +123,10 @@ def require_whole(path: Path, key: str, files: Mapping[str, bytes]) -> dict[str,
     """The metadata of an image, given the bytes of its files by extension; raises ShardError unless all are whole."""
     try:
         (image,) = [content for extension, content in files.items() if extension not in ("cls", "json")]
-        metadata: dict[str, Any] = json.loads(files["json"])
+        metadata = parse_object(files["json"])
         is_whole = metadata[DIGEST] == sample_digest(key, image, metadata)
         is_whole &= key.startswith(f"{class_folder(int(files['cls']))}/")
-    except (ValueError, KeyError, TypeError, RecursionError):  # one of the files is missing, or is none of its kind
+    except (ValueError, KeyError):  # one of the files is missing, or is none of its kind
         is_whole = False
     if not is_whole:
         raise ShardError(f"{path} is damaged: its image {key} does not have the digest in its metadata; {REMAKE}")

@@ -1,9 +1,8 @@
 """The first samples of a shard, read without its index."""
 
-import json
 import tarfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -11,8 +10,10 @@ from typing import Any
 
 from pipeline.data.codec import EXTENSIONS, ImageFormat
 from pipeline.data.parts import REMAKE, Sample, ShardError
+from pipeline.data.tars import members_of
+from pipeline.runtime.digests import parse_object
 from pipeline.runtime.files import read_range
-from pipeline.runtime.form import check_form, check_object
+from pipeline.runtime.form import check_form
 
 # Image, label and metadata.
 MEMBERS_PER_SAMPLE = 3
@@ -22,10 +23,10 @@ PROBABILITY = "_probability"
 def read_metadata(path: Path, max_samples: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """The key and the metadata of the first samples of one tar, in file order; raises ShardError when it is damaged."""
     with _explain_damage(path), tarfile.open(path, "r:") as tar:
-        files = ((member, tar.extractfile(member)) for member in tar if member.name.endswith(".json"))
+        files = ((member, tar.extractfile(member)) for member in members_of(tar) if member.name.endswith(".json"))
         for member, file in islice(files, max_samples):
             assert file
-            metadata = json.load(file)
+            metadata = parse_object(file.read())
             _check_scores(metadata)
             yield member.name.partition(".")[0], metadata
 
@@ -34,7 +35,7 @@ def read_samples(path: Path, label: int, image_format: ImageFormat, at_most: int
     """The first samples of the shard of a class, with their metadata; raises ShardError when it is damaged."""
     samples: dict[str, dict[str, bytes]] = defaultdict(dict)
     with _explain_damage(path), tarfile.open(path, "r:") as tar:
-        for member in islice(tar, MEMBERS_PER_SAMPLE * at_most):
+        for member in islice(members_of(tar), MEMBERS_PER_SAMPLE * at_most):
             key, _, extension = member.name.partition(".")
             samples[key][extension] = read_range(path, member.offset_data, member.size)
         return [
@@ -42,15 +43,14 @@ def read_samples(path: Path, label: int, image_format: ImageFormat, at_most: int
                 number=int(key.partition("/")[2]),
                 label=label,
                 image=members[EXTENSIONS[image_format]],
-                metadata=json.loads(members["json"]),
+                metadata=parse_object(members["json"]),
             )
             for key, members in samples.items()
         ]
 
 
-def _check_scores(metadata: Any) -> None:
+def _check_scores(metadata: Mapping[str, Any]) -> None:
     """Raise ValueError unless each network in the metadata has its probability of the label and whether it is a hit."""
-    check_object(metadata)
     for name in metadata:
         if name.endswith(PROBABILITY):
             check_form(metadata, {name: float, f"{name.removesuffix(PROBABILITY)}_top1": bool})
@@ -60,6 +60,6 @@ def _check_scores(metadata: Any) -> None:
 def _explain_damage(path: Path) -> Iterator[None]:
     try:
         yield
-    # KeyError: a sample without one of its members; RecursionError: JSON that is nested too deeply
-    except (tarfile.TarError, OSError, ValueError, KeyError, RecursionError) as error:
+    # KeyError: a sample without one of its members; OverflowError: one of a size that no file has
+    except (tarfile.TarError, OSError, ValueError, KeyError, OverflowError) as error:
         raise ShardError(f"{path} is damaged ({error}); {REMAKE}") from error

@@ -17,7 +17,7 @@ from webdataset import TarWriter
 from pipeline.data.card import CARD_FILES, write_card
 from pipeline.data.codec import EXTENSIONS
 from pipeline.data.manifest import FORMAT, SPLIT, parse_manifest, shard_name
-from pipeline.data.parts import PARTS, Positions, ShardError, part_path, read_files, read_members, require_whole
+from pipeline.data.parts import PARTS, REMAKE, Positions, ShardError, part_path, read_files, read_members, require_whole
 from pipeline.runtime.config import to_plain
 from pipeline.runtime.files import atomic_file, sha256_of, write_json
 from pipeline.runtime.fingerprint import fingerprint
@@ -88,8 +88,10 @@ def write_shard(path: Path, samples: Iterable[tuple[str, TarSample]]) -> list[di
 
 
 def shard_entry(path: Path, label: int, extension: str) -> dict[str, Any]:
-    """What the manifest states of the shard of a class; raises ShardError when it is no tar of whole samples."""
+    """What the manifest states of the shard of a class; raises ShardError when it is no tar of images of the format."""
     members = read_members(path)
+    if lacking := [key for key, files in members.items() if extension not in files]:
+        raise ShardError(f"{path} is damaged: its image {lacking[0]} has no .{extension}; {REMAKE}")
     return {
         "file": f"{SPLIT}/{path.name}",
         "class": label,

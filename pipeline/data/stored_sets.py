@@ -14,9 +14,8 @@ from pipeline.data.growth import growth_folder
 from pipeline.data.manifest import parse_manifest
 from pipeline.data.parts import PARTS, ShardError, find_fault, part_fingerprint, part_path
 from pipeline.data.shards import MANIFEST, MANIFEST_COPY, TEXTS, fingerprints_of, is_packed, read_manifest, remove_parts
-from pipeline.runtime import digests
 from pipeline.runtime.config import ConfigError
-from pipeline.runtime.files import atomic_file, sha256_of
+from pipeline.runtime.files import atomic_file, require_sealed, sha256_of
 from pipeline.runtime.object_store import ObjectStore
 
 
@@ -35,7 +34,7 @@ def pull_set(store: ObjectStore, folder: Path) -> bool:
         return False
     entries = {folder / entry["file"]: entry for entry in stored["shards"]}
     if existing == stored:  # a file of the right size is left to the repair
-        missing = [path for path, entry in entries.items() if not _has_size(path, entry)]
+        missing = [path for path, entry in entries.items() if _size(path) != entry["bytes"]]
         texts = [folder / name for name in TEXTS if not (folder / name).exists()]
     else:
         missing = [path for path, entry in entries.items() if not _is_shard(path, entry)]
@@ -43,7 +42,7 @@ def pull_set(store: ObjectStore, folder: Path) -> bool:
     if existing != stored:
         _require_no_other_parts(store, folder, stored)
     checks = {path: partial(_require_shard, entries[path]) for path in missing if path in copies}
-    checks |= {path: partial(_require_text, path.suffix) for path in texts if path in copies}
+    checks |= {path: partial(require_sealed, ending=path.suffix) for path in texts if path in copies}
     store.pull_all(checks)
     if existing != stored:
         for name in (MANIFEST_COPY, MANIFEST):
@@ -79,14 +78,16 @@ def push_set(
 def exchange_parts(store: ObjectStore, folder: Path, keys: Mapping[int, Iterable[str]], fingerprint: str) -> None:
     """Get the parts that are missing here, and store those that are missing there.
 
-    `keys` are those of the images of each batch. Damaged copies are left out with a warning. Raises ConfigError when a
-    part in the store has another `fingerprint`.
+    `keys` are those of the images of each batch. A part of another size in the store takes the place of the one here.
+    Damaged copies are left out with a warning. Raises ConfigError, and stores nothing, when a part in the store has
+    another `fingerprint`.
     """
     copies, paths = store.sizes(folder / PARTS), {part_path(folder, index): keys[index] for index in keys}
-    existing = {path: path.stat().st_size for path in paths if path.exists()}
-    store.push_all(path for path, num_bytes in existing.items() if copies.get(path) != num_bytes)
-    missing = [path for path in paths if path in copies and path not in existing]
-    store.pull_all({path: partial(_require_part, paths[path], fingerprint, store.address(path)) for path in missing})
+    stored = [path for path in paths if path in copies]
+    # The first also if it is here: its fingerprint tells of which configuration the others are.
+    wanted = stored[:1] + [path for path in stored[1:] if _size(path) != copies[path]]
+    store.pull_all({path: partial(_require_part, paths[path], fingerprint, store.address(path)) for path in wanted})
+    store.push_all(path for path in paths if path.exists() and _size(path) != copies.get(path))
 
 
 def _stored_manifest(store: ObjectStore, folder: Path, copies: Container[Path]) -> bytes | None:
@@ -111,22 +112,17 @@ def _has_grown_from(manifest: Mapping[str, Any], former: Mapping[str, Any] | Non
     return former is not None and former["fingerprint"] in fingerprints_of(manifest)[:-1]
 
 
-def _has_size(path: Path, entry: Mapping[str, Any]) -> bool:
-    return path.is_file() and bool(path.stat().st_size == entry["bytes"])
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
 
 
 def _is_shard(path: Path, entry: Mapping[str, Any]) -> bool:
-    return _has_size(path, entry) and bool(sha256_of(path) == entry["sha256"])
+    return bool(_size(path) == entry["bytes"] and sha256_of(path) == entry["sha256"])
 
 
 def _require_shard(entry: Mapping[str, Any], path: Path) -> None:
     if not _is_shard(path, entry):
         raise ShardError(f"{path} is damaged: it is not the shard of the manifest")
-
-
-def _require_text(ending: str, path: Path) -> None:
-    if fault := digests.find_fault(path.read_bytes(), ending):
-        raise ShardError(f"{path} is damaged: {fault}")
 
 
 def _require_part(keys: Iterable[str], fingerprint: str, address: str, path: Path) -> None:

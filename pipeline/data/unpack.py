@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.data.codec import EXTENSIONS
 from pipeline.data.damage import find_damage
 from pipeline.data.manifest import SPLIT, class_folder
-from pipeline.data.parts import REMAKE, ShardError
+from pipeline.data.parts import ShardError
 from pipeline.data.shards import content_identity, read_manifest
 from pipeline.runtime.files import (
     explain_os_errors,
@@ -45,7 +45,7 @@ def unpack(folders: Sequence[Path], target: Path) -> bool:
         raise ValueError(f"--folder: {target} holds other files, or another set; remove it, or name another folder")
     for folder in folders:
         if problems := find_damage(folder):
-            raise ShardError(f"{'; '.join(problems)}; {REMAKE}")
+            raise ShardError("; ".join(problems))
     keys = [key for manifest in manifests for entry in manifest["shards"] for key in entry["keys"]]
     if len(set(keys)) < len(keys):
         raise ValueError("--folder: the sets have images of the same name; unpack each into a folder of its own")

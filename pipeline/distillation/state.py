@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,15 @@ from pipeline.distillation.config import TrainingConfig
 from pipeline.models.classifier import Classifier
 from pipeline.runtime.config import to_plain
 from pipeline.runtime.device import synchronize
-from pipeline.runtime.files import atomic_file, temporary_path
+from pipeline.runtime.digests import parse_object
+from pipeline.runtime.files import atomic_file, remove_file, temporary_path
 from pipeline.runtime.fingerprint import require_same_identity
+from pipeline.runtime.form import check_form
 from pipeline.runtime.shutdown import finished_before_exit
 
 # The usual momentum of SGD with Nesterov's method; AdamW has none.
 SGD_MOMENTUM = 0.9
+STATE_FORM = {"identity": str, "step": int}
 
 
 @dataclass
@@ -93,7 +95,7 @@ def remove_state(network_path: Path) -> None:
     """Remove the state of a finished network, and what a killed process left of it under a temporary name."""
     path = state_path(network_path)
     for leftover in (path, temporary_path(path)):
-        leftover.unlink(missing_ok=True)
+        remove_file(leftover)
 
 
 def _host_copy(tensor: Tensor) -> Tensor:
@@ -122,7 +124,9 @@ def read_state(path: Path) -> dict[str, Any]:
         )
     try:
         content: dict[str, Any] = torch.load(io.BytesIO(rest), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
+        check_form(content, STATE_FORM)
+        parse_object(content["identity"])
+    except Exception as error:  # what the unpickler raises is not specified
         raise ValueError(f"{path} holds something else than a state; remove it to train from the start") from error
     return content
 

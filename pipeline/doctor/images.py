@@ -41,7 +41,7 @@ def check_test_images(examination: Examination) -> Iterator[Finding]:
         check_images(images)
         sample = draw_sample(images)
     for message in dict.fromkeys(str(w.message) for w in caught):
-        yield warning("test images", f"{message}; add images of them, or shorten `classes`")
+        yield warning("test images", message)
     brightest = int(sample.pixels.max())
     text = f"{len(images.labels):,} of {config.data.test}, {tuple(sample.pixels.shape[1:])}"
     if brightest <= 1:

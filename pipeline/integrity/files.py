@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from PIL import Image
-
+from pipeline.data.codec import ImageError, open_with_pillow
 from pipeline.runtime.config import ConfigError
-from pipeline.runtime.digests import find_fault
 from pipeline.runtime.recorder import read_lines
 
 State = Literal["whole", "damaged", "foreign"]
@@ -45,12 +43,6 @@ def state_of(
     return FileState(path, "whole")
 
 
-def require_sealed(path: Path) -> None:
-    """Raise ValueError when a file of JSON or text does not have the digest in it."""
-    if fault := find_fault(path.read_bytes(), path.suffix):
-        raise ValueError(f"{path} is damaged: {fault}; remove it and run the stage that writes it again")
-
-
 def require_whole_lines(path: Path) -> None:
     """Raise ValueError when a line of metrics is damaged."""
     lines = read_lines(path)
@@ -64,7 +56,8 @@ def require_whole_lines(path: Path) -> None:
 def require_whole_picture(path: Path) -> None:
     """Raise ValueError when a PNG file does not have the checksums in it."""
     try:
-        with Image.open(path) as image:
+        with open_with_pillow(path.read_bytes(), str(path)) as image:
             image.verify()
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error}); remove it, a picture is no output that others need") from error
+    except ImageError as error:
+        reason = f"{path} is damaged ({error.reason}); remove it, a picture is no output that others need"
+        raise ValueError(reason) from error

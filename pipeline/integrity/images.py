@@ -12,10 +12,10 @@ from pipeline.data.parts import PARTS, REMAKE, ShardError, find_fault, part_fing
 from pipeline.data.repair import REPAIR, whole_samples
 from pipeline.data.shards import IDENTITY_FILE, MANIFEST, MANIFEST_COPY, TEXTS, is_packed, read_manifest
 from pipeline.identity import synthesis_identity
-from pipeline.integrity.files import FileState, require_sealed, state_of
+from pipeline.integrity.files import FileState, state_of
 from pipeline.run import RunConfig
 from pipeline.runtime.config import ConfigError
-from pipeline.runtime.files import read_json
+from pipeline.runtime.files import read_json, require_sealed
 from pipeline.runtime.fingerprint import fingerprint
 from pipeline.synthesis.plan import plan_batches
 
@@ -37,11 +37,13 @@ def check_round(config: RunConfig, round_index: int) -> Iterator[FileState]:
         yield from (FileState(path, "damaged", f"{path} is missing; {REMAKE}") for path in missing)
 
 
-def check_complete_set(folder: Path, require_own: Callable[[], None] | None = None) -> Iterator[FileState]:
-    """The state of the manifest, every shard, and every image in them, of any complete set."""
+def check_complete_set(
+    folder: Path, require_own: Callable[[], None] | None = None, fix: str = REMAKE
+) -> Iterator[FileState]:
+    """The state of the manifest, every shard, and every image in them, of any complete set; `fix` is what to do."""
     for path in (folder / MANIFEST, folder / MANIFEST_COPY):
         if path.exists():
-            yield state_of(path, _require_manifest, require_own)
+            yield state_of(path, partial(_require_manifest, fix), require_own)
     yield from _check_texts(folder)
     try:
         manifest = read_manifest(folder)
@@ -51,18 +53,17 @@ def check_complete_set(folder: Path, require_own: Callable[[], None] | None = No
     for entry in manifest["shards"]:
         path = folder / entry["file"]
         fault = faults.get(entry["file"]) or _image_fault(path, entry, manifest)
-        yield FileState(path, "damaged", f"{fault}; {REMAKE}") if fault else FileState(path, "whole")
+        yield FileState(path, "damaged", f"{fault}; {fix}") if fault else FileState(path, "whole")
     for name in unlisted_shards(folder, manifest):
         yield FileState(folder / name, "foreign", f"{folder / name} is not in the manifest; remove it")
 
 
-def _require_manifest(path: Path) -> None:
+def _require_manifest(fix: str, path: Path) -> None:
     try:
-        manifest = parse_manifest(path.read_bytes())
-        if fingerprint(manifest["identity"]) != manifest["fingerprint"]:
-            raise ValueError("its fingerprint is not that of its identity")
+        if parse_manifest(path.read_bytes()) != read_manifest(path.parent):
+            raise ValueError(f"it is no copy of {MANIFEST}")
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); {REMAKE}") from error
+        raise ValueError(f"{path} is damaged ({error}); {fix}") from error
 
 
 def _check_texts(folder: Path) -> Iterator[FileState]:

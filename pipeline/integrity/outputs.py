@@ -10,11 +10,11 @@ from typing import Any
 from pipeline.distillation.state import read_state
 from pipeline.evaluation.evaluate import EvalReport, check_evaluation, evaluation_csv
 from pipeline.identity import existing_evaluation, is_student_finished, require_trained_teacher, student_identity
-from pipeline.integrity.files import FileState, require_sealed, require_whole_lines, require_whole_picture, state_of
+from pipeline.integrity.files import FileState, require_whole_lines, require_whole_picture, state_of
 from pipeline.models.checkpoint import read_description
 from pipeline.run import RunConfig
 from pipeline.runtime.config import ConfigError
-from pipeline.runtime.files import read_json, sha256_of
+from pipeline.runtime.files import read_json, require_sealed, sha256_of
 from pipeline.runtime.fingerprint import require_same_identity
 from pipeline.runtime.form import check_form
 
@@ -87,8 +87,11 @@ def _exported(config: RunConfig, path: Path, match: re.Match[str]) -> FileState:
 
 
 def _require_stated_bytes(path: Path) -> None:
-    files = read_json(path.with_name(EXPORT_FACTS))["files"]
-    if path.name not in files or files[path.name]["sha256"] != sha256_of(path):
+    facts = path.with_name(EXPORT_FACTS)
+    if not facts.exists():
+        raise ValueError(f"{facts} is missing, which states the SHA-256 of {path}; run the stage `export` again")
+    stated = read_json(facts, partial(check_form, form={"files": {path.name: {"sha256": str}}}))
+    if stated["files"][path.name]["sha256"] != sha256_of(path):
         raise ValueError(f"{path} is damaged: {EXPORT_FACTS} states another SHA-256; run the stage `export` again")
 
 

@@ -1,8 +1,10 @@
 """The state of every file in the folders of a run."""
 
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 
+from pipeline.data.given_sets import given_fix
 from pipeline.data.shards import is_packed
 from pipeline.integrity.files import FileState
 from pipeline.integrity.images import check_complete_set, check_round
@@ -14,6 +16,7 @@ from pipeline.runtime.files import TEMPORARY_SUFFIX
 def check_run(config: RunConfig, rounds: range | None = None) -> Iterator[FileState]:
     """The state of each file in the folders of a run and of the sets that it was given, or of the sets of `rounds`.
 
+    Of files that no stage writes, the first of each folder stands for all.
     Files under temporary names, which a killed process left, and locks are left out: nothing reads them.
     """
     if rounds is not None:
@@ -22,15 +25,17 @@ def check_run(config: RunConfig, rounds: range | None = None) -> Iterator[FileSt
         return
     if config.distill.shards:
         for folder in filter(is_packed, config.image_folders(0)):
-            yield from check_complete_set(folder)
+            yield from check_complete_set(folder, fix=given_fix(folder))
     checked = [state for r in range(config.synthesis.rounds) for state in check_round(config, r)]
     checked += check_outputs(config)
     yield from checked
     known = {state.path for state in checked}
     for folder in (config.shards, config.checkpoints):
-        for path in sorted(folder.rglob("*")):
-            if path not in known and path.is_file() and not _is_passing(path, folder):
-                yield FileState(path, "foreign", f"{path} is no output of this run, so it is not checked")
+        others = (p for p in folder.rglob("*") if p not in known and p.is_file() and not _is_passing(p, folder))
+        for _, group in groupby(sorted(others, key=lambda p: (p.parent, p)), key=lambda p: p.parent):
+            first, *rest = group  # one line for a folder: unpacked images are many
+            note = f"{first} is no output of this run, so it is not checked"
+            yield FileState(first, "foreign", f"{note} (and {len(rest)} more in its folder)" if rest else note)
 
 
 def _is_passing(path: Path, folder: Path) -> bool:

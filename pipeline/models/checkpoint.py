@@ -15,7 +15,8 @@ from pipeline.models.classifier import Classifier, build_classifier
 from pipeline.models.config import ImageConfig, ModelConfig
 from pipeline.models.digest import is_intact, with_digest
 from pipeline.models.sources import is_published_name, published_name
-from pipeline.runtime.config import to_plain
+from pipeline.runtime.config import parse, to_plain
+from pipeline.runtime.digests import parse_object
 from pipeline.runtime.files import atomic_file, sha256_of
 from pipeline.runtime.fingerprint import fingerprint
 from pipeline.runtime.form import check_form
@@ -26,7 +27,7 @@ DESCRIPTION_FORM = {
     "options": dict,
     "mean": [float],
     "std": [float],
-    "images": {"channels": int, "height": int, "width": int, "num_classes": int},
+    "images": dict,
     "class_titles": [str],
     "fingerprint": str,
     "identity": dict,
@@ -79,9 +80,10 @@ def read_description(path: Path) -> dict[str, Any]:
             "away to make it again, or, if it is of an older version, name it as a model's `weights`"
         )
     try:
-        description: dict[str, Any] = json.loads(metadata[METADATA_KEY])
+        description = parse_object(metadata[METADATA_KEY])
         check_form(description, DESCRIPTION_FORM)
-    except (ValueError, RecursionError) as error:
+        parse(ImageConfig, description["images"], "images")
+    except ValueError as error:
         raise ValueError(f"{path} is damaged ({error} in its metadata); move it away to make it again") from error
     return description
 

@@ -11,6 +11,7 @@ from pipeline.models.batch_norm import freeze_batch_norms
 from pipeline.models.config import ImageConfig, ModelConfig, Normalization, identity_normalization
 from pipeline.models.sources import build_network, is_published_name
 from pipeline.models.weights import load_weights
+from pipeline.runtime.device import is_out_of_memory
 
 
 class Classifier(nn.Module):
@@ -142,6 +143,8 @@ def try_image(classifier: Classifier, name: str, shape: tuple[int, int, int]) ->
         with torch.no_grad():
             return classifier.eval().all_logits(torch.zeros(1, *shape, device=classifier.device))
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise ValueError(f"{name} cannot read images of (C, H, W) = {shape}: {error}") from error
+        is_large = is_out_of_memory(error)
+        reason = "it does not fit the memory; choose a smaller network, or smaller images" if is_large else error
+        raise ValueError(f"{name} cannot read images of (C, H, W) = {shape}: {reason}") from error
     finally:
         classifier.train(was_training)

@@ -8,6 +8,7 @@ from torch import nn
 
 from pipeline.models.config import ImageConfig, ModelConfig, Normalization
 from pipeline.runtime.config import nearest
+from pipeline.runtime.device import is_out_of_memory
 from pipeline.runtime.python_source import load_python
 
 # How options of timm and torchvision start that load files or download. A weight file has options too, and none of
@@ -42,7 +43,7 @@ def published_name(config: ModelConfig) -> str:
 def build_network(config: ModelConfig, images: ImageConfig) -> tuple[nn.Module, Normalization | None]:
     """The network, and the (mean, std) that its published weights were trained with, or None.
 
-    Raises ValueError when the source, its options or its published weights are not available.
+    Raises ValueError when the source, its options or its published weights are not available, or the memory is full.
     """
     kind, _, name = config.source.partition(":")
     build = {"cifar10": _cifar10, "torchvision": _torchvision, "timm": _timm, "python": _python}[kind]
@@ -51,6 +52,12 @@ def build_network(config: ModelConfig, images: ImageConfig) -> tuple[nn.Module, 
     except (TypeError, NotImplementedError) as error:
         raise ValueError(
             f"{config.source} does not take options {config.options}: {error}; correct the options"
+        ) from error
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ValueError(
+            f"{config.source} with options {config.options} does not fit the memory; choose a smaller network"
         ) from error
     except urllib.error.URLError as error:
         raise ValueError(

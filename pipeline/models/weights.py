@@ -41,10 +41,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
-    while isinstance(content, Mapping) and (inner := [n for n in WRAPPINGS if isinstance(content.get(n), Mapping)]):
-        content = content[inner[0]]
-    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
+    for _ in WRAPPINGS:  # no deeper: a file can hold a mapping that contains itself
+        if isinstance(content, Mapping) and (inner := [n for n in WRAPPINGS if isinstance(content.get(n), Mapping)]):
+            content = content[inner[0]]
+    if not isinstance(content, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+    ):
         raise ValueError(f"weights: {path} holds no state dict (looked under {', '.join(WRAPPINGS)} too)")
+    for key, value in content.items():
+        if value.layout != torch.strided or value.is_nested or value.is_meta:
+            raise ValueError(f"weights: {path}: {key} is no dense tensor with values; save it as one")
     return dict(content)
 
 

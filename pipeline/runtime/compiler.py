@@ -13,7 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
-from pipeline.runtime.environment import cache_folder, compiler_name
+from pipeline.runtime.environment import cache_folder, compiler_name, name_user
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -39,6 +39,7 @@ def maybe_compile(
     and each call overwrites the results of the call before. The first call raises ValueError when the function cannot
     be compiled.
     """
+    name_user()  # before the imports, which ask for it
     if not enabled:
         return function
     import torch._dynamo.config as dynamo_config

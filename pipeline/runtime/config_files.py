@@ -20,20 +20,41 @@ MAX_VALUES = 1_000_000
 NO_SPACES = "; quote a value with spaces, and write it without them in SET of make: [1,2]"
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML's loader, but a key that is given twice is an error; PyYAML takes the last one."""
+class _Loader(yaml.SafeLoader):
+    """PyYAML's loader, but every error has a line, and equal keys are one; PyYAML takes the last of them."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         names = set()
         for key, _ in node.value:
-            name = str(key.value)
-            if name in names:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key must be text", problem_mark=key.start_mark)
+            if key.value in names:
                 raise yaml.MarkedYAMLError(
-                    problem=f"the key {name} is given twice; remove one of them", problem_mark=key.start_mark
+                    problem=f"the key {key.value} is given twice; remove one of them", problem_mark=key.start_mark
                 )
-            names.add(name)
+            names.add(key.value)
         return node
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)  # which repeats what is merged again and again
+        node.value = list({key.value: (key, value) for key, value in node.value}.values())
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        # of a value that is not of its tag's kind, or of a number with thousands of digits
+        except (ValueError, LookupError, AttributeError) as error:
+            raise yaml.MarkedYAMLError(
+                problem=f"a value is not of its kind ({error})", problem_mark=node.start_mark
+            ) from error
+
+
+# No key takes a date, and not all that look like one are.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def load_yaml(
@@ -86,7 +107,7 @@ def _stem(name: str) -> str:
 def _parse(text: bytes | str) -> Any:
     """The value of a YAML text; raises YAMLError, also for what is nested too deeply or too large with its aliases."""
     try:
-        value = yaml.load(text, _UniqueKeyLoader)
+        value = yaml.load(text, _Loader)
         _count(value, {})
     except RecursionError:
         raise yaml.YAMLError("it is nested too deeply, or contains itself") from None
@@ -94,8 +115,13 @@ def _parse(text: bytes | str) -> Any:
 
 
 def _count(value: Any, counts: dict[int, int]) -> int:
-    """The number of values in `value`, aliases counted as copies; `counts` has those of containers, by their id."""
+    """The number of values in `value`, aliases counted as copies; `counts` has those of containers, by their id.
+
+    Raises YAMLError for too many, and for a value that is none of a config, such as a set.
+    """
     if not isinstance(value, dict | list):
+        if value is not None and type(value) not in (str, int, float, bool):
+            raise yaml.YAMLError(f"{value!r} is no text, number, list or mapping")
         return 1
     if id(value) not in counts:
         counts[id(value)] = 1 + sum(_count(v, counts) for v in (value.values() if isinstance(value, dict) else value))

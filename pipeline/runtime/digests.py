@@ -9,6 +9,9 @@ from typing import Any
 DIGEST, LINE_DIGEST = "sha256", "crc32"
 # How the last line of a text file holds its digest, by the ending of the file's name.
 COMMENTS = {".md": "<!-- sha256 {} -->", ".html": "<!-- sha256 {} -->", ".yaml": "# sha256 {}"}
+# Far above the depth of our own files, and far below what functions that call themselves can follow.
+MAX_DEPTH = 100
+TOO_DEEP = "its values are nested too deeply"
 
 
 def seal(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -18,7 +21,7 @@ def seal(value: Mapping[str, Any]) -> dict[str, Any]:
 
 def unseal(content: bytes) -> dict[str, Any]:
     """The JSON object in the bytes of a file, without its digest; raises ValueError, saying why, unless it is whole."""
-    value = _parse_object(content)
+    value = parse_object(content)
     stated = value.pop(DIGEST, None)
     if stated is None:
         raise ValueError("it holds no digest; files of older versions have none")
@@ -35,7 +38,7 @@ def seal_line(value: Mapping[str, Any]) -> bytes:
 
 def unseal_line(line: bytes) -> dict[str, Any]:
     """The object in a line of `seal_line`, without its checksum; raises ValueError unless it is whole."""
-    value = _parse_object(line)
+    value = parse_object(line)
     if value.pop(LINE_DIGEST, None) != zlib.crc32(_canonical(value)):
         raise ValueError("its content does not have the checksum in it")
     return value
@@ -60,14 +63,25 @@ def find_fault(content: bytes, ending: str) -> str | None:
     return None if content[end:] == f"{comment}\n".encode() else "its last line is not the digest of all before it"
 
 
-def _parse_object(content: bytes) -> dict[str, Any]:
+def parse_object(content: bytes | str) -> dict[str, Any]:
+    """The JSON object in a text; raises ValueError when there is none, or when it is deeper than `MAX_DEPTH`."""
     try:
         value = json.loads(content)
     except RecursionError as error:
-        raise ValueError("its values are nested too deeply") from error
+        raise ValueError(TOO_DEEP) from error
     if not isinstance(value, dict):
         raise ValueError("it is no object")
+    if _is_deep(value):
+        raise ValueError(TOO_DEEP)
     return value
+
+
+def _is_deep(value: dict[str, Any]) -> bool:
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        inner = (item for outer in level for item in (outer.values() if isinstance(outer, dict) else outer))
+        level = [item for item in inner if isinstance(item, dict | list)]
+    return bool(level)
 
 
 def _digest(value: Mapping[str, Any]) -> str:

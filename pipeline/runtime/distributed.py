@@ -18,7 +18,13 @@ from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.runtime.environment import is_under_torchrun, named_device, named_num_threads, ranks_of_torchrun
+from pipeline.runtime.environment import (
+    is_under_torchrun,
+    name_user,
+    named_device,
+    named_num_threads,
+    ranks_of_torchrun,
+)
 from pipeline.runtime.hardware import is_cuda_usable, keep_freed_memory, unusable_driver
 from pipeline.runtime.threads import threads_per_process
 from pipeline.runtime.work_queue import WorkQueue
@@ -228,6 +234,7 @@ def _set_up_process(device: torch.device, local_size: int) -> None:
     if named_num_threads() is None:
         # PyTorch counts physical cores, but knows nothing of containers and of other ranks.
         torch.set_num_threads(threads_per_process(local_size))
+    name_user()  # an optimizer imports the compiler
     keep_freed_memory(local_size)
     if device.type == "cuda":
         torch.cuda.set_device(device)

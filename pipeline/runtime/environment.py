@@ -1,6 +1,8 @@
 """The environment of the process: the only module that reads or sets it. It needs no PyTorch."""
 
+import getpass
 import os
+import tempfile
 from pathlib import Path
 
 # The device that the user named.
@@ -10,6 +12,7 @@ LAUNCHER_REPORTS = "DREAMDISTILL_LAUNCHER_REPORTS"
 # Set by make: what it starts is to end when it is killed.
 ENDS_WITH_PARENT = "DREAMDISTILL_ENDS_WITH_PARENT"
 NUM_THREADS = "OMP_NUM_THREADS"
+USER = "USER"
 # How often torchrun has restarted its processes after one of them failed.
 RESTART_COUNT = "TORCHELASTIC_RESTART_COUNT"
 
@@ -81,7 +84,18 @@ def compiler_name() -> str:
 
 def cache_folder() -> Path:
     """The folder of this user's cache; what is in it can be computed again."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dreamdistill"
+    cache = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
+    if cache.startswith("~"):  # a container can have a user without a home
+        cache = f"{tempfile.gettempdir()}/cache-{os.getuid()}"
+    return Path(cache) / "dreamdistill"
+
+
+def name_user() -> None:
+    """Name the user by number where the system has no name for it, as in a container: PyTorch's compiler needs one."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ[USER] = str(os.getuid())
 
 
 def is_color_wanted() -> bool:

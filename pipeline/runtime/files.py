@@ -47,10 +47,9 @@ def atomic_file(path: Path, writer: str = "") -> Iterator[IO[bytes]]:
 
 
 def open_new(path: Path) -> IO[bytes]:
-    """Open a file for writing, in place of what has its name; a link is replaced, not followed."""
-    if path.is_symlink():
-        path.unlink()
-    return open(path, "wb")
+    """Open a file for writing, in place of what has its name; a link is not followed, a pipe not waited for."""
+    path.unlink(missing_ok=True)
+    return open(path, "xb")
 
 
 @contextmanager
@@ -119,6 +118,8 @@ def _fix(error: OSError) -> str:
         return "a file has the name of a folder: remove it, or set shards_dir / checkpoints_dir"
     if error.errno == errno.EROFS:
         return "its file system is read-only: write to another one (compare: --output), or work on a copy of the run"
+    if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+        return "its file system has no locks: mount it with them (Lustre: flock), or set shards_dir / checkpoints_dir"
     if error.errno in (errno.EACCES, errno.EPERM):
         return "check the permissions of the folder, or set shards_dir / checkpoints_dir"
     return error.strerror or str(error)
@@ -127,6 +128,13 @@ def _fix(error: OSError) -> str:
 def _remove_quietly(path: Path) -> None:
     with suppress(OSError):  # the error to report is the one that led here
         path.unlink()
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file if it exists; raises OSError with the fix."""
+    with explain_os_errors(path):
+        if os.path.lexists(path):  # on a read-only file system, removing what does not exist is an error, too
+            path.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
@@ -164,6 +172,12 @@ def _without_spaces(match: re.Match[str]) -> str:
 def is_whole(path: Path) -> bool:
     """Whether a file that `write_json` or `write_sealed_text` wrote exists and is not damaged."""
     return path.is_file() and find_fault(path.read_bytes(), path.suffix) is None
+
+
+def require_sealed(path: Path, ending: str | None = None) -> None:
+    """Raise ValueError unless such a file is whole; `ending` is that of its name if it has a temporary one."""
+    if fault := find_fault(path.read_bytes(), ending or path.suffix):
+        raise ValueError(f"{path} is damaged ({fault}); remove it and run the stage that writes it again")
 
 
 def read_json(path: Path, check: Callable[[Any], None] = check_object) -> dict[str, Any]:

@@ -30,8 +30,9 @@ FIX = "Set another `name`, or remove it (the command `clean` removes all outputs
 
 def fingerprint(identity: Mapping[str, Any]) -> str:
     """Sixteen hexadecimal digits that change with anything in `identity`."""
-    text = json.dumps(to_plain(identity), sort_keys=True, allow_nan=False, default=str)  # YAML can hold dates
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    text = json.dumps(to_plain(identity), allow_nan=False, default=str)  # Python's options can be anything
+    as_it_is_read = json.dumps(json.loads(text), sort_keys=True)  # whose keys are text
+    return hashlib.sha256(as_it_is_read.encode()).hexdigest()[:16]
 
 
 def differences(existing: Mapping[str, Any], current: Mapping[str, Any]) -> str:

@@ -39,4 +39,11 @@ def _check_type(value: Any, kinds: tuple[type, ...], key: str) -> None:
         names = " or ".join("null" if one is type(None) else one.__name__ for one in kinds)
         raise ValueError(f"{key or 'the whole'} is of type {kind.__name__}, not {names}")
     if kind in LIMITS and not abs(value) < LIMITS[kind]:
-        raise ValueError(f"{key} is {value:.3g}, no usable number")
+        raise ValueError(f"{key} is {_short(value)}, no usable number")
+
+
+def _short(number: float) -> str:
+    try:
+        return f"{number:.3g}"
+    except OverflowError:  # a whole number that no float holds
+        return "too large"

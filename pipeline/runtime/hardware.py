@@ -54,6 +54,12 @@ def free_memory_bytes(device: torch.device) -> int:
     return int(min(free, cgroups.free_memory_bytes()))
 
 
+def advice_on_address_limit() -> str:
+    """What to do about a limit of this process's memory, which `ulimit -v` sets; empty if there is none."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return "" if limit == resource.RLIM_INFINITY else f"raise the limit of {limit / 2**30:.2f} GiB (ulimit -v), or "
+
+
 def _lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 

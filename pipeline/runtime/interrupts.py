@@ -66,5 +66,7 @@ def delayed_interrupts() -> Iterator[Interrupt]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+    if interrupt.number == signal.SIGTERM and handlers.get(signal.SIGTERM) is raise_terminated:
+        raise_terminated(signal.SIGTERM, None)  # a second one does not act while the process ends either
     if interrupt.has_arrived:
         raise Terminated if interrupt.number == signal.SIGTERM else KeyboardInterrupt

@@ -1,10 +1,11 @@
 """Locks of folders that one process at a time works on."""
 
+import errno
 import fcntl
 import os
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO
 
@@ -19,37 +20,45 @@ def exclusive_lock(path: Path, wait_s: float = 0.0) -> Iterator[None]:
     """Hold `path` as a lock; raises ValueError when another process still holds it after `wait_s` seconds.
 
     A killed process releases its lock, that of a lost machine stays for a while on a network file system. At the end,
-    the lock and the folders that were made for it are removed if they hold nothing else.
+    the lock and the folders that were made for it are removed if they hold nothing else. On a read-only file system,
+    where no process can write, there is no lock.
     """
     folders = [folder for folder in path.parents if not folder.exists()]
-    gives_up_at = time.monotonic() + wait_s
-    while (file := _open_locked(path)) is None:
-        if time.monotonic() >= gives_up_at:
-            raise ValueError(
-                f"another process works on {path.parent}; wait for it or end it (it outlives a killed make by some "
-                "seconds), or set another `name`"
-            )
-        time.sleep(LOOK_EVERY_S)
-    with file:
+    with _wait_for_lock(path, wait_s):
         try:
             yield
         finally:
             _remove_if_alone(path, folders)
 
 
+def _wait_for_lock(path: Path, wait_s: float) -> AbstractContextManager[object]:
+    """The locked file `path`, or nothing on a read-only file system."""
+    gives_up_at = time.monotonic() + wait_s
+    try:
+        while (file := _open_locked(path)) is None:
+            if time.monotonic() >= gives_up_at:
+                raise ValueError(
+                    f"another process works on {path.parent}; wait for it or end it (it outlives a killed make by some "
+                    "seconds), or set another `name`"
+                )
+            time.sleep(LOOK_EVERY_S)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        return nullcontext()
+    return file
+
+
 def _open_locked(path: Path) -> IO[bytes] | None:
     """The locked file `path`; None if another process holds it."""
     make_folder(path.parent)
-    with explain_os_errors(path):
-        path.touch()
-    file = path.open("ab")  # network file systems lock only files that are open for writing
-    try:
+    with suppress(BlockingIOError, FileNotFoundError), ExitStack() as opened, explain_os_errors(path):
+        # Network file systems lock only files that are open for writing.
+        file = opened.enter_context(path.open("ab"))
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+        if os.path.samestat(os.fstat(file.fileno()), path.stat()):  # its holder has not removed it since it was opened
+            opened.pop_all()
             return file
-    except (BlockingIOError, FileNotFoundError):  # the latter if its holder has removed it since it was opened
-        pass
-    file.close()
     return None
 
 

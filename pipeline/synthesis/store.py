@@ -12,7 +12,7 @@ from pipeline.data.parts import FINGERPRINT, Sample, find_fault, list_parts, par
 from pipeline.data.shards import is_packed
 from pipeline.evaluation.scores import Scorers, score
 from pipeline.models.config import ImageConfig
-from pipeline.runtime.files import TEMPORARY_SUFFIX
+from pipeline.runtime.files import TEMPORARY_SUFFIX, remove_file
 from pipeline.runtime.fingerprint import versions
 from pipeline.runtime.object_store import ObjectStore
 from pipeline.runtime.threads import background_threads
@@ -79,12 +79,12 @@ def remove_damaged_parts(folder: Path, specs: Sequence[BatchSpec]) -> list[str]:
     if is_packed(folder):
         return []
     for leftover in list_parts(folder, TEMPORARY_SUFFIX):
-        leftover.unlink(missing_ok=True)
+        remove_file(leftover)
     existing, faults = set(list_parts(folder)), []
     for spec in specs:
         path = part_path(folder, spec.index)
         if path in existing and (fault := find_fault(path, spec.keys)):
-            path.unlink()
+            remove_file(path)
             faults.append(fault)
     return faults
 

@@ -19,7 +19,7 @@ def test_a_line_is_a_key_and_a_title(tmp_path):
 def test_a_file_that_does_not_fit_the_teacher_raises(tmp_path):
     path = tmp_path / "classes.txt"
     path.write_text("n1\nn2\nn1\n")
-    with pytest.raises(ConfigError, match=r"has 2 different names on 3 lines, images\.num_classes=3"):
+    with pytest.raises(ConfigError, match=r"2 different names on 3 lines, images\.num_classes=3 .*; correct the file"):
         read_class_names(path, 3)
     with pytest.raises(ConfigError, match=r"data\.class_names: there is no file .*nowhere"):
         read_class_names(tmp_path / "nowhere", 3)
@@ -33,9 +33,9 @@ def test_classes_are_labels_keys_or_titles_in_the_order_that_was_asked_for():
 @pytest.mark.parametrize(
     ("chosen", "names", "message"),
     [
-        ([0, 4], NAMES, r"classes: 4 is not in 0\.\.3"),
+        ([0, 4], NAMES, r"classes: 4 is not in 0\.\.3, the labels of images\.num_classes; correct or remove it"),
         ([0, -1], None, r"classes: -1 is not in 0\.\.3"),
-        ([0, "n5"], NAMES, r"'n5' is not in the file of data\.class_names"),
+        ([0, "n5"], NAMES, r"'n5' is not in the file of data\.class_names; give a name or title that it has"),
         ([0, "french horn"], NAMES, "did you mean French horn"),
         ([0, "crane"], NAMES, "'crane' is the title of several classes; use one of their names: n2, n4"),
         ([0, "n2"], None, "'n2' is a name, and no file names the classes; set data.class_names"),

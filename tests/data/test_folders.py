@@ -157,11 +157,20 @@ def test_a_subset_of_the_classes_raises_in_a_run_of_all(tmp_path):
 
 def test_classes_without_test_images_are_warned_of(tmp_path):
     data = some_classes(tmp_path, ["n05", "n02"])
-    with pytest.warns(UserWarning, match=r"holds no image of 1 of the `classes` of the run, which .* scored: n03$"):
+    with pytest.warns(UserWarning, match=r"^data\.test: .* no image of 1 of the .*scored \(n03\); add images"):
         images = load_images(data, "test", COLOR, classes=(5, 3, 2))
     assert sorted(set(images.labels.tolist())) == [0, 2]
-    with pytest.raises(ValueError, match=r"holds no image of the `classes` of the run: n03, n04$"):
+    with pytest.raises(ValueError, match=r"^data\.test: .* holds no image of the .*\(n03, n04\); name other"):
         load_images(data, "test", COLOR, classes=(3, 4))
+
+
+def test_an_empty_folder_is_a_class_without_images_in_a_run_of_some(tmp_path):
+    data = some_classes(tmp_path, ["n05", "n02"])
+    for name in ("n03", "n07"):
+        (tmp_path / "tree" / name).mkdir()
+    assert load_images(data, "test", COLOR, classes=(5, 2)).labels.tolist() == [1, 1, 0, 0]
+    with pytest.warns(UserWarning, match=r"scored \(n03\)"):
+        load_images(data, "test", COLOR, classes=(5, 3))
 
 
 def test_a_folder_of_no_known_class_raises_in_a_run_of_some(tmp_path):

@@ -8,6 +8,7 @@ from tiny_run import make_samples
 from pipeline.data.parts import (
     FINGERPRINT,
     find_fault,
+    find_whole,
     part_fingerprint,
     part_path,
     read_files,
@@ -57,6 +58,14 @@ def test_a_cut_is_noticed(part, num_bytes):
     part.write_bytes(part.read_bytes()[:num_bytes])
     assert f"{part} is damaged" in find_fault(part, KEYS)
     assert part_fingerprint(part) is None or num_bytes == 5000
+
+
+def test_a_cut_costs_only_the_images_behind_it(part):
+    end = max(offset + size for offset, size in read_members(part)[KEYS[1]].values())
+    for num_bytes, num_whole in ((end, 2), (end - 1, 1), (end - 600, 1)):
+        part.write_bytes(part.read_bytes()[:num_bytes])
+        assert list(find_whole(part, ["abc"])) == KEYS[:num_whole]
+        assert find_whole(part, ["abd"]) == {}
 
 
 def test_images_of_another_batch_are_noticed(part):

@@ -296,6 +296,13 @@ def test_damaged_state_raises_and_is_kept(make_classifier, train, tmp_path, dama
     assert path.read_bytes() == damaged
 
 
+@pytest.mark.parametrize("content", [[1], {"identity": "{}"}, {"identity": "{", "step": 1}, {"identity": 1, "step": 1}])
+def test_another_content_than_a_state_is_refused(tmp_path, content):
+    write_state(tmp_path / "s.pt", content)
+    with pytest.raises(ValueError, match=r"s\.pt holds something else than a state; remove it to train from the start"):
+        read_state(tmp_path / "s.pt")
+
+
 def test_a_state_that_holds_code_is_refused(tmp_path):
     content = pickle.dumps(print, protocol=2)  # that of torch.save
     (tmp_path / "s.state").write_bytes(digest_line(content) + content)

@@ -15,6 +15,7 @@ from pipeline.doctor import cost, machine
 from pipeline.doctor.examination import Examination
 from pipeline.doctor.examine import CHECKS, examine
 from pipeline.doctor.findings import Finding
+from pipeline.doctor.images import check_test_images
 from pipeline.doctor.outputs import check_object_store
 from pipeline.models.config import ImageConfig, ModelConfig
 from pipeline.models.sources import build_network
@@ -355,6 +356,16 @@ def test_class_names_that_do_not_fit(tmp_path):
     (tmp_path / "names.txt").write_text("a\nb\nc\n")
     lines = problems_of(tiny_config(tmp_path, data__class_names=str(tmp_path / "names.txt")))
     assert any("3 different names on 3 lines, images.num_classes=10 needs as many of each" in line for line in lines)
+
+
+def test_a_class_without_test_images(tmp_path):
+    """The warning of the run is shown as it is."""
+    test = write_npz(tmp_path / "x.npz", IMAGES, np.arange(40) % 3)
+    config = tiny_config(tmp_path, data__test=test, classes=[0, 1, 5])
+    findings = list(check_test_images(Examination(config=config, context=DistributedContext())))
+    assert [finding.status for finding in findings] == ["warning", "ok"]
+    assert findings[0].text.startswith(f"data.test: {test} holds no image of 1 of the `classes`")
+    assert findings[0].text.endswith("which cannot be scored (5); add images of them, or shorten `classes`")
 
 
 def test_normalization_of_other_pixels_for_a_teacher_to_train(tmp_path):

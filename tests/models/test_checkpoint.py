@@ -133,6 +133,24 @@ def test_identity_changes_with_the_code_of_a_users_network(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"depth": 3}, "unknown key images.depth"),
+        ({"height": 0}, "images.height: 0"),
+        ({"width": "wide"}, "images.width"),
+    ],
+)
+def test_a_shape_that_is_none_of_images_is_named(tmp_path, change, fault):
+    path = tmp_path / "x.safetensors"
+    save_classifier(path, build_classifier(MODEL, IMAGES), MODEL, IMAGES, {})
+    description = read_description(path)
+    metadata = {METADATA_KEY: json.dumps({**description, "images": description["images"] | change})}
+    path.write_bytes(with_digest(safetensors.torch.save(read_weights(path), metadata)))
+    with pytest.raises(ValueError, match=rf"^{path} is damaged \(.*{fault}.* in its metadata\); move it away"):
+        read_description(path)
+
+
+@pytest.mark.parametrize(
     ("source", "name"), [("torchvision:resnet50", "IMAGENET1K_V2"), ("timm:resnet18", "resnet18.a1_in1k")]
 )
 def test_identity_has_the_name_behind_an_alias(source, name):
@@ -149,7 +167,12 @@ def test_identity_of_a_missing_file_raises_with_the_key(tmp_path):
 
 @pytest.mark.parametrize(
     ("metadata", "fault"),
-    [("{", "Expecting property name"), ("[]", "type list"), ("{}", "source is missing"), ("[" * 100_000, "recursion")],
+    [
+        ("{", "Expecting property name"),
+        ("[]", "no object"),
+        ("{}", "source is missing"),
+        ("[" * 100_000, "nested too deeply"),
+    ],
 )
 def test_metadata_that_no_run_has_written_is_named(tmp_path, metadata, fault):
     path = tmp_path / "x.safetensors"

@@ -55,6 +55,12 @@ def test_every_source_maps_images_to_logits(user_file, source, options, channels
     assert all(p.requires_grad for p in classifier.parameters())
 
 
+@pytest.mark.parametrize("width", [10**15, 10**18])
+def test_network_that_no_memory_holds_is_named(width):
+    with pytest.raises(ValueError, match=f"^cifar10:resnet8 with options .*{width}.* does not fit the memory; choose"):
+        build_network(ModelConfig(source="cifar10:resnet8", options={"width": width}), IMAGES)
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [

@@ -122,6 +122,28 @@ def test_file_without_tensors_raises(tmp_path):
         read_weights(tmp_path / "x.pt")
 
 
+def test_a_mapping_that_contains_itself_raises(tmp_path):
+    content = {}
+    content["model"] = content
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"x\.pt holds no state dict"):
+        read_weights(tmp_path / "x.pt")
+
+
+def test_keys_that_are_no_names_raise(tmp_path):
+    torch.save({0: torch.zeros(1)}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"x\.pt holds no state dict"):
+        read_weights(tmp_path / "x.pt")
+
+
+@pytest.mark.filterwarnings("ignore:Sparse", "ignore:TypedStorage")
+@pytest.mark.parametrize("tensor", [torch.zeros(2, 2).to_sparse(), torch.zeros(2, 2, device="meta")])
+def test_tensors_that_hold_no_values_raise(tmp_path, tensor):
+    torch.save({"weight": tensor}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"x\.pt: weight is no dense tensor with values"):
+        read_weights(tmp_path / "x.pt")
+
+
 class MakesFolder:
     """Unpickling it makes a folder."""
 

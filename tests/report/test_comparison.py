@@ -17,6 +17,7 @@ from pipeline.report.comparison import (
 from pipeline.report.summary import read_summary
 from pipeline.run import load_run
 from pipeline.runtime.files import read_json, write_json
+from pipeline.runtime.fingerprint import fingerprint
 from stages import distill, evaluate
 from stages.command_line import run
 
@@ -58,7 +59,9 @@ def keep_six(shards):
     """Mark a set by a number of images of its own: that of its first shard."""
 
     def shorten(manifest):
-        manifest.update(num_images=6, shards=manifest["shards"][:1])
+        identity = manifest["identity"]
+        identity["synthesis"]["num_images"] = 6
+        manifest.update(num_images=6, shards=manifest["shards"][:1], fingerprint=fingerprint(identity))
 
     change_json(shards / "0/manifest.json", shorten)
 

@@ -102,6 +102,10 @@ def test_file_without_a_mapping_raises(tmp_path):
         ("x: \x01", "special characters are not allowed, position 3"),
         ("x: " + "[" * 5000 + "]" * 5000, "it is nested too deeply, or contains itself"),
         ("x: &x [*x]", "it is nested too deeply, or contains itself"),
+        ("x: 1\ny: !!int a", "line 2: a value is not of its kind (invalid literal for int() with base 10: 'a')"),
+        ("x: 1\ny: !!bool a", "line 2: a value is not of its kind ('a')"),
+        ("x: !!set {y}", "{'y'} is no text, number, list or mapping"),
+        ("[1]: 2", "line 1: a key must be text"),
         (ALIAS_BOMB, "it holds more than 1,000,000 values, aliases counted as copies"),
     ],
 )
@@ -110,6 +114,21 @@ def test_invalid_yaml_raises_with_file_and_line(tmp_path, text, problem):
     with pytest.raises(ConfigError) as error:
         load_yaml(path)
     assert str(error.value) == f"{path} is not valid YAML: {problem}"
+
+
+def test_a_date_is_text(tmp_path):
+    assert load_yaml(write(tmp_path, a="x: 2020-01-31\ny: 2020-13-45")) == {"x": "2020-01-31", "y": "2020-13-45"}
+
+
+def test_a_number_of_thousands_of_digits_raises_with_file_and_line(tmp_path):
+    path = write(tmp_path, a="x: " + "9" * 5000)
+    with pytest.raises(ConfigError, match=rf"^{path} is not valid YAML: line 1: a value is not of its kind"):
+        load_yaml(path)
+
+
+def test_what_is_merged_again_and_again_counts_once(tmp_path):
+    merges = "".join(f"x{i}: &x{i} {{<<: [{', '.join([f'*x{i - 1}'] * 10)}]}}\n" for i in range(1, 31))
+    assert load_yaml(write(tmp_path, a="x0: &x0 {y: 1}\n" + merges))["x30"] == {"y": 1}
 
 
 def test_key_can_override_one_that_it_merges(tmp_path):

@@ -52,6 +52,7 @@ def test_each_flipped_bit_of_an_object_is_noticed_or_harmless():
         (b'{"a": 1}', "it holds no digest; files of older versions have none"),
         (b'{"a": 1, "sha256": "0"}', "its content does not have the digest in it"),
         (b"[" * 100_000, "its values are nested too deeply"),
+        (b'{"a": ' + b"[" * 500 + b"]" * 500 + b"}", "its values are nested too deeply"),
         (b"\xff", "codec can"),
     ],
 )

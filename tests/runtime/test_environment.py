@@ -1,15 +1,19 @@
 """The environment of the process: torchrun's variables, the device, the threads."""
 
+import getpass
 import os
+from pathlib import Path
 
 import pytest
 
 from pipeline.runtime import environment
 from pipeline.runtime.environment import (
+    cache_folder,
     is_rank_zero,
     is_under_torchrun,
     launcher_reports_errors,
     name_device,
+    name_user,
     named_device,
     named_num_threads,
     prepare_launch,
@@ -58,3 +62,17 @@ def test_named_device_replaces_that_of_the_variable(variables):
     variables[environment.DEVICE] = "cuda"
     name_device("cuda:1")
     assert named_device() == "cuda:1"
+
+
+def test_user_without_a_name_and_a_home_has_both(variables, monkeypatch):
+    def fail(uid):
+        raise KeyError(uid)
+
+    name_user()
+    assert "USER" not in variables
+    monkeypatch.setattr("pwd.getpwuid", fail)
+    name_user()
+    assert getpass.getuser() == str(os.getuid())
+    assert cache_folder().is_absolute()
+    variables["XDG_CACHE_HOME"] = "/cache"
+    assert cache_folder() == Path("/cache/dreamdistill")

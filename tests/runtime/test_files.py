@@ -9,11 +9,11 @@ from pipeline.runtime.files import (
     atomic_file,
     atomic_folder,
     read_json,
+    remove_file,
     temporary_path,
     write_json,
     write_text,
 )
-from pipeline.runtime.locks import exclusive_lock
 
 
 @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt, SystemExit])
@@ -57,6 +57,14 @@ def test_a_link_under_the_temporary_name_is_not_followed(tmp_path):
     write_text(path, "new")
     assert (path.read_text(), other.read_text()) == ("new", "of somebody else")
     assert not path.is_symlink()
+
+
+def test_a_pipe_under_the_temporary_name_is_not_waited_for(tmp_path):
+    path = tmp_path / "x.bin"
+    os.mkfifo(temporary_path(path))
+    with atomic_file(path) as file:
+        file.write(b"new")
+    assert path.read_bytes() == b"new"
 
 
 def test_temporary_file_of_a_killed_process_is_overwritten(tmp_path):
@@ -159,26 +167,21 @@ def test_folder_without_write_permission_raises(tmp_path, monkeypatch):
         write_text(path, "new")
 
 
-def test_lock_that_stays_alone_is_removed_with_its_folders(tmp_path):
-    (tmp_path / "existing").mkdir()
-    with pytest.raises(RuntimeError), exclusive_lock(tmp_path / "existing/new/run/.lock"):
-        raise RuntimeError
-    assert list(tmp_path.rglob("*")) == [tmp_path / "existing"]
+def test_file_that_cannot_be_removed_is_named_with_the_fix(tmp_path, monkeypatch):
+    path = tmp_path / "result.txt"
+    path.symlink_to("nowhere")
+    remove_file(path)
+    remove_file(path)
+    assert list(tmp_path.iterdir()) == []
 
+    def refuse(path, **options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
-def test_lock_beside_an_output_stays(tmp_path):
-    with exclusive_lock(tmp_path / "run/.lock"):
-        (tmp_path / "run/output").touch()
-    assert {path.name for path in tmp_path.rglob("*")} == {"run", "output", ".lock"}
-    with exclusive_lock(tmp_path / "run/.lock"):
-        pass
-
-
-def test_lock_that_its_holder_removes_meanwhile_raises(tmp_path, monkeypatch):
-    path = tmp_path / "run/.lock"
-    monkeypatch.setattr("fcntl.flock", lambda file, operation: path.unlink())
-    with pytest.raises(ValueError, match=f"another process works on {tmp_path / 'run'}"), exclusive_lock(path):
-        pytest.fail("a second process could lock another file of this name")
+    monkeypatch.setattr("pathlib.Path.unlink", refuse)
+    remove_file(path)
+    path.touch()
+    with pytest.raises(OSError, match=f"cannot write {path}: its file system is read-only"):
+        remove_file(path)
 
 
 def test_json_of_nan_raises(tmp_path):

@@ -21,6 +21,7 @@ def test_data_of_the_form_passes():
         ({"top1": float("inf")}, "top1 is inf, no usable number"),
         ({"counts": [[1], [2.0]]}, "counts.1.0 is of type float, not int"),
         ({"counts": [[2**63]]}, "counts.0.0 is 9.22e+18, no usable number"),
+        ({"counts": [[10**400]]}, "counts.0.0 is too large, no usable number"),
         ({"counts": 3}, "counts is of type int, not list"),
         ({"shares": ["0.5"]}, "shares.0 is of type str, not float or null"),
         ({"inner": {}}, "inner.on is missing"),

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from contextlib import nullcontext
 
 import pytest
 
@@ -77,10 +78,11 @@ def test_lost_rank_is_no_error_after_an_interrupt(is_interrupted, error):
         raise ConnectionError("another rank is lost")
 
 
-def test_sigterm_raises_once():
+@pytest.mark.parametrize("block", [nullcontext, delayed_interrupts])
+def test_sigterm_raises_once(block):
     former = signal.signal(signal.SIGTERM, raise_terminated)
     try:
-        with pytest.raises(Terminated):
+        with pytest.raises(Terminated), block():
             signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
     finally:

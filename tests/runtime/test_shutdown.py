@@ -23,6 +23,21 @@ try:
 except Terminated:
     print("raised")
 """
+# The signal arrives in a destructor, whose errors Python prints and drops.
+DROPPED = """
+class Deleted:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+        print("not interrupted")
+
+shutdown.EXIT_WITHIN_S = 30
+try:
+    Deleted()
+    time.sleep(60)
+except Terminated:
+    print("raised")
+"""
 # The signal arrives in one long operation, after which alone Python would handle it.
 STUCK = """
 threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
@@ -39,9 +54,9 @@ time.sleep(60)
 # The parent ends as if it were killed; its child, which has its standard output, does not.
 ORPHAN = """
 if "child" not in sys.argv:
-    subprocess.Popen([*sys.orig_argv, "child"])
-    time.sleep(1)
+    subprocess.Popen([*sys.orig_argv, "child"], stderr=subprocess.PIPE).stderr.readline()
     os.kill(os.getpid(), signal.SIGKILL)
+print("ready", file=sys.stderr, flush=True)
 try:
     time.sleep(60)
 except Terminated:
@@ -56,6 +71,7 @@ def run(body: str) -> tuple[int, str, float]:
         [sys.executable, "-c", START + body],
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         timeout=50,
         check=False,
@@ -66,6 +82,12 @@ def run(body: str) -> tuple[int, str, float]:
 def test_sigterm_raises_in_the_main_thread():
     code, output, _ = run(RAISED)
     assert (code, output) == (0, "raised\n")
+
+
+def test_sigterm_that_python_drops_arrives_again_in_silence():
+    code, output, elapsed_s = run(DROPPED)
+    assert (code, output) == (0, "raised\n")
+    assert elapsed_s < 30
 
 
 def test_main_thread_that_does_not_end_is_ended():

@@ -1,5 +1,6 @@
 """`make clean`: it removes the outputs of one run or round, names them, and shows them first if asked to."""
 
+import errno
 import warnings
 
 import pytest
@@ -48,6 +49,17 @@ def test_a_run_that_another_process_works_on_stays(monkeypatch, finished, tmp_pa
         assert run(["clean", "--config", str(path)]) == 2
     assert "another process works on" in capsys.readouterr().err
     assert {name: digest for name, digest in digests(tmp_path).items() if name in before} == before
+
+
+def test_an_output_that_cannot_be_removed_is_named(monkeypatch, finished, tmp_path, capsys):
+    def refuse(path):
+        raise OSError(errno.EROFS, "Read-only file system", "manifest.json")
+
+    path = copy_run(finished, tmp_path)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # the command replaces it
+    monkeypatch.setattr("shutil.rmtree", refuse)
+    assert run(["clean", "--config", str(path)]) == 2
+    assert capsys.readouterr().err == f"error: cannot remove {tmp_path}/shards/tiny: Read-only file system\n"
 
 
 @pytest.mark.parametrize("num_processes", ["1", "2"])

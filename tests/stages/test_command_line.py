@@ -210,3 +210,16 @@ def test_a_reader_that_stops_is_no_error():
     script = f"{sys.executable} -m stages help synthesis | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere ulimit -v limits nothing")
+def test_memory_too_small_for_pytorch_is_one_line():
+    command = [
+        "bash",
+        "-c",
+        'ulimit -v 131072; exec "$0" -m stages doctor --config configs/digits.yaml',
+        sys.executable,
+    ]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: the memory is too small to load PyTorch \(.*\); raise the limit .*\n", done.stderr)

@@ -191,7 +191,9 @@ def test_a_training_continues_on_another_machine(machine, finished, tmp_path, mo
 
 def test_a_state_of_another_training_stays_as_it_is(machine, tmp_path, error_of):
     for seed, folder in enumerate(("first", "store")):
-        write_state(tmp_path / folder / "checkpoints/tiny/student-0.state", {"identity": f'{{"seed": {seed}}}'})
+        write_state(
+            tmp_path / folder / "checkpoints/tiny/student-0.state", {"identity": f'{{"seed": {seed}}}', "step": 1}
+        )
     assert "student-0.state is of another configuration" in error_of(distill, machine("first"))
 
 

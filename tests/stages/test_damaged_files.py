@@ -11,7 +11,7 @@ from tiny_run import copy_run, digests, remove_manifest, run_command, with_weigh
 from pipeline.data.shards import CONFIG_FILE
 from pipeline.run import load_run
 from pipeline.runtime import files
-from stages import distill, evaluate, quality, report, synthesize, teacher, verify
+from stages import chain, distill, evaluate, quality, report, synthesize, teacher, verify
 
 
 def alter(path: Path, at: int = 700) -> None:
@@ -47,6 +47,15 @@ def test_damaged_shard_stops_distill_and_verify(error_of, finished, tmp_path, da
     assert "run the stage `synthesize` again, which makes damaged images anew" in message
     assert config.student_path(0).exists() == has_student
     assert f"{tar} " in error_of(verify, path)
+
+
+def test_a_shard_that_is_not_in_the_manifest_stops_distill_until_it_is_removed(error_of, finished, tmp_path):
+    path = copy_run(finished, tmp_path)
+    config = load_run(path)
+    tar = config.round_folder(0) / "train" / "0003-00009.tar"
+    tar.touch()
+    config.student_path(0).unlink()
+    assert error_of(distill, path) == f"error: {tar} is not in the manifest; remove it\n"
 
 
 def test_each_stage_names_the_stage_that_is_missing_before_it(error_of, finished, tmp_path):
@@ -183,16 +192,25 @@ def test_full_disk_for_the_metrics_raises(error_of, tmp_path, teacher_weights):
     assert f"cannot write {metrics}: the disk or quota is full: free space" in error_of(synthesize, path)
 
 
-def test_a_report_that_is_up_to_date_is_not_written_again(error_of, finished, tmp_path, monkeypatch, capsys):
-    def open_new(path: Path):
+def test_a_finished_run_on_a_read_only_disk_is_only_read(error_of, finished, tmp_path, monkeypatch, capsys):
+    open_file = Path.open
+
+    def refuse(path: Path, **options):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    def open_to_read(path: Path, mode="r", *arguments, **options):
+        return refuse(path) if {*mode} & {*"wax+"} else open_file(path, mode, *arguments, **options)
 
     path = copy_run(finished, tmp_path)
     page = load_run(path).checkpoints / "report.html"
     assert run_command(monkeypatch, report.main, path) == 0
-    monkeypatch.setattr(files, "open_new", open_new)
-    for stage in (evaluate, report, verify):
-        assert run_command(monkeypatch, stage.main, path) == 0
-    assert f"report: {page} is up to date\n" in capsys.readouterr().out
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "open_new", refuse)
+        patched.setattr(Path, "open", open_to_read)
+        patched.setattr(Path, "unlink", refuse)
+        for stage in (chain, evaluate, report, verify):
+            assert run_command(monkeypatch, stage.main, path) == 0
+    assert capsys.readouterr().out.count(f"report: {page} is up to date\n") == 2
     page.write_text("an older one")
+    monkeypatch.setattr(files, "open_new", refuse)
     assert error_of(report, path).startswith(f"error: cannot write {page}: its file system is read-only: write to ")

@@ -18,6 +18,7 @@ from pipeline.models.checkpoint import read_description
 from pipeline.run import RunConfig, load_run
 from pipeline.runtime.distributed import DistributedContext
 from pipeline.runtime.files import write_json
+from pipeline.runtime.fingerprint import fingerprint
 from pipeline.session import open_session
 from stages import chain, distill, estimate, evaluate, report, synthesize, verify
 
@@ -72,6 +73,16 @@ def test_chain_learns_from_a_set_and_makes_none(finished, config_with, tmp_path,
     assert f"verify: {finished / SET / 'train'}, 10 whole files" in capsys.readouterr().out
 
 
+def test_a_damaged_set_is_named_with_what_to_do_about_it(finished, config_with, tmp_path, error_of):
+    folder, path = tmp_path / "moved", config_with(tmp_path / "moved")
+    shutil.copytree(finished / SET, folder)
+    (folder / "train/0003-00000.tar").unlink()
+    assert error_of(verify, path).endswith(
+        f"{folder / 'train/0003-00000.tar'} is missing; run the stage `synthesize` of the run that made it, or remove "
+        f"{folder} and make or fetch it again\n"
+    )
+
+
 def test_rounds_of_the_config_do_not_count(finished, config_with):
     config = load_run(config_with(finished / SET, synthesis__rounds=2, synthesis__batch_size=15, distill__steps=1))
     run_in_process(chain.main, config)
@@ -124,7 +135,7 @@ def changed(folder: Path, target: Path, **values) -> Path:
     """A copy of a set whose manifest has other values."""
     shutil.copytree(folder, target)
     manifest = read_manifest(target) | values
-    write_json(target / "manifest.json", manifest)
+    write_json(target / "manifest.json", manifest | {"fingerprint": fingerprint(manifest["identity"])})
     return target
 
 

@@ -42,6 +42,13 @@ def test_full_memory_is_one_line_with_the_fix(error_of, tmp_path, allocate):
     assert message.count("\n") == 1
 
 
+def test_full_memory_under_a_limit_names_it(error_of, tmp_path, monkeypatch):
+    monkeypatch.setattr("resource.getrlimit", lambda kind: (2**30, 2**30))
+    stage = SimpleNamespace(main=lambda session, round_index: bytearray(2**60))
+    message = error_of(stage, write_config(tmp_path))
+    assert "the memory is full; raise the limit of 1.00 GiB (ulimit -v), or lower batch_size" in message
+
+
 def test_another_error_of_pytorch_keeps_its_trace(tmp_path, monkeypatch):
     def fail(session, round_index):
         raise RuntimeError("a fault of the program")

@@ -2,12 +2,16 @@
 
 import random
 import shutil
+import struct
+import zlib
 
 import pytest
+from PIL import Image
 from tiny_run import copy_run, remove_manifest, run_command, run_in_process, write_config
 
 from pipeline.data.damage import find_damage
-from pipeline.data.shards import MANIFEST, MANIFEST_COPY, read_manifest
+from pipeline.data.shards import IDENTITY_FILE, MANIFEST, MANIFEST_COPY, read_manifest
+from pipeline.identity import synthesis_identity
 from pipeline.integrity.run import check_run
 from pipeline.run import load_run
 from pipeline.runtime.files import read_json, write_json
@@ -100,13 +104,18 @@ def test_a_damaged_file_is_an_error_that_names_all(run, error_of):
 
 def test_files_of_others_are_told_and_no_error(run, monkeypatch, capsys):
     config = load_run(run)
-    for path in (config.checkpoints / "notes.txt", config.shards / "backup/0.tar", config.round_folder(0) / "a.csv"):
+    folders = (config.checkpoints, config.shards / "backup", config.round_folder(0))
+    for path in (folder / name for folder in folders for name in ("1.txt", "2.tar")):
         path.parent.mkdir(exist_ok=True)
         path.touch()
     (config.checkpoints / "student-0.safetensors.tmp").touch()
     assert run_command(monkeypatch, verify.main, run) == 0
     output = capsys.readouterr().out
-    assert output.count("is no output of this run, so it is not checked") == 3
+    assert [line for line in output.splitlines() if "1.txt" in line] == [
+        f"verify: {folder / '1.txt'} is no output of this run, so it is not checked (and 1 more in its folder)"
+        for folder in reversed(folders)
+    ]
+    assert "2.tar" not in output
     assert ".tmp" not in output
 
 
@@ -146,10 +155,53 @@ def test_a_manifest_that_was_written_again_with_other_facts_is_damaged(run):
             write_json(folder / name, whole)
 
     whole = read_manifest(folder)
+
+    def remove_a_shard(manifest):
+        manifest["num_images"] -= manifest["shards"].pop()["count"]
+
     assert_named(lambda manifest: manifest["identity"].update(seed=5))
+    assert_named(lambda manifest: manifest.update(image_format="webp"))
+    assert_named(remove_a_shard)
     assert_named(lambda manifest: manifest["shards"][0]["keys"].reverse())
     assert_named(lambda manifest: manifest["shards"][0]["offsets"].reverse())
     assert find_damage(folder) == []
+
+
+def test_whole_files_of_another_set_are_damaged_and_written_again(run, monkeypatch):
+    folder = load_run(run).round_folder(0)
+    whole = (folder / MANIFEST_COPY).read_bytes()
+    for name in (MANIFEST_COPY, IDENTITY_FILE):
+        write_json(folder / name, read_json(folder / name) | {"device": "another"})
+    assert set(states_of(run, "damaged")) == {folder / MANIFEST_COPY, folder / IDENTITY_FILE}
+    assert run_command(monkeypatch, synthesize.main, run) == 0
+    assert states_of(run, "damaged") == {}
+    assert (folder / MANIFEST_COPY).read_bytes() == whole
+
+
+def test_a_student_in_place_of_the_teacher_is_not_of_the_run(run):
+    config = load_run(run)
+    shutil.copy(config.student_path(0), config.trained_teacher_path)
+    assert config.trained_teacher_path in states_of(run, "foreign")
+
+
+def test_a_picture_of_too_many_pixels_is_damaged(run):
+    path = load_run(run).checkpoints / "preview.png"
+    Image.new("1", (1, 1)).save(path)
+    content = bytearray(path.read_bytes())
+    content[16:24] = struct.pack(">II", 30_000, 30_000)  # the size in the header, and its checksum
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    path.write_bytes(content)
+    assert "900000000 pixels" in states_of(run, "damaged")[path]
+
+
+def test_an_exported_network_without_its_facts_is_damaged(run):
+    folder = load_run(run).checkpoints / "export"
+    folder.mkdir()
+    network, facts = folder / "student.onnx", folder / "export.json"
+    network.write_bytes(b"x")
+    assert f"{facts} is missing" in states_of(run, "damaged")[network]
+    write_json(facts, {"files": {}})
+    assert f"{facts} is damaged (files.student.onnx is missing)" in states_of(run, "damaged")[network]
 
 
 def test_an_evaluation_that_was_written_again_without_its_config_is_damaged(run):
@@ -173,6 +225,11 @@ def test_parts_are_checked(finished, tmp_path, teacher_weights, error_of, fill_d
     assert parts[2].with_name("000009.tar") in states_of(path, "foreign")
     other = write_config(tmp_path, synthesis__inversion__lr=0.5)
     assert parts[0] in states_of(other, "foreign")
+    assert "was made with another configuration (synthesis.inversion.lr" in error_of(synthesize, other)
+    write_json(config.round_folder(0) / IDENTITY_FILE, synthesis_identity(load_run(other), 0))
+    assert f"{parts[0]} is of another configuration than identity.json beside it states; remove it" in error_of(
+        synthesize, other
+    )
 
 
 def test_nothing_to_verify_is_an_error(tmp_path, error_of):
