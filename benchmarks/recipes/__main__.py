@@ -78,7 +78,7 @@ def _folders(config: RunConfig, recipe: str, seed: int) -> list[str]:
     """Overrides for folders of its own; runs of one round with the same images share their folder."""
     images = {key: value for key, value in to_plain(config).items() if key not in AFTER_SYNTHESIS}
     digest = hashlib.sha256(json.dumps(images, default=str).encode()).hexdigest()[:12]
-    name = digest if config.synthesis.rounds == 1 else f"{recipe}-{seed}"
+    name = f"images-{digest}" if config.synthesis.rounds == 1 else f"{recipe}-{seed}"
     return [f"name={name}", "shards_dir=shards/recipes", f"checkpoints_dir=checkpoints/recipes/{recipe}"]
 
 
