@@ -9,6 +9,7 @@ from pipeline.data.codec import EXTENSIONS, MAX_PIXELS, PILLOW_MODES
 from pipeline.runtime.digests import unseal
 from pipeline.runtime.fingerprint import fingerprint
 from pipeline.runtime.form import Form, check_form
+from pipeline.runtime.ranges import even_range
 
 FORMAT = 2  # since 2, a manifest has a digest, and so has each image
 SPLIT = "train"
@@ -116,8 +117,8 @@ def _planned_images(manifest: Mapping[str, Any]) -> int | None:
         return None
     is_growth = synthesis.get("grown_from") and not manifest.get("grown_from")
     total = synthesis["num_images"] - (synthesis["grown_from"][-1] if is_growth else 0)
-    planned: int = total * (index + 1) // rounds - total * index // rounds  # see `even_ranges`
-    return planned
+    planned = even_range(total, rounds, index)
+    return planned.stop - planned.start
 
 
 def _shard_faults(entry: Mapping[str, Any], num_classes: int, name: str) -> Iterator[str]:

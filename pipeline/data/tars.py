@@ -31,8 +31,9 @@ def list_damaged_tar(path: Path) -> list[tarfile.TarInfo]:
     """The members of a tar whose headers are whole and that are not cut, whatever else in it is damaged."""
     members: list[tarfile.TarInfo] = []
     with suppress(tarfile.TarError, ValueError, OSError), tarfile.open(path, "r:", ignore_zeros=True) as tar:
+        num_bytes = path.stat().st_size
         for member in members_of(tar):
-            if member.offset_data + member.size <= path.stat().st_size:
+            if member.offset_data + member.size <= num_bytes:
                 members.append(member)
     return members
 

@@ -8,7 +8,12 @@ Item = TypeVar("Item")
 
 def even_ranges(total: int, parts: int) -> list[range]:
     """`range(total)` cut into `parts` consecutive ranges whose lengths differ by at most one."""
-    return [range(total * i // parts, total * (i + 1) // parts) for i in range(parts)]
+    return [even_range(total, parts, index) for index in range(parts)]
+
+
+def even_range(total: int, parts: int, index: int) -> range:
+    """The range of this index among `even_ranges(total, parts)`."""
+    return range(total * index // parts, total * (index + 1) // parts)
 
 
 def batch_ranges(total: int, batch_size: int) -> list[range]:
