@@ -10,12 +10,16 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from pipeline.runtime.device import is_out_of_memory
+
 ImageFormat = Literal["png", "webp", "jpeg"]
 # Extensions of file names; readers choose their decoder by them.
 EXTENSIONS: dict[str, str] = {"png": "png", "webp": "webp", "jpeg": "jpg"}
 PILLOW_MODES = {1: "L", 3: "RGB"}
 # The most pixels of an image, from which on Pillow suspects a decompression bomb; as RGB they take 256 MiB.
 MAX_PIXELS = 2**28 // 3
+# Of torchvision, whose codecs are a library of their own, loaded at the first image.
+NO_CODECS = "Couldn't load the image extension"
 
 
 class ImageError(ValueError):
@@ -59,7 +63,7 @@ def encode_image(image: Tensor, image_format: ImageFormat, jpeg_quality: int = 9
 def decode_image(data: bytes, channels: int, name: str) -> Tensor:
     """uint8 (channels, H, W) of a file that `encode_image` wrote; raises ImageError for other files.
 
-    The result is channels-last. torchvision reads fewer formats than Pillow, in three quarters of its time.
+    Raises OSError when torchvision cannot load its codecs. The result is channels-last. torchvision reads fewer formats than Pillow, in three quarters of its time.
     """
     from torchvision.io import ImageReadMode
     from torchvision.io import decode_image as decode
@@ -68,6 +72,11 @@ def decode_image(data: bytes, channels: int, name: str) -> Tensor:
     try:
         pixels: Tensor = decode(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode)
     except (RuntimeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        if NO_CODECS in str(error):
+            fix = "give the process more memory, or install torchvision again"
+            raise OSError(f"torchvision cannot load its image codecs: {fix}") from error
         raise ImageError(name, error) from error
     return pixels[:channels]
 

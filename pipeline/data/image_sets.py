@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 
 from pipeline.data.class_names import ClassNames, listed, read_class_names
+from pipeline.data.damage import find_damage
 from pipeline.data.folders import FolderImages, FolderOptions, open_folder, open_tar
+from pipeline.data.given_sets import given_fix
 from pipeline.data.npz import read_npz
+from pipeline.data.parts import ShardError
 from pipeline.data.shard_set import ShardSet
 from pipeline.data.shards import read_manifest
 from pipeline.models.config import ImageConfig
@@ -154,9 +157,17 @@ def _open(data: DataConfig, split: Split, images: ImageConfig, *, is_subset: boo
     elif kind == "tar":
         image_set = open_tar(Path(name), images, _folder_options(data, images, is_subset))
     else:
-        image_set = ShardSet([Path(name)])
-        image_set.labels = torch.tensor(read_manifest(Path(name))["classes"])[image_set.labels]
+        image_set = _open_shards(Path(name))
     _check_fit(image_set, source, images)
+    return image_set
+
+
+def _open_shards(folder: Path) -> ShardSet:
+    """The images of a complete set with the labels of its teacher; raises ShardError when a shard is damaged."""
+    if damage := find_damage(folder, given_fix(folder)):
+        raise ShardError(damage[0])
+    image_set = ShardSet(folder)
+    image_set.labels = torch.tensor(read_manifest(folder)["classes"])[image_set.labels]
     return image_set
 
 

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
-from pipeline.data.given_sets import given_fix
-from pipeline.data.shards import is_packed
-from pipeline.integrity.files import FileState
+from pipeline.data.given_sets import given_fix, read_given
+from pipeline.data.remote import is_remote
+from pipeline.data.shards import MANIFEST, is_packed
+from pipeline.integrity.files import FileState, state_of
 from pipeline.integrity.images import check_complete_set, check_round
 from pipeline.integrity.outputs import check_outputs
 from pipeline.run import RunConfig
@@ -23,9 +24,8 @@ def check_run(config: RunConfig, rounds: range | None = None) -> Iterator[FileSt
         for round_index in rounds:
             yield from check_round(config, round_index)
         return
-    if config.distill.shards:
-        for folder in filter(is_packed, config.image_folders(0)):
-            yield from check_complete_set(folder, fix=given_fix(folder))
+    for name in config.distill.shards:
+        yield from _check_given(name, config.given_folder(name))
     checked = [state for r in range(config.synthesis.rounds) for state in check_round(config, r)]
     checked += check_outputs(config)
     yield from checked
@@ -36,6 +36,14 @@ def check_run(config: RunConfig, rounds: range | None = None) -> Iterator[FileSt
             first, *rest = group  # one line for a folder: unpacked images are many
             note = f"{first} is no output of this run, so it is not checked"
             yield FileState(first, "foreign", f"{note} (and {len(rest)} more in its folder)" if rest else note)
+
+
+def _check_given(name: str, folder: Path) -> Iterator[FileState]:
+    """The state of the files of a set that the run was given; a fetched one is missing until `distill` begins."""
+    if is_packed(folder):
+        yield from check_complete_set(folder, fix=given_fix(folder))
+    elif not is_remote(name):
+        yield state_of(folder / MANIFEST, lambda _: read_given(name, folder))
 
 
 def _is_passing(path: Path, folder: Path) -> bool:

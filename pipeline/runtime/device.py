@@ -4,8 +4,13 @@ import torch
 from torch import Tensor
 
 # On the CPU, PyTorch's allocator names itself; oneDNN gives no reason, which is memory for its code or its buffers. The
-# last is of a tensor with more bytes than 64 bits count.
-OUT_OF_MEMORY_TEXTS = ("DefaultCPUAllocator", "could not create a primitive", "Storage size calculation overflowed")
+# third is of a tensor with more bytes than 64 bits count; the last is Python's, which has no memory for a stack.
+OUT_OF_MEMORY_TEXTS = (
+    "DefaultCPUAllocator",
+    "could not create a primitive",
+    "Storage size calculation overflowed",
+    "can't start new thread",
+)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

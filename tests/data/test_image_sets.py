@@ -1,6 +1,7 @@
 """Real images as npz files, scikit-learn's digits and shards; their labels, shapes and identities."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +164,17 @@ def test_shards_of_wrong_shape_or_without_manifest_raise(packed_round, tmp_path)
     (tmp_path / MANIFEST).write_text("{}")
     with pytest.raises(ShardError, match=str(tmp_path)):
         load_images(DataConfig(test=f"shards:{tmp_path}"), "test", COLOR)
+
+
+def test_altered_shards_are_no_image_source(packed_round, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(packed_round[0], folder)
+    shard = next((folder / "train").glob("*.tar"))
+    content = bytearray(shard.read_bytes())
+    content[700] ^= 1  # the size stays
+    shard.write_bytes(content)
+    with pytest.raises(ShardError, match=rf"{shard} was altered: its SHA-256 is not the manifest's; .* {folder}"):
+        load_images(DataConfig(test=f"shards:{folder}"), "test", COLOR)
 
 
 @pytest.mark.skipif("DREAMDISTILL_DATA" not in os.environ, reason="DREAMDISTILL_DATA names no folder of real images")

@@ -83,6 +83,11 @@ def test_a_damaged_set_is_named_with_what_to_do_about_it(finished, config_with, 
     )
 
 
+def test_verify_names_a_set_that_is_not_there(config_with, tmp_path, error_of):
+    message = error_of(verify, config_with(tmp_path / "moved"))
+    assert f"distill.shards: {tmp_path / 'moved'} holds no manifest.json; name the folder of a complete set" in message
+
+
 def test_rounds_of_the_config_do_not_count(finished, config_with):
     config = load_run(config_with(finished / SET, synthesis__rounds=2, synthesis__batch_size=15, distill__steps=1))
     run_in_process(chain.main, config)

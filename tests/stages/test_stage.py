@@ -34,7 +34,14 @@ def test_interrupt_says_how_to_continue(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == "interrupted; run the same command again to continue\n"
 
 
-@pytest.mark.parametrize("allocate", [lambda: torch.empty(2**50), lambda: bytearray(2**60), lambda: np.empty(2**55)])
+def start_a_thread_without_memory():
+    raise RuntimeError("can't start new thread")
+
+
+@pytest.mark.parametrize(
+    "allocate",
+    [lambda: torch.empty(2**50), lambda: bytearray(2**60), lambda: np.empty(2**55), start_a_thread_without_memory],
+)
 def test_full_memory_is_one_line_with_the_fix(error_of, tmp_path, allocate):
     stage = SimpleNamespace(main=lambda session, round_index: allocate())
     message = error_of(stage, write_config(tmp_path))
