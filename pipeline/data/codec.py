@@ -63,7 +63,8 @@ def encode_image(image: Tensor, image_format: ImageFormat, jpeg_quality: int = 9
 def decode_image(data: bytes, channels: int, name: str) -> Tensor:
     """uint8 (channels, H, W) of a file that `encode_image` wrote; raises ImageError for other files.
 
-    Raises OSError when torchvision cannot load its codecs. The result is channels-last. torchvision reads fewer formats than Pillow, in three quarters of its time.
+    Raises OSError when torchvision cannot load its codecs. The result is channels-last. torchvision reads fewer formats
+    than Pillow, in three quarters of its time.
     """
     from torchvision.io import ImageReadMode
     from torchvision.io import decode_image as decode
