@@ -7,7 +7,7 @@ import sys
 import sysconfig
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -136,11 +136,8 @@ def _set_clock_back() -> None:
 def _without_home(work: Work, user: int | None) -> Outcome:
     """A run without variables of the environment that tell a home, in an interpreter of its own."""
     work.clear()
-    work.run.mkdir()
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": sysconfig.get_path("purelib")}
     environment |= {"DREAMDISTILL_DEVICE": "cpu", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", **ANY_OWNER}
-    if user is not None:
-        os.chown(work.run, user, user)
     run = partial(
         subprocess.run,
         cwd=REPOSITORY, env=environment, user=user, group=user, extra_groups=None if user is None else [],
@@ -148,8 +145,13 @@ def _without_home(work: Work, user: int | None) -> Outcome:
     )  # fmt: skip
     problems = {python: _why_unusable(python, run) for python in PYTHONS}
     if usable := [python for python, problem in problems.items() if problem is None]:
-        done = run([usable[0], "-m", "stages", *work.words("run")])
-        return _then_without(work, Ended(done.returncode, done.stdout))
+        words = [usable[0], "-m", "stages", *work.words("run")]
+        expected = None if usable[0] == sys.executable else _made_by(words, work, environment)
+        work.run.mkdir()
+        if user is not None:
+            os.chown(work.run, user, user)
+        done = run(words)
+        return _then_without(work, Ended(done.returncode, done.stdout), expected)
     return Outcome(SKIPPED, "; ".join(f"{python}: {problem}" for python, problem in problems.items()))
 
 
@@ -162,13 +164,21 @@ def _why_unusable(python: str, run: Callable[..., "subprocess.CompletedProcess[s
     return tried.stdout.strip().rpartition("\n")[2] if tried.returncode else None
 
 
-def _then_without(work: Work, ended: Ended) -> Outcome:
+def _made_by(words: Sequence[str], work: Work, environment: Mapping[str, str]) -> dict[str, str]:
+    """What another interpreter makes without a fault: manifests state the version of Python."""
+    subprocess.run(words, cwd=REPOSITORY, env={**os.environ, **environment}, capture_output=True, check=True)
+    expected = outputs(work.run)
+    work.clear()
+    return expected
+
+
+def _then_without(work: Work, ended: Ended, expected: dict[str, str] | None = None) -> Outcome:
     """What came of a command with a fault, and of the same command when the fault is gone."""
     if ended.crash:
         return Outcome(FAILED, ended.crash)
     resumed = work.do()
     if resumed.code != 0:
         return Outcome(FAILED, f"does not resume: {resumed.output[-300:]}")
-    if problem := difference(outputs(work.run), work.reference()):
+    if problem := difference(outputs(work.run), expected or work.reference()):
         return Outcome(FAILED, problem)
     return Outcome(REPAIRED if ended.code else NO_EFFECT, (ended.errors or [""])[0])
