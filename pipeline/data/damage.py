@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.codec import EXTENSIONS
+from pipeline.data.codec import EXTENSIONS, ImageError, read_size
 from pipeline.data.manifest import SPLIT
 from pipeline.data.parts import REMAKE, ShardError
 from pipeline.data.shards import GROWTH, is_packed, read_manifest, shard_entry
@@ -28,8 +28,7 @@ def find_damage(folder: Path, fix: str = REMAKE) -> list[str]:
 
 def damaged_shards(folder: Path, manifest: Mapping[str, Any]) -> dict[str, str]:
     """What is wrong with each shard, by its file, that is missing or differs from the manifest; reads every shard."""
-    extension = EXTENSIONS[manifest["image_format"]]
-    problems = {entry["file"]: _shard_problem(folder / entry["file"], entry, extension) for entry in manifest["shards"]}
+    problems = {entry["file"]: _shard_problem(folder / entry["file"], entry, manifest) for entry in manifest["shards"]}
     return {file: problem for file, problem in problems.items() if problem}
 
 
@@ -41,16 +40,31 @@ def unlisted_shards(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     return sorted({f"{SPLIT}/{path.name}" for path in (folder / SPLIT).glob("*.tar")} - listed)
 
 
-def _shard_problem(path: Path, entry: Mapping[str, Any], extension: str) -> str | None:
+def _shard_problem(path: Path, entry: Mapping[str, Any], manifest: Mapping[str, Any]) -> str | None:
     if problem := _size_problem(path, entry["bytes"]):
         return problem
     if sha256_of(path) != entry["sha256"]:
         return f"{path} was altered: its SHA-256 is not the manifest's"
     try:
-        is_as_stated = shard_entry(path, entry["class"], extension) == entry
+        is_as_stated = shard_entry(path, entry["class"], EXTENSIONS[manifest["image_format"]]) == entry
     except ShardError:
         is_as_stated = False
-    return None if is_as_stated else f"{path} does not hold the images that the manifest states"
+    if not is_as_stated or not _has_stated_sizes(path, entry, tuple(manifest["shape"][1:])):
+        return f"{path} does not hold the images that the manifest states"
+    return None
+
+
+def _has_stated_sizes(path: Path, entry: Mapping[str, Any], size: tuple[int, int]) -> bool:
+    """Whether the header of each image states (H, W): decoding a larger one could take all memory."""
+    try:
+        with open(path, "rb") as file:
+            for offset, num_bytes in zip(entry["offsets"], entry["sizes"], strict=True):
+                file.seek(offset)
+                if read_size(file.read(num_bytes), path.name) != size:
+                    return False
+    except ImageError:
+        return False
+    return True
 
 
 def _size_problem(path: Path, expected: int) -> str | None:

@@ -240,6 +240,16 @@ def test_find_damage_names_the_shard(packed, damage, name, complaint):
     assert complaint in problem
 
 
+@pytest.mark.parametrize("image_format", EXTENSIONS)
+def test_find_damage_names_images_of_another_size(tmp_path, image_format):
+    write_parts(tmp_path, image_format=image_format)
+    facts = make_facts(num_classes=NUM_CLASSES, image_format=image_format)
+    pack(tmp_path, (0, 1, 2), IDENTITY, {**facts, "shape": [1, 8, 4]})
+    problems = find_damage(tmp_path)
+    assert len(problems) == NUM_CLASSES
+    assert "0000-00000.tar does not hold the images that the manifest states" in problems[0]
+
+
 def test_members_have_the_extension_of_the_format(tmp_path):
     for image_format, extension in EXTENSIONS.items():
         samples, _ = make_samples([4], image_format=image_format, first_image=17)
