@@ -151,7 +151,8 @@ def lock_run(config: RunConfig) -> Iterator[None]:
 
 def run_command(arguments: Namespace) -> str:
     """The command that repeats the run."""
-    return shlex.join(["dreamdistill", "run", "--config", arguments.config, *arguments.overrides])
+    processes = ["--processes", str(arguments.processes)] if arguments.processes > 1 else []
+    return shlex.join(["dreamdistill", "run", "--config", arguments.config, *arguments.overrides, *processes])
 
 
 def read_config(arguments: Namespace) -> RunConfig:

@@ -1,6 +1,7 @@
 """What of a run the report reads: whatever exists, of this identity alone."""
 
 import shutil
+from argparse import Namespace
 
 import pytest
 from pages import Page
@@ -28,7 +29,7 @@ from pipeline.runtime.config import ConfigError
 from pipeline.runtime.distributed import DistributedContext
 from pipeline.runtime.files import read_json
 from pipeline.runtime.fingerprint import source_version, versions
-from stages import distill, evaluate, report, synthesize
+from stages import distill, evaluate, report, stage, synthesize
 
 SETS = "Each set of images with its mean scores, and the student"
 
@@ -178,6 +179,11 @@ def test_report_states_the_command_that_repeats_the_run(finished, tmp_path, monk
     assert (
         f"dreamdistill run --config {config_yaml}" in run_report(load_run(path)).texts["code"]
     )  # not started by a command
+
+
+def test_command_that_repeats_a_run_of_several_processes_starts_as_many():
+    arguments = Namespace(config="a b.yaml", overrides=["seed=1"], processes=2)
+    assert stage.run_command(arguments) == "dreamdistill run --config 'a b.yaml' seed=1 --processes 2"
 
 
 def test_many_images_are_sampled_from_every_class(finished, monkeypatch):
