@@ -1,11 +1,13 @@
 """SIGKILL at random moments, and before every file operation, of a run of two rounds that is then continued."""
 
 import random
+import re
 import signal
 import time
 from argparse import Namespace
 from collections.abc import Iterator
 from functools import partial
+from itertools import takewhile
 
 from benchmarks.faults.child import Ended
 from benchmarks.faults.operations import watch_operations
@@ -13,6 +15,9 @@ from benchmarks.faults.trials import FAILED, Outcome, Trial
 from benchmarks.faults.work import Work, difference, outputs
 
 SURVIVED = "same bytes"
+# Operations on pictures that are drawn if there is time, and all others.
+LIVE = r"(preview|evolution-\d+)\.png"
+OTHERS = rf"^(?!.*{LIVE})"
 
 
 def kill_moments(work: Work, options: Namespace) -> Iterator[Trial]:
@@ -51,20 +56,26 @@ def _kill_after(work: Work, moment_s: float) -> Outcome:
 
 
 def kill_operations(work: Work, options: Namespace) -> Iterator[Trial]:
-    """Each trial is a run that is killed before one file operation; every `--every`-th operation is tried."""
+    """Each trial is a run that is killed before one file operation; every `--every`-th operation is tried.
+
+    Of the pictures that a run draws if it has the time, those of the first round are tried, which no run leaves out.
+    """
     expected = work.reference()
     work.clear()
     assert work.do(faults=[partial(watch_operations, work.run, work.operations)]).code == 0
     assert outputs(work.run) == expected
     operations = work.operations.read_text().splitlines()
-    for i in range(options.seed % options.every, len(operations), options.every):
-        name = operations[i].split()[0]
-        yield Trial(f"operation {i} of {len(operations)}", name, partial(_kill_before, work, i))
+    first_round = takewhile(lambda line: "grid-0" not in line, operations)
+    for kind, pattern, lines in (("", OTHERS, operations), ("picture ", LIVE, first_round)):
+        names = [line.split()[0] for line in lines if re.search(pattern, line)]
+        for i in range(options.seed % options.every, len(names), options.every):
+            name = f"{kind}operation {i} of {len(names)}"
+            yield Trial(name, names[i], partial(_kill_before, work, i, pattern))
 
 
-def _kill_before(work: Work, index: int) -> Outcome:
+def _kill_before(work: Work, index: int, pattern: str) -> Outcome:
     work.clear()
-    ended = work.do(faults=[partial(watch_operations, work.run, work.operations, index)])
+    ended = work.do(faults=[partial(watch_operations, work.run, work.operations, index, pattern)])
     if ended.code != -signal.SIGKILL:
         return Outcome(FAILED, f"the run was not killed: {ended.code} {ended.output[-300:]}")
     return _continue(work, work.operations.read_text().splitlines()[-1])
