@@ -18,6 +18,8 @@ SURVIVED = "same bytes"
 # Operations on pictures that are drawn if there is time, and all others.
 LIVE = r"(preview|evolution-\d+)\.png"
 OTHERS = rf"^(?!.*{LIVE})"
+# Their folder is changed with them, so a run can still have fewer operations than the first: then it is tried again.
+NUM_TRIES = 5
 
 
 def kill_moments(work: Work, options: Namespace) -> Iterator[Trial]:
@@ -74,11 +76,12 @@ def kill_operations(work: Work, options: Namespace) -> Iterator[Trial]:
 
 
 def _kill_before(work: Work, index: int, pattern: str) -> Outcome:
-    work.clear()
-    ended = work.do(faults=[partial(watch_operations, work.run, work.operations, index, pattern)])
-    if ended.code != -signal.SIGKILL:
-        return Outcome(FAILED, f"the run was not killed: {ended.code} {ended.output[-300:]}")
-    return _continue(work, work.operations.read_text().splitlines()[-1])
+    for _ in range(NUM_TRIES):
+        work.clear()
+        ended = work.do(faults=[partial(watch_operations, work.run, work.operations, index, pattern)])
+        if ended.code == -signal.SIGKILL:
+            return _continue(work, work.operations.read_text().splitlines()[-1])
+    return Outcome(FAILED, f"the run was not killed: {ended.code} {ended.output[-300:]}")
 
 
 def _continue(work: Work, detail: str) -> Outcome:

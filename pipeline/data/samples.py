@@ -25,7 +25,8 @@ def read_metadata(path: Path, max_samples: int) -> Iterator[tuple[str, dict[str,
     with _explain_damage(path), tarfile.open(path, "r:") as tar:
         files = ((member, tar.extractfile(member)) for member in members_of(tar) if member.name.endswith(".json"))
         for member, file in islice(files, max_samples):
-            assert file
+            if file is None:
+                raise tarfile.ReadError(f"{member.name} is no file")
             metadata = parse_object(file.read())
             _check_scores(metadata)
             yield member.name.partition(".")[0], metadata

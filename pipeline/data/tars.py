@@ -1,5 +1,6 @@
 """Uncompressed tars: their members, if they are whole up to the mark of their end."""
 
+import os
 import tarfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -31,16 +32,19 @@ def list_damaged_tar(path: Path) -> list[tarfile.TarInfo]:
     """The members of a tar whose headers are whole and that are not cut, whatever else in it is damaged."""
     members: list[tarfile.TarInfo] = []
     with suppress(tarfile.TarError, ValueError, OSError), tarfile.open(path, "r:", ignore_zeros=True) as tar:
-        num_bytes = path.stat().st_size
         for member in members_of(tar):
-            if member.offset_data + member.size <= num_bytes:
-                members.append(member)
+            members.append(member)
     return members
 
 
 def members_of(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The members of an open tar; raises tarfile.ReadError for a negative size, which would lead back for ever."""
+    """The members of an open tar of a file.
+
+    Raises tarfile.ReadError for a negative size, which would lead back for ever, and for one that goes beyond the end
+    of the file, which could take all memory.
+    """
+    num_bytes = os.stat(str(tar.name)).st_size
     for member in tar:
-        if member.size < 0:
-            raise tarfile.ReadError(f"{member.name} has the size {member.size}")
+        if member.size < 0 or member.offset_data + member.size > num_bytes:
+            raise tarfile.ReadError(f"{member.name} has the size {member.size}, the file {num_bytes}")
         yield member

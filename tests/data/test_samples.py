@@ -1,5 +1,7 @@
 """The first samples of a shard, and what is said of a damaged one."""
 
+import tarfile
+
 import pytest
 from tiny_run import make_samples
 
@@ -32,3 +34,15 @@ def test_a_damaged_tar_is_named_with_the_fix(tar, num_bytes):
 def test_a_missing_tar_is_named(tmp_path):
     with pytest.raises(ShardError, match=r"none\.tar is damaged"):
         read_samples(tmp_path / "none.tar", 0, "png", 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_bytes", "reason"),
+    [(tarfile.REGTYPE, 2**40, "has the size"), (tarfile.DIRTYPE, 0, r"a\.json is no file")],
+)
+def test_a_header_that_states_what_is_not_there_is_damage(tmp_path, kind, num_bytes, reason):
+    member, path = tarfile.TarInfo("a.json"), tmp_path / "x.tar"
+    member.type, member.size = kind, num_bytes
+    path.write_bytes(member.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    with pytest.raises(ShardError, match=reason):
+        list(read_metadata(path, 1))
