@@ -15,7 +15,7 @@ from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from pipeline.report.curves import Curve, Values
 
@@ -31,6 +31,8 @@ WIDTH_IN, HEIGHT_IN = 5.0, 2.6
 LOG_RATIO = 30.0
 # Least distance of two labels at the ends of lines, as a share of the height.
 LABEL_SHARE = 0.09
+# Intervals of an axis of steps, so few that labels of millions stay apart.
+MAX_STEP_INTERVALS = 5
 HISTOGRAM_BINS = 20
 MAX_LABEL_CHARACTERS = 24
 STYLE: dict[Any, Any] = {  # matplotlib's own type lists every key of its version
@@ -103,6 +105,8 @@ def line_chart(name: str, curves: Sequence[Curve], x_label: str, description: st
             axes.plot(curve.steps, curve.smooth, color=color, linewidth=1.6, linestyle=dashes, marker=marker)
             labels.append((curve.smooth[-1], sign + (_short(curve.label) or f"{curve.smooth[-1]:.3g}"), color))
         axes.set_xlabel(x_label)
+        axes.xaxis.set_major_locator(MaxNLocator(MAX_STEP_INTERVALS, integer=True))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.margins(x=0)
         _label_ends(axes, labels)
 
