@@ -111,7 +111,7 @@ def _values_of_key(key: str, value: str) -> list[str]:
         kind, colon, path = value.partition(":")
         if not colon:
             return _starting_with(value, (f"{known}:" for known in KINDS_OF_KEYS[name]))
-        return [f"{kind}:{found}" for found in _paths(path, PATH_KINDS[kind])] if kind in PATH_KINDS else []
+        return [f"{kind}:{file}" for file in _paths(path, PATH_KINDS[kind])] if kind in PATH_KINDS else []
     return _starting_with(value, choices_at(key))
 
 

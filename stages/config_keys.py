@@ -91,7 +91,8 @@ def describe_key(dotted: str) -> str:
     by_key = {join(place, key.name): key for section in sections for place in section.places for key in section.keys}
     name = ".".join("N" if part.isdigit() else part for part in dotted.split("."))
     if name not in at_place and name not in by_key:
-        raise UsageError(f"{dotted} is neither a command nor a config key{nearest(name, [*at_place, *by_key])}")
+        fix = nearest(name, [*at_place, *by_key]) or "; `help` lists the commands, and `help run` the keys"
+        raise UsageError(f"{dotted} is neither a command nor a config key{fix}")
     parts = [_full(name, by_key[name])] if name in by_key else []
     if section := at_place.get(name):
         parts += [fill(section.summary, _width()), *(_full(join(name, key.name), key) for key in section.keys)]

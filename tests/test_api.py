@@ -288,6 +288,11 @@ def test_distillation_of_what_does_not_fit_raises(teacher, packed_round):
         evaluate(TinyClassifier(3, 4), teacher, (pixels.byte(), labels), seed=1)
 
 
+def test_a_folder_in_place_of_a_student_is_named(tmp_path):
+    with pytest.raises(ValueError, match="is a folder; name a file in it, such as student-0"):
+        load_student(tmp_path)
+
+
 def test_student_loads_without_its_architecture(finished):
     student = load_student(finished / "checkpoints" / "tiny" / "student-0.safetensors")
     assert not student.training

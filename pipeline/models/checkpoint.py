@@ -62,7 +62,9 @@ def _tensor_bytes(network: nn.Module, metadata: dict[str, str] | None = None) ->
 
 
 def read_description(path: Path) -> dict[str, Any]:
-    """The metadata that `save_classifier` wrote; raises ValueError for any other file, and for a damaged one."""
+    """The metadata that `save_classifier` wrote; raises ValueError for any other path, or a damaged file."""
+    if path.is_dir():  # of which safetensors says that there is no such device
+        raise ValueError(f"{path} is a folder; name a file in it, such as student-0.safetensors")
     try:
         with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}

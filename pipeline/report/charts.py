@@ -15,7 +15,7 @@ from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from pipeline.report.curves import Curve, Values
 
@@ -29,10 +29,10 @@ VARIABLES = {SOFT: "--soft", LINE: "--line"} | {color: f"--series-{i}" for i, co
 WIDTH_IN, HEIGHT_IN = 5.0, 2.6
 # Above this ratio of the largest to the smallest value, a linear axis would hide the smaller values.
 LOG_RATIO = 30.0
-# Parts of an axis of steps between two numbers: as many numbers of six digits stand side by side.
-MAX_TICK_PARTS = 5
 # Least distance of two labels at the ends of lines, as a share of the height.
 LABEL_SHARE = 0.09
+# Intervals of an axis of steps, so few that labels of millions stay apart.
+MAX_STEP_INTERVALS = 5
 HISTOGRAM_BINS = 20
 MAX_LABEL_CHARACTERS = 24
 STYLE: dict[Any, Any] = {  # matplotlib's own type lists every key of its version
@@ -105,7 +105,8 @@ def line_chart(name: str, curves: Sequence[Curve], x_label: str, description: st
             axes.plot(curve.steps, curve.smooth, color=color, linewidth=1.6, linestyle=dashes, marker=marker)
             labels.append((curve.smooth[-1], sign + (_short(curve.label) or f"{curve.smooth[-1]:.3g}"), color))
         axes.set_xlabel(x_label)
-        axes.xaxis.set_major_locator(MaxNLocator(MAX_TICK_PARTS, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(MAX_STEP_INTERVALS, integer=True))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.margins(x=0)
         _label_ends(axes, labels)
 

@@ -22,14 +22,18 @@ def percent(share: float | None) -> str:
 
 
 def headline(evaluation: Mapping[str, Any]) -> str:
-    """What the student reaches beside its teacher: accuracy, size, speed."""
+    """What the student reaches beside its teacher: accuracy, size, and speed.
+
+    Of as many parameters, which are nearly always those of the same architecture, a speed would be chance.
+    """
     student, teacher = evaluation["student"], evaluation["teacher"]
     speedup = teacher["forward_ms"] / student["forward_ms"]
     speed = "as fast" if abs(speedup - 1) < TIMING_TOLERANCE else _times(speedup, "faster", "slower")
+    shown_speed = "" if student["parameters"] == teacher["parameters"] else f", {speed}"
     return (
         f"The student classifies {percent(student['top1'])} of {evaluation['num_images']:,} real images correctly, its "
         f"teacher {percent(teacher['top1'])}: an accuracy retention of {percent(evaluation['accuracy_retention'])}, "
-        f"with {_size_in_words(student['parameters'], teacher['parameters'])} parameters, {speed}."
+        f"with {_size_in_words(student['parameters'], teacher['parameters'])} parameters{shown_speed}."
     )
 
 
