@@ -20,8 +20,9 @@ def main(session: Session, round_index: int | None = None) -> None:
     round_index = student_round(config, round_index)
     identity = evaluation_identity(config, round_index)
     path = config.evaluation_path(round_index)
-    is_current = is_whole(path) and read_json(path).get("fingerprint") == fingerprint(identity)
-    if is_current:  # a damaged one is made again, which costs seconds
+    table = path.with_suffix(".csv")
+    is_complete = is_whole(path) and table.exists()
+    if is_complete and read_json(path).get("fingerprint") == fingerprint(identity):  # else made again, in seconds
         print(f"evaluate: {path} is up to date; {printable(read_json(path, check_evaluation)['line'])}")
         return
     images = load_images(config.data, "test", config.images, config.class_labels)
@@ -32,7 +33,7 @@ def main(session: Session, round_index: int | None = None) -> None:
         num_steps = config.distill_steps(round_index).stop
         recorder.log(report.num_images - 1, report.row(), sink_step=num_steps)
     session.sinks.figures(report.row())
-    write_text(path.with_suffix(".csv"), evaluation_csv(config.name, round_index, report))
+    write_text(table, evaluation_csv(config.name, round_index, report))
     head = {"round": round_index, "fingerprint": fingerprint(identity), "identity": identity}
     facts = {"class_titles": config.class_titles, **vars(report), "line": report.line()}
     facts |= {"device": device_name(session.context.device), "versions": versions(), "config": to_plain(config)}

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.codec import EXTENSIONS, ImageError, read_size
+from pipeline.data.codec import EXTENSIONS, ImageError, open_with_pillow
 from pipeline.data.manifest import SPLIT
 from pipeline.data.parts import REMAKE, ShardError
 from pipeline.data.shards import GROWTH, is_packed, read_manifest, shard_entry
@@ -49,19 +49,25 @@ def _shard_problem(path: Path, entry: Mapping[str, Any], manifest: Mapping[str, 
         is_as_stated = shard_entry(path, entry["class"], EXTENSIONS[manifest["image_format"]]) == entry
     except ShardError:
         is_as_stated = False
-    if not is_as_stated or not _has_stated_sizes(path, entry, tuple(manifest["shape"][1:])):
+    if not is_as_stated or not _has_stated_headers(path, entry, manifest):
         return f"{path} does not hold the images that the manifest states"
     return None
 
 
-def _has_stated_sizes(path: Path, entry: Mapping[str, Any], size: tuple[int, int]) -> bool:
-    """Whether the header of each image states (H, W): decoding a larger one could take all memory."""
+def _has_stated_headers(path: Path, entry: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
+    """Whether the header of each image has the format and the size of the set.
+
+    Decoding a larger image, or a GIF of many frames, could take all memory.
+    """
+    _, height, width = manifest["shape"]
+    stated = manifest["image_format"].upper(), (width, height)
     try:
         with open(path, "rb") as file:
             for offset, num_bytes in zip(entry["offsets"], entry["sizes"], strict=True):
                 file.seek(offset)
-                if read_size(file.read(num_bytes), path.name) != size:
-                    return False
+                with open_with_pillow(file.read(num_bytes), path.name) as image:
+                    if (image.format, image.size) != stated:
+                        return False
     except ImageError:
         return False
     return True

@@ -73,13 +73,23 @@ def _require_rows_of_evaluation(path: Path) -> None:
         evaluation = read_json(source, _check_rows)
         text = evaluation_csv(evaluation["config"]["name"], evaluation["round"], EvalReport.of(evaluation))
         if path.read_bytes() != text.encode():
-            raise ValueError(f"{path} is damaged: it has not the figures of {source}; remove both and evaluate again")
+            raise ValueError(f"{path} is damaged: it has not the figures of {source}; remove it and evaluate again")
 
 
 def _check_rows(evaluation: Any) -> None:
     """Raise ValueError unless an evaluation states what its table holds."""
     check_evaluation(evaluation)
     check_form(evaluation, {"round": int, "config": {"name": str}})
+
+
+def _export_facts(config: RunConfig, path: Path, match: re.Match[str]) -> FileState:
+    return state_of(path, _require_stated_files)
+
+
+def _require_stated_files(path: Path) -> None:
+    stated = read_json(path, partial(check_form, form={"files": {}}))["files"]
+    if missing := [other for name in stated if not (other := path.parent / name).exists()]:
+        raise ValueError(f"{missing[0]} is missing, which {path} states; run the stage `export` again")
 
 
 def _exported(config: RunConfig, path: Path, match: re.Match[str]) -> FileState:
@@ -115,7 +125,8 @@ CHECKS: dict[str, Check] = {
     r"(teacher|student-(?P<round>\d+))\.state": _state,
     r"eval-(?P<round>\d+)\.json": _evaluation,
     r"eval-\d+\.csv": _table,
-    r"(teacher|estimate|quality-\w+|export/export)\.json": _with(require_sealed),
+    r"(teacher|estimate|quality-\w+)\.json": _with(require_sealed),
+    r"export/export\.json": _export_facts,
     r"(report\.html|export/README\.md)": _with(require_sealed),
     r"export/student\.\w+": _exported,
     r"metrics(\.\d+)?\.jsonl": _with(require_whole_lines),

@@ -250,6 +250,21 @@ def test_find_damage_names_images_of_another_size(tmp_path, image_format):
     assert "0000-00000.tar does not hold the images that the manifest states" in problems[0]
 
 
+def test_find_damage_names_images_of_another_format(tmp_path):
+    samples, _ = make_samples([0], image_format="webp")
+    write_part(tmp_path, 0, samples, "png")
+    pack_parts(tmp_path, batch_indices=(0,))
+    (problem,) = find_damage(tmp_path)
+    assert "0000-00000.tar does not hold the images that the manifest states" in problem
+
+
+@pytest.mark.parametrize("image_format", EXTENSIONS)
+def test_images_of_the_format_are_whole(tmp_path, image_format):
+    write_parts(tmp_path, channels=3, image_format=image_format)
+    pack_parts(tmp_path, channels=3, image_format=image_format)
+    assert find_damage(tmp_path) == []
+
+
 def test_members_have_the_extension_of_the_format(tmp_path):
     for image_format, extension in EXTENSIONS.items():
         samples, _ = make_samples([4], image_format=image_format, first_image=17)

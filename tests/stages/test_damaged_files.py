@@ -11,6 +11,7 @@ from tiny_run import copy_run, digests, remove_manifest, run_command, with_weigh
 from pipeline.data.shards import CONFIG_FILE
 from pipeline.run import load_run
 from pipeline.runtime import files
+from pipeline.runtime.files import read_json
 from stages import chain, distill, evaluate, quality, report, synthesize, teacher, verify
 
 
@@ -214,3 +215,22 @@ def test_a_finished_run_on_a_read_only_disk_is_only_read(error_of, finished, tmp
     page.write_text("an older one")
     monkeypatch.setattr(files, "open_new", refuse)
     assert error_of(report, path).startswith(f"error: cannot write {page}: its file system is read-only: write to ")
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"")])
+def test_figures_beside_a_whole_teacher_are_written_again(finished, tmp_path, monkeypatch, damage):
+    path = copy_run(finished, tmp_path)
+    figures = load_run(path).trained_teacher_path.with_suffix(".json")
+    top1 = read_json(figures)["top1"]
+    damage(figures)
+    assert run_command(monkeypatch, teacher.main, path) == 0
+    assert read_json(figures)["top1"] == top1
+
+
+def test_a_missing_table_is_written_again(finished, tmp_path, monkeypatch):
+    path = copy_run(finished, tmp_path)
+    table = load_run(path).evaluation_path(0).with_suffix(".csv")
+    table.unlink()
+    for stage in (evaluate, verify):
+        assert run_command(monkeypatch, stage.main, path) == 0
+    assert table.exists()

@@ -14,7 +14,7 @@ from pipeline.data.shards import IDENTITY_FILE, MANIFEST, MANIFEST_COPY, read_ma
 from pipeline.identity import synthesis_identity
 from pipeline.integrity.run import check_run
 from pipeline.run import load_run
-from pipeline.runtime.files import read_json, write_json
+from pipeline.runtime.files import read_json, sha256_of, write_json
 from stages import estimate, quality, report, synthesize, verify
 
 
@@ -98,8 +98,8 @@ def test_a_damaged_file_is_an_error_that_names_all(run, error_of):
     for path in (config.student_path(0), config.evaluation_path(0), config.round_folder(0) / "train/0003-00000.tar"):
         path.write_bytes(path.read_bytes()[:-600])
     first, *lines = error_of(verify, run).splitlines()
-    assert first == "error: 4 files of 27 damaged:"  # with the table of the evaluation
-    assert len(lines) == 4
+    assert first == "error: 3 files of 27 damaged:"
+    assert len(lines) == 3
 
 
 def test_files_of_others_are_told_and_no_error(run, monkeypatch, capsys):
@@ -202,6 +202,12 @@ def test_an_exported_network_without_its_facts_is_damaged(run):
     assert f"{facts} is missing" in states_of(run, "damaged")[network]
     write_json(facts, {"files": {}})
     assert f"{facts} is damaged (files.student.onnx is missing)" in states_of(run, "damaged")[network]
+    write_json(facts, {"files": {network.name: {"sha256": sha256_of(network)}}})
+    assert states_of(run, "damaged") == {}
+    network.unlink()
+    assert (
+        f"{network} is missing, which {facts} states; run the stage `export` again" in states_of(run, "damaged")[facts]
+    )
 
 
 def test_an_evaluation_that_was_written_again_without_its_config_is_damaged(run):
