@@ -103,14 +103,19 @@ def load_classifier(path: Path, source: str | None = None) -> Classifier:
             f"{path}: its network is made by {stated}, which is not in the file; if you trust that code, name it when "
             f'you load the file: source="{stated}"'
         )
-    model = ModelConfig(
-        source=source or stated,
-        options=description["options"],
-        weights=str(path),
-        mean=tuple(description["mean"]),
-        std=tuple(description["std"]),
-    )
-    classifier = build_classifier(model, ImageConfig(**description["images"]))
+    try:
+        model = ModelConfig(
+            source=source or stated,
+            options=description["options"],
+            weights=str(path),
+            mean=tuple(description["mean"]),
+            std=tuple(description["std"]),
+        )
+        classifier = build_classifier(model, ImageConfig(**description["images"]))
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path}: {error}") from error
     classifier.class_titles = tuple(description["class_titles"])
     return classifier.eval()
 

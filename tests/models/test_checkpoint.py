@@ -150,6 +150,15 @@ def test_a_shape_that_is_none_of_images_is_named(tmp_path, change, fault):
         read_description(path)
 
 
+def test_a_file_of_an_unknown_network_is_named(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_classifier(path, build_classifier(MODEL, IMAGES), MODEL, IMAGES, {})
+    metadata = {METADATA_KEY: json.dumps({**read_description(path), "source": "cifar10:resnet7"})}
+    path.write_bytes(with_digest(safetensors.torch.save(read_weights(path), metadata)))
+    with pytest.raises(ValueError, match=rf"^{path}: cifar10 has no network 'resnet7'; did you mean resnet8"):
+        load_classifier(path)
+
+
 @pytest.mark.parametrize(
     ("source", "name"), [("torchvision:resnet50", "IMAGENET1K_V2"), ("timm:resnet18", "resnet18.a1_in1k")]
 )
