@@ -29,7 +29,7 @@ def measure(config: RunConfig, context: DistributedContext) -> dict[str, Any]:
     """Seconds of the stage with and without pictures, in turn; a teacher without weights is trained first."""
     seconds: dict[str, list[float]] = {f"{name}_{unit}": [] for name in ("with", "without") for unit in ("s", "core_s")}
     pictures = synthesize._live_pictures, synthesize._finish_pictures
-    no_pictures = (lambda *arguments: None), (lambda *arguments: None)
+    no_pictures = (lambda *arguments: None,) * 2
     with open_session(config, context) as session:
         teacher.main(session)
         write, written_at = session.sinks._write, []

@@ -142,6 +142,11 @@ def test_an_error_without_the_name_of_its_file_is_found(monkeypatch, tmp_path):
         require_clean_end("manifest", b"", tmp_path)
 
 
+def test_results_tell_paths_from_the_folder_of_the_campaign(tmp_path):
+    failing = Trial("a", "kind", lambda: Outcome(FAILED, f"cannot read {tmp_path / 'run/x.tar'}"))
+    assert summary(try_all([failing], tmp_path / "trials.jsonl"))[FAILED] == ["a: cannot read run/x.tar"]
+
+
 def test_a_campaign_continues_after_its_last_trial(tmp_path):
     tried = []
 

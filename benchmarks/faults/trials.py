@@ -42,7 +42,10 @@ class Tried:
 
 
 def try_all(trials: Iterable[Trial], path: Path) -> list[Tried]:
-    """Make the trials that are not in the file yet, one line for each; returns all of them."""
+    """Make the trials that are not in the file yet, one line for each; returns all of them.
+
+    Paths in the folder of the file are told from there, since results do not name a machine's.
+    """
     lines = path.read_text().splitlines() if path.exists() else []
     tried = [Tried(**json.loads(line)) for line in lines]
     known = {one.name for one in tried}
@@ -50,8 +53,9 @@ def try_all(trials: Iterable[Trial], path: Path) -> list[Tried]:
         for trial in trials:
             if trial.name not in known:
                 outcome = trial.run()
-                tried.append(Tried(trial.name, trial.kind, outcome.word, outcome.detail))
-                print(f"{trial.name}: {outcome.word} {outcome.detail}".rstrip(), flush=True)
+                detail = outcome.detail.replace(f"{path.parent}/", "")
+                tried.append(Tried(trial.name, trial.kind, outcome.word, detail))
+                print(f"{trial.name}: {outcome.word} {detail}".rstrip(), flush=True)
                 print(json.dumps(asdict(tried[-1])), file=file, flush=True)
     return tried
 

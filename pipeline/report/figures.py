@@ -27,14 +27,17 @@ def headline(evaluation: Mapping[str, Any]) -> str:
     Of as many parameters, which are nearly always those of the same architecture, a speed would be chance.
     """
     student, teacher = evaluation["student"], evaluation["teacher"]
-    speedup = teacher["forward_ms"] / student["forward_ms"]
-    speed = "as fast" if abs(speedup - 1) < TIMING_TOLERANCE else _times(speedup, "faster", "slower")
-    shown_speed = "" if student["parameters"] == teacher["parameters"] else f", {speed}"
+    speed = "" if student["parameters"] == teacher["parameters"] else f", {_speed_in_words(student, teacher)}"
     return (
         f"The student classifies {percent(student['top1'])} of {evaluation['num_images']:,} real images correctly, its "
         f"teacher {percent(teacher['top1'])}: an accuracy retention of {percent(evaluation['accuracy_retention'])}, "
-        f"with {_size_in_words(student['parameters'], teacher['parameters'])} parameters{shown_speed}."
+        f"with {_size_in_words(student['parameters'], teacher['parameters'])} parameters{speed}."
     )
+
+
+def _speed_in_words(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> str:
+    speedup = teacher["forward_ms"] / student["forward_ms"]
+    return "as fast" if abs(speedup - 1) < TIMING_TOLERANCE else _times(speedup, "faster", "slower")
 
 
 def _size_in_words(student: int, teacher: int) -> str:
