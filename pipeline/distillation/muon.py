@@ -46,9 +46,12 @@ class Muon(torch.optim.Optimizer):
     @staticmethod
     def _vector_update(gradient: Tensor, state: dict[str, Any]) -> Tensor:
         step = state["step"] = state.get("step", 0) + 1
-        first = state.setdefault("momentum", torch.zeros_like(gradient)).lerp_(gradient, 1 - MOMENTUM)
-        second = state.setdefault("second", torch.zeros_like(gradient)).lerp_(gradient.square(), 1 - SECOND_MOMENTUM)
-        return first / (1 - MOMENTUM**step) / ((second / (1 - SECOND_MOMENTUM**step)).sqrt() + EPS)
+        first: Tensor = state.setdefault("momentum", torch.zeros_like(gradient))
+        second: Tensor = state.setdefault("second_momentum", torch.zeros_like(gradient))
+        first.lerp_(gradient, 1 - MOMENTUM)
+        second.lerp_(gradient.square(), 1 - SECOND_MOMENTUM)
+        deviation = (second / (1 - SECOND_MOMENTUM**step)).sqrt() + EPS
+        return first.div(1 - MOMENTUM**step).div(deviation)
 
 
 def orthogonalized(matrix: Tensor) -> Tensor:
@@ -58,7 +61,7 @@ def orthogonalized(matrix: Tensor) -> Tensor:
     """
     a, b, c = COEFFICIENTS
     is_tall = matrix.shape[0] > matrix.shape[1]
-    result = (matrix.T if is_tall else matrix) / matrix.norm().clamp(min=EPS)
+    result: Tensor = (matrix.T if is_tall else matrix) / matrix.norm().clamp(min=EPS)
     for _ in range(NUM_ITERATIONS):
         gram = result @ result.T
         result = torch.addmm(result, torch.addmm(gram, gram, gram, beta=b, alpha=c), result, beta=a)
