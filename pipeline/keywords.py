@@ -107,7 +107,7 @@ class DistillKeywords(NetworkKeywords, total=False):
     on_step: OnStep
     batch_size: int
     lr: float
-    optimizer: Literal["sgd", "adamw"]
+    optimizer: Literal["sgd", "adamw", "muon"]
     momentum: float
     weight_decay: float
     schedule: Schedule

@@ -20,8 +20,9 @@ class TrainingConfig:
         batch_size: Images per update, at least 2. In distillation all processes share them: a multiple of their number,
             at least 2 for each, and at most the images of one round.
         lr: Peak learning rate, positive.
-        optimizer: `sgd` with Nesterov momentum, or `adamw`.
-        momentum: Momentum of SGD, in [0, 1). null: 0.9; AdamW has none.
+        optimizer: `sgd` with Nesterov momentum; `adamw`; or `muon`, whose updates of matrices and filters are
+            orthogonal, with AdamW's rates (Jordan et al., 2024; Liu et al., 2025, arXiv 2502.16982).
+        momentum: Momentum of SGD, in [0, 1). null: 0.9; the others have their own.
         weight_decay: Weight decay, at least 0; biases and BatchNorm have none.
         schedule: Learning rate after the warm-up: `cosine` falls to 0, `constant` stays at `lr`.
         warmup_fraction: Fraction of the steps, in [0, 1), in which the learning rate rises linearly to `lr`.
@@ -40,7 +41,7 @@ class TrainingConfig:
     steps: int
     batch_size: int
     lr: float
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adamw", "muon"] = "sgd"
     momentum: float | None = None
     weight_decay: float = 5e-4
     schedule: Schedule = "cosine"
@@ -64,7 +65,7 @@ class TrainingConfig:
         if self.weight_decay < 0:
             raise ConfigError(f"weight_decay: {self.weight_decay} must be at least 0")
         if self.momentum is not None and self.optimizer != "sgd":
-            raise ConfigError(f"momentum: {self.momentum} is SGD's, optimizer: {self.optimizer} has none; leave it out")
+            raise ConfigError(f"momentum: {self.momentum} is SGD's, not that of {self.optimizer}; leave it out")
         for name in ("momentum", "warmup_fraction", "label_smoothing"):
             if not 0 <= (getattr(self, name) or 0) < 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} must be in [0, 1)")

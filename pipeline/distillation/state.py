@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from pipeline.distillation.config import TrainingConfig
+from pipeline.distillation.muon import Muon
 from pipeline.models.classifier import Classifier
 from pipeline.runtime.config import to_plain
 from pipeline.runtime.device import synchronize
@@ -22,7 +23,7 @@ from pipeline.runtime.fingerprint import require_same_identity
 from pipeline.runtime.form import check_form
 from pipeline.runtime.shutdown import finished_before_exit
 
-# The usual momentum of SGD with Nesterov's method; AdamW has none.
+# The usual momentum of SGD with Nesterov's method.
 SGD_MOMENTUM = 0.9
 STATE_FORM = {"identity": str, "step": int}
 
@@ -137,11 +138,12 @@ def digest_line(rest: bytes | memoryview) -> bytes:
 
 
 def build_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, or AdamW; biases and BatchNorm have no weight decay."""
+    """The optimizer that the config names; biases and BatchNorm have no weight decay."""
     decayed = [p for p in network.parameters() if p.dim() > 1]
     others = [p for p in network.parameters() if p.dim() <= 1]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     if config.optimizer == "sgd":
         momentum = SGD_MOMENTUM if config.momentum is None else config.momentum
         return torch.optim.SGD(groups, lr=config.lr, momentum=momentum, nesterov=momentum > 0)
-    return torch.optim.AdamW(groups, lr=config.lr)
+    optimizers: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": torch.optim.AdamW, "muon": Muon}
+    return optimizers[config.optimizer](groups, lr=config.lr)

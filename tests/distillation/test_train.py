@@ -19,6 +19,7 @@ from pipeline.data.views import AugmentConfig
 from pipeline.distillation import train as train_module
 from pipeline.distillation.config import DistillConfig, TrainingConfig
 from pipeline.distillation.losses import distillation_loss, label_loss
+from pipeline.distillation.muon import orthogonalized
 from pipeline.distillation.state import TrainState, build_optimizer, digest_line, read_state, write_state
 from pipeline.distillation.task import LossFunction, Task, build_distillation_loss, build_label_loss
 from pipeline.models.classifier import Classifier
@@ -139,7 +140,7 @@ def test_teacher_learns_labels_and_student_learns_without_them(make_classifier, 
     assert (student.freeze()(pixels).argmax(1) == teacher(pixels).argmax(1)).float().mean() > 0.9
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
 @pytest.mark.parametrize("kill_step", [1, 5, 7, 14])
 @pytest.mark.usefixtures("save_in_foreground")
 def test_resume_equals_uninterrupted_run(make_classifier, train, tmp_path, optimizer, kill_step):
@@ -363,7 +364,7 @@ def test_every_update_has_the_learning_rate_of_its_step(make_classifier, train, 
     np.testing.assert_allclose(-np.diff(values), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
 def test_weight_decay_excludes_biases_and_batch_norm(make_classifier, train, optimizer):
     config = replace(CONFIG, optimizer=optimizer, weight_decay=0.1, schedule="constant", warmup_fraction=0.0)
     config = replace(config, momentum=0.0 if optimizer == "sgd" else None)
@@ -387,6 +388,30 @@ def test_sgd_with_nesterov_momentum_by_hand():
         velocity = 0.9 * velocity + 2.0
         expected -= 0.1 * (2.0 + 0.9 * velocity)
         assert network.weight.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_muon_by_hand():
+    """Orthogonal updates of filters, taken as matrices and scaled to AdamW's size; Adam for the bias."""
+    network = nn.Conv2d(3, 4, 3)
+    before = [p.detach().clone() for p in network.parameters()]
+    optimizer = build_optimizer(network, replace(CONFIG, optimizer="muon", lr=0.1, weight_decay=0.0))
+    network.weight.grad, network.bias.grad = torch.randn(4, 3, 3, 3), torch.tensor([1.0, -2.0, 3.0, -4.0])
+    optimizer.step()
+    weight_update, bias_update = ((old - p.detach()) / 0.1 for old, p in zip(before, network.parameters(), strict=True))
+    left, _, right = torch.linalg.svd(network.weight.grad.flatten(1), full_matrices=False)
+    matrix = weight_update.flatten(1) / (0.2 * 27**0.5)
+    singular_values = (left.T @ matrix @ right.T).diagonal()
+    assert (singular_values > 0.6).all() and (singular_values < 1.3).all()
+    torch.testing.assert_close(left @ singular_values.diag() @ right, matrix, atol=1e-3, rtol=0)
+    torch.testing.assert_close(bias_update, torch.tensor([1.0, -1.0, 1.0, -1.0]), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(6, 20), (20, 6), (5, 5)])
+def test_orthogonalized_matrices_have_singular_values_near_one(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalized(matrix))
+    assert values.max() < 1.3
+    assert values.min() > 0.3
 
 
 def test_epoch_has_every_image_once_in_its_own_order(make_classifier, images, train):
@@ -447,7 +472,10 @@ def test_training_does_not_change_the_global_generator(make_classifier, train):
         ({"batch_size": 1}, "batch_size: 1 must be at least 2"),
         ({"lr": 0.0}, r"lr: 0\.0 must be positive"),
         ({"weight_decay": -0.1}, r"weight_decay: -0\.1 must be at least 0"),
-        ({"momentum": 0.9, "optimizer": "adamw"}, r"momentum: 0\.9 is SGD's, optimizer: adamw has none; leave it out"),
+        (
+            {"momentum": 0.9, "optimizer": "adamw"},
+            r"momentum: 0\.9 is SGD's, not that of adamw; leave it out",
+        ),
         ({"memory_gib": -1.0}, r"memory_gib: -1\.0 must be at least 0"),
         ({"momentum": 1.0}, r"momentum: 1\.0 must be in \[0, 1\)"),
         ({"temperature": 0.0}, r"temperature: 0\.0 must be positive"),
