@@ -21,7 +21,7 @@ class TrainingConfig:
             at least 2 for each, and at most the images of one round.
         lr: Peak learning rate, positive.
         optimizer: `sgd` with Nesterov momentum; `adamw`; or `muon`, whose updates of matrices and filters are
-            orthogonal, with AdamW's rates (Jordan et al., 2024; Liu et al., 2025, arXiv 2502.16982).
+            orthogonal and as large as AdamW's (Jordan et al., 2024; Liu et al., 2025, arXiv 2502.16982).
         momentum: Momentum of SGD, in [0, 1). null: 0.9; the others have their own.
         weight_decay: Weight decay, at least 0; biases and BatchNorm have none.
         schedule: Learning rate after the warm-up: `cosine` falls to 0, `constant` stays at `lr`.

@@ -4,6 +4,7 @@ import pickle
 import signal
 import threading
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -390,20 +391,56 @@ def test_sgd_with_nesterov_momentum_by_hand():
         assert network.weight.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_muon_by_hand():
-    """Orthogonal updates of filters, taken as matrices and scaled to AdamW's size; Adam for the bias."""
-    network = nn.Conv2d(3, 4, 3)
-    before = [p.detach().clone() for p in network.parameters()]
+def muon_steps(network: nn.Module, num_steps: int = 3) -> list[list[Tensor]]:
+    """The gradients of so many steps of Muon at a rate of 0.1, one list for each parameter."""
+    generator = torch.Generator().manual_seed(0)
     optimizer = build_optimizer(network, replace(CONFIG, optimizer="muon", lr=0.1, weight_decay=0.0))
-    network.weight.grad, network.bias.grad = torch.randn(4, 3, 3, 3), torch.tensor([1.0, -2.0, 3.0, -4.0])
-    optimizer.step()
-    weight_update, bias_update = ((old - p.detach()) / 0.1 for old, p in zip(before, network.parameters(), strict=True))
-    left, _, right = torch.linalg.svd(network.weight.grad.flatten(1), full_matrices=False)
-    matrix = weight_update.flatten(1) / (0.2 * 27**0.5)
-    singular_values = (left.T @ matrix @ right.T).diagonal()
-    assert (singular_values > 0.6).all() and (singular_values < 1.3).all()
-    torch.testing.assert_close(left @ singular_values.diag() @ right, matrix, atol=1e-3, rtol=0)
-    torch.testing.assert_close(bias_update, torch.tensor([1.0, -1.0, 1.0, -1.0]), atol=1e-4, rtol=0)
+    parameters = list(network.parameters())
+    gradients = [[torch.randn(p.shape, generator=generator) for _ in range(num_steps)] for p in parameters]
+    for of_step in zip(*gradients, strict=True):
+        for parameter, gradient in zip(parameters, of_step, strict=True):
+            parameter.grad = gradient.clone()
+        optimizer.step()
+    return gradients
+
+
+@pytest.mark.parametrize("channels", [4, 40])
+def test_muon_updates_filters_by_orthogonal_matrices_of_the_size_of_adamw(channels):
+    network = nn.Conv2d(3, channels, 3, bias=False)
+    expected, momentum = network.weight.detach().clone(), torch.zeros(channels, 27)
+    (gradients,) = muon_steps(network)
+    for gradient in gradients:
+        momentum = 0.9 * momentum + gradient.flatten(1)
+        update = orthogonalized(gradient.flatten(1) + 0.9 * momentum)
+        expected -= 0.1 * 0.2 * max(channels, 27) ** 0.5 * update.view(expected.shape)
+    torch.testing.assert_close(network.weight.detach(), expected)
+
+
+def test_muon_updates_biases_and_depthwise_filters_by_adam():
+    network = nn.Conv2d(4, 4, 3, groups=4)
+    other = deepcopy(network)
+    gradients = muon_steps(network)
+    adam = torch.optim.Adam(other.parameters(), lr=0.1)
+    for of_step in zip(*gradients, strict=True):
+        other.weight.grad, other.bias.grad = of_step
+        adam.step()
+    torch.testing.assert_close(network.state_dict(), other.state_dict())
+
+
+def test_muon_does_not_depend_on_the_layout_in_memory():
+    network = nn.Conv2d(3, 4, 3)
+    other = deepcopy(network).to(memory_format=torch.channels_last)
+    muon_steps(network)
+    muon_steps(other)
+    torch.testing.assert_close(network.state_dict(), other.state_dict())
+
+
+def test_muon_leaves_parameters_without_a_gradient_and_those_of_gradient_zero():
+    network = nn.Linear(3, 2)
+    before = deepcopy(network.state_dict())
+    network.weight.grad = torch.zeros(2, 3)
+    build_optimizer(network, replace(CONFIG, optimizer="muon", weight_decay=0.0)).step()
+    torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("shape", [(6, 20), (20, 6), (5, 5)])
@@ -476,6 +513,7 @@ def test_training_does_not_change_the_global_generator(make_classifier, train):
             {"momentum": 0.9, "optimizer": "adamw"},
             r"momentum: 0\.9 is SGD's, not that of adamw; leave it out",
         ),
+        ({"momentum": 0.9, "optimizer": "muon"}, r"momentum: 0\.9 is SGD's, not that of muon; leave it out"),
         ({"memory_gib": -1.0}, r"memory_gib: -1\.0 must be at least 0"),
         ({"momentum": 1.0}, r"momentum: 1\.0 must be in \[0, 1\)"),
         ({"temperature": 0.0}, r"temperature: 0\.0 must be positive"),
