@@ -23,7 +23,7 @@ HEAD = """# Recipes, compared
 `python -m benchmarks.recipes.table` writes this page from [benchmarks/results/recipes](../benchmarks/results/recipes).
 Each recipe is a list of overrides of one config at one budget ([benchmarks/recipes](../benchmarks/recipes)). Errors are
 standard errors of the mean over seeds; a recipe helps or hurts if its gain is more than two errors of the difference.
-One seed has no error, so that its recipe gets no verdict. Where the images took 0 s, another recipe had made them.
+One seed has no error, so that nothing is said of its recipe. Where the images took 0 s, another recipe had made them.
 
 ![accuracy over compute](recipes.svg)
 
