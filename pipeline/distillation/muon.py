@@ -31,9 +31,10 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, groups: list[dict[str, Any]], lr: float) -> None:
         super().__init__(groups, {"lr": lr, "weight_decay": 0.0})
 
+    # PyTorch's signature also returns the loss of a closure, which first-order training never gives.
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update all parameters that have a gradient."""
+        """Update all parameters that have a gradient; takes no closure."""
         assert closure is None
         for group in self.param_groups:
             for parameter in group["params"]:

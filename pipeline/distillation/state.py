@@ -145,5 +145,6 @@ def build_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.O
     if config.optimizer == "sgd":
         momentum = SGD_MOMENTUM if config.momentum is None else config.momentum
         return torch.optim.SGD(groups, lr=config.lr, momentum=momentum, nesterov=momentum > 0)
-    optimizers: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": torch.optim.AdamW, "muon": Muon}
-    return optimizers[config.optimizer](groups, lr=config.lr)
+    if config.optimizer == "muon":
+        return Muon(groups, lr=config.lr)
+    return torch.optim.AdamW(groups, lr=config.lr)

@@ -509,10 +509,7 @@ def test_training_does_not_change_the_global_generator(make_classifier, train):
         ({"batch_size": 1}, "batch_size: 1 must be at least 2"),
         ({"lr": 0.0}, r"lr: 0\.0 must be positive"),
         ({"weight_decay": -0.1}, r"weight_decay: -0\.1 must be at least 0"),
-        (
-            {"momentum": 0.9, "optimizer": "adamw"},
-            r"momentum: 0\.9 is SGD's, not that of adamw; leave it out",
-        ),
+        ({"momentum": 0.9, "optimizer": "adamw"}, r"momentum: 0\.9 is SGD's, not that of adamw; leave it out"),
         ({"momentum": 0.9, "optimizer": "muon"}, r"momentum: 0\.9 is SGD's, not that of muon; leave it out"),
         ({"memory_gib": -1.0}, r"memory_gib: -1\.0 must be at least 0"),
         ({"momentum": 1.0}, r"momentum: 1\.0 must be in \[0, 1\)"),
