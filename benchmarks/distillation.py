@@ -101,6 +101,8 @@ def build_config(arguments: argparse.Namespace, context: DistributedContext) -> 
         augment=AugmentConfig(crop_padding_px=CROP_PADDING_PX, flip=True),
         log_every=arguments.steps,
         save_every_s=math.inf,
+        optimizer=arguments.optimizer,
+        cuda_graphs=arguments.cuda_graphs,
     )
     return resolve_acceleration(config, context.device, PIXELS_WORTH_COMPILING, "the benchmark")
 
@@ -142,10 +144,13 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--num_workers", type=int, default=2, help="processes of the DataLoader")
+    parser.add_argument("--optimizer", default="sgd", choices=["sgd", "muon"], help="of both loops")
+    parser.add_argument("--cuda_graphs", action="store_true", help="launch the kernels of our step as one graph")
     arguments = parser.parse_args()
     with open_benchmark() as context:
         result = measure(arguments, context)
-        name = f"distillation-{context.device.type}"
+        options = [arguments.optimizer] * (arguments.optimizer != "sgd") + ["graphs"] * arguments.cuda_graphs
+        name = "-".join(["distillation", context.device.type, *options])
         print_result(name, {"command": "python -m benchmarks.distillation", **result}, context)
 
 

@@ -137,6 +137,7 @@ def print_result(name: str, result: dict[str, Any], context: DistributedContext)
 def write_result(name: str, result: dict[str, Any], context: DistributedContext) -> Path:
     """Write `results/NAME.json`: the facts of the machine, then the result; returns its path."""
     path = RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"machine": machine_facts(context), **result})
     return path
 

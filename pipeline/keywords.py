@@ -116,6 +116,7 @@ class DistillKeywords(NetworkKeywords, total=False):
     label_smoothing: float
     precision: Precision
     compile: Compile
+    cuda_graphs: bool
     log_every: int
     memory_gib: float
     temperature: float

@@ -13,7 +13,7 @@ from benchmarks.recipes.table import BASE, Row, table
 from pipeline.runtime.distributed import open_distributed
 from pipeline.runtime.files import write_json
 
-FILE = Path(__file__).parents[1] / "benchmarks" / "recipes" / "small.yaml"
+FILES = sorted((Path(__file__).parents[1] / "benchmarks" / "recipes").glob("*.yaml"))
 
 
 @pytest.fixture
@@ -58,18 +58,18 @@ def test_a_trial_with_a_result_is_skipped_unless_its_config_has_changed(trials, 
     for module in (recipes, harness):
         monkeypatch.setattr(module, "RESULTS", tmp_path)
     monkeypatch.setattr(harness, "measured_commit", lambda: "unknown")
-    (tmp_path / "recipes").mkdir()
     with open_distributed() as context:
         recipes.measure(trials[1], context)
         recipes.measure(trials[1], context)
         assert made == [0.01]
-        changed = recipes.Trial(recipe="slow", overrides=[], seed=0, config=trials[0].config)
+        changed = recipes.Trial(file="recipes", recipe="slow", overrides=[], seed=0, config=trials[0].config)
         recipes.measure(changed, context)
     assert len(made) == 2
 
 
-def test_every_recipe_of_the_small_budget_is_a_config():
-    assert {trial.recipe for trial in recipes.trials(recipes.read_recipes(FILE), [0], [])} > {BASE}
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_recipe_is_a_config(file):
+    assert {trial.recipe for trial in recipes.trials(recipes.read_recipes(file), [0], [])} > {BASE}
 
 
 def row(name: str, *accuracies: float) -> Row:

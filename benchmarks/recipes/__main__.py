@@ -4,7 +4,7 @@
     torchrun --nproc-per-node 2 -m benchmarks.recipes ...                    in two processes
     python -m benchmarks.recipes.table                                       the results as docs/recipes.md
 
-A trial is skipped if results/recipes/NAME-SEED.json has its config; one that was interrupted continues where it was.
+A trial is skipped if results/recipes/FILE/NAME-SEED.json has its config; one that was interrupted continues where it was.
 Recipes that differ only in the distillation share their images.
 """
 
@@ -32,8 +32,9 @@ OF_THE_MACHINE = ("name", "checkpoints_dir", "shards_dir", "data")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipes:
-    """The content of a recipe file: a config, the overrides of all recipes, and those of each recipe by name."""
+    """A recipe file: its name, a config, the overrides of all recipes, and those of each recipe by name."""
 
+    name: str
     config: Path
     budget: Sequence[str]
     recipes: dict[str, Sequence[str]]
@@ -43,6 +44,7 @@ class Recipes:
 class Trial:
     """A recipe, its overrides, and a seed."""
 
+    file: str
     recipe: str
     overrides: Sequence[str]
     seed: int
@@ -51,7 +53,7 @@ class Trial:
     @property
     def name(self) -> str:
         """The name of its result."""
-        return f"recipes/{self.recipe}-{self.seed}"
+        return f"recipes/{self.file}/{self.recipe}-{self.seed}"
 
     def is_done(self, config: dict[str, Any]) -> bool:
         """Whether its result is there, of this resolved config."""
@@ -62,7 +64,7 @@ class Trial:
 def read_recipes(path: Path) -> Recipes:
     """The recipes in a YAML file; raises TypeError for other keys than those of `Recipes`."""
     content = yaml.safe_load(path.read_text())
-    return Recipes(config=Path(content.pop("config")), **content)
+    return Recipes(name=path.stem, config=Path(content.pop("config")), **content)
 
 
 def trials(recipes: Recipes, seeds: Sequence[int], overrides: Sequence[str]) -> Iterator[Trial]:
@@ -71,7 +73,8 @@ def trials(recipes: Recipes, seeds: Sequence[int], overrides: Sequence[str]) -> 
         for recipe, own in recipes.recipes.items():
             keys = [*recipes.budget, *overrides, *own, f"seed={seed}"]
             folders = _folders(load_run(recipes.config, keys), recipe, seed)
-            yield Trial(recipe=recipe, overrides=own, seed=seed, config=load_run(recipes.config, [*keys, *folders]))
+            config = load_run(recipes.config, [*keys, *folders])
+            yield Trial(file=recipes.name, recipe=recipe, overrides=own, seed=seed, config=config)
 
 
 def _folders(config: RunConfig, recipe: str, seed: int) -> list[str]:

@@ -1,10 +1,12 @@
 """Muon, an optimizer whose updates of matrices are orthogonal."""
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 # The momentum that SGD has here, too.
 MOMENTUM = 0.9
@@ -19,7 +21,7 @@ LEAST_NORM = 1e-7
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for weights that read several channels, Adam for all other parameters, at one learning rate.
+    """Muon for weights that read several channels, AdamW for all other parameters, at one learning rate.
 
     Weights (M, C, ...) with C > 1 are taken as a matrix (M, N). Its update approximates the nearest semi-orthogonal
     matrix to the momentum with Nesterov's method (Jordan et al., 2024), and has the size of AdamW's updates (Liu et
@@ -37,46 +39,77 @@ class Muon(torch.optim.Optimizer):
         """Update all parameters that have a gradient; takes no closure."""
         assert closure is None
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    is_matrix = parameter.dim() > 1 and parameter.shape[1] > 1
-                    update = _orthogonal_update if is_matrix else _adam_update
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.sub_(update(parameter.grad, self.state[parameter]), alpha=group["lr"])
+            parameters = [p for p in group["params"] if p.grad is not None]
+            for update, chosen in (
+                (self._update_matrices, [p for p in parameters if _is_matrix(p)]),
+                (self._update_others, [p for p in parameters if not _is_matrix(p)]),
+            ):
+                if chosen:
+                    update(chosen, group["lr"], group["weight_decay"])
+
+    def _update_matrices(self, parameters: list[Tensor], lr: float, weight_decay: float) -> None:
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+        gradients, momenta = [_gradient(p) for p in parameters], [self.state[p]["momentum"] for p in parameters]
+        torch._foreach_mul_(momenta, MOMENTUM)
+        torch._foreach_add_(momenta, gradients)
+        updates = _orthogonal_updates(torch._foreach_add(gradients, momenta, alpha=MOMENTUM))
+        torch._foreach_mul_(parameters, 1 - lr * weight_decay)
+        torch._foreach_add_(parameters, updates, alpha=-lr)
+
+    def _update_others(self, parameters: list[Tensor], lr: float, weight_decay: float) -> None:
+        for parameter in parameters:
+            if not self.state[parameter]:
+                count = torch.zeros((), device=parameter.device)
+                self.state[parameter].update(
+                    num_steps=count, mean=torch.zeros_like(parameter), square=torch.zeros_like(parameter)
+                )
+        names = ("mean", "square", "num_steps")
+        means, squares, counts = ([self.state[p][name] for p in parameters] for name in names)
+        adamw(
+            parameters, [_gradient(p) for p in parameters], means, squares, [], counts, fused=True, amsgrad=False,
+            beta1=BETAS[0], beta2=BETAS[1], lr=lr, weight_decay=weight_decay, eps=ADAM_EPS, maximize=False,
+        )  # fmt: skip
 
 
-def _orthogonal_update(gradient: Tensor, state: dict[str, Any]) -> Tensor:
-    """The update for a gradient (M, C, ...); a semi-orthogonal matrix (M, N) has an RMS of 1 / sqrt(max(M, N))."""
-    if not state:
-        state["momentum"] = torch.zeros_like(gradient)
-    state["momentum"].mul_(MOMENTUM).add_(gradient)
-    matrix = gradient.add(state["momentum"], alpha=MOMENTUM).flatten(1)
-    scale = RMS_OF_ADAMW * max(matrix.shape) ** 0.5
-    return orthogonalized(matrix).mul(scale).view(gradient.shape)
+def _is_matrix(parameter: Tensor) -> bool:
+    return parameter.dim() > 1 and parameter.shape[1] > 1
 
 
-def _adam_update(gradient: Tensor, state: dict[str, Any]) -> Tensor:
-    """Adam's update for a gradient of any shape."""
-    if not state:
-        state.update(step=0, mean=torch.zeros_like(gradient), square=torch.zeros_like(gradient))
-    state["step"] += 1
-    state["mean"].lerp_(gradient, 1 - BETAS[0])
-    state["square"].lerp_(gradient.square(), 1 - BETAS[1])
-    mean: Tensor = state["mean"] / (1 - BETAS[0] ** state["step"])
-    square: Tensor = state["square"] / (1 - BETAS[1] ** state["step"])
-    return mean.div(square.sqrt() + ADAM_EPS)
+def _gradient(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
 
 
-def orthogonalized(matrix: Tensor) -> Tensor:
-    """The matrix (M, N) with its singular values brought to between about 0.7 and 1.2, by matrix products alone.
+def _orthogonal_updates(momenta: Sequence[Tensor]) -> list[Tensor]:
+    """The updates for momenta (M, C, ...); a semi-orthogonal matrix (M, N) has an RMS of 1 / sqrt(max(M, N)).
+
+    Matrices of one shape are multiplied together, which needs far fewer launches on a GPU.
+    """
+    indices = defaultdict(list)
+    for index, momentum in enumerate(momenta):
+        indices[momentum.shape].append(index)
+    updates = list(momenta)
+    for shape, same_shape in indices.items():
+        matrices = torch.stack([momenta[index].flatten(1) for index in same_shape])
+        scale = RMS_OF_ADAMW * max(matrices.shape[1:]) ** 0.5
+        for index, update in zip(same_shape, orthogonalized(matrices).mul(scale), strict=True):
+            updates[index] = update.view(shape)
+    return updates
+
+
+def orthogonalized(matrices: Tensor) -> Tensor:
+    """Matrices (B, M, N) with their singular values brought to between about 0.7 and 1.2, by matrix products alone.
 
     A Newton-Schulz iteration of order five, whose coefficients raise small singular values fast (Jordan et al., 2024).
     Those below 0.0015 of the matrix's norm stay smaller, and those that are 0 stay 0.
     """
     a, b, c = COEFFICIENTS
-    is_tall = matrix.shape[0] > matrix.shape[1]
-    result: Tensor = (matrix.T if is_tall else matrix) / matrix.norm().clamp(min=LEAST_NORM)
+    is_tall = matrices.shape[1] > matrices.shape[2]
+    wide = matrices.mT if is_tall else matrices
+    result: Tensor = wide / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=LEAST_NORM)
     for _ in range(NUM_ITERATIONS):
-        gram = result @ result.T
-        result = torch.addmm(result, torch.addmm(gram, gram, gram, beta=b, alpha=c), result, beta=a)
-    return result.T if is_tall else result
+        gram = result @ result.mT
+        result = torch.baddbmm(result, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), result, beta=a)
+    return result.mT if is_tall else result

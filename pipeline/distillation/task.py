@@ -35,7 +35,9 @@ class Task(nn.Module):
         )
         self.classifier, self.config, self.seed, self.purpose = classifier, config, seed, purpose
         self._loss_function = loss_function
-        self._loss = maybe_compile(self._eager_loss, classifier.device, enabled=bool(config.compile))
+        self._loss = maybe_compile(
+            self._eager_loss, classifier.device, enabled=bool(config.compile), cuda_graphs=config.cuda_graphs
+        )
 
     def forward(self, view: Tensor, targets: Tensor) -> Tensor:
         """The loss of views (N, C, H, W) with class probabilities (N, K)."""

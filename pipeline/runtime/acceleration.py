@@ -18,7 +18,7 @@ PIXELS_WORTH_COMPILING = 100_000_000
 
 
 class _Accelerated(Protocol):
-    """A frozen dataclass with the two settings."""
+    """A frozen dataclass with these settings."""
 
     @property
     def precision(self) -> Precision: ...
@@ -26,16 +26,25 @@ class _Accelerated(Protocol):
     @property
     def compile(self) -> Compile: ...
 
+    @property
+    def cuda_graphs(self) -> bool: ...
+
 
 Config = TypeVar("Config", bound=_Accelerated)
+
+
+def check_cuda_graphs(config: _Accelerated) -> None:
+    """Raise ConfigError for `cuda_graphs` of a step that is not compiled."""
+    if config.cuda_graphs and not config.compile:
+        raise ConfigError("cuda_graphs: true needs compile: true or auto")
 
 
 def resolve_acceleration(config: Config, device: torch.device, num_pixels: int, key: str) -> Config:
     """`config` (the section `key`) with both settings resolved, for steps that process `num_pixels` pixels on `device`.
 
     `precision: auto` is bfloat16 if the hardware multiplies it, else float32. `compile: auto` is true if compilation
-    pays and works; if it pays but does not work, it is false and a warning says why. Warns of bfloat16 without hardware
-    support. Raises ConfigError for `compile: true` on a machine that cannot compile.
+    pays and works; if it pays but does not work, it is false, as are `cuda_graphs`, and a warning says why. With
+    `cuda_graphs`, which are made of compiled steps, it always pays. Warns of bfloat16 without hardware support. Raises ConfigError for `compile: true` on a machine that cannot compile.
     """
     precision, compile = config.precision, config.compile
     if precision == "auto":
@@ -47,10 +56,11 @@ def resolve_acceleration(config: Config, device: torch.device, num_pixels: int, 
             stacklevel=2,
         )
     if compile == "auto":
-        compile = num_pixels >= PIXELS_WORTH_COMPILING and _compiles(device)
+        compile = (config.cuda_graphs or num_pixels >= PIXELS_WORTH_COMPILING) and _compiles(device)
     elif compile and (missing := why_not_compiled(device)):
         raise ConfigError(f"{key}.compile: true, but {missing}, or set it to auto or false")
-    return replace(config, precision=precision, compile=compile)  # type: ignore[type-var]  # a protocol is no dataclass
+    graphs = config.cuda_graphs and bool(compile)
+    return replace(config, precision=precision, compile=compile, cuda_graphs=graphs)  # type: ignore[type-var]  # a protocol is no dataclass
 
 
 def _compiles(device: torch.device) -> bool:

@@ -7,7 +7,7 @@ import torch
 
 from pipeline.data.codec import ImageFormat
 from pipeline.data.views import check_crop_area, check_view_scale, scaled_size
-from pipeline.runtime.acceleration import PIXELS_WORTH_COMPILING, Compile, Precision, resolve_acceleration
+from pipeline.runtime.acceleration import Compile, Precision, check_cuda_graphs, resolve_acceleration
 from pipeline.runtime.config import ConfigError
 from pipeline.runtime.schedules import Schedule
 from pipeline.synthesis.basis import BasisName
@@ -98,8 +98,7 @@ class InversionConfig:
             raise ConfigError(f"jitter_px: {self.jitter_px} must be at least 0")
         check_crop_area(self.crop_area)
         check_view_scale(self.view_scale)
-        if self.cuda_graphs and not self.compile:
-            raise ConfigError("cuda_graphs: true needs compile: true or auto")
+        check_cuda_graphs(self)
         if self.log_every < 1:
             raise ConfigError(f"log_every: {self.log_every} must be at least 1")
 
@@ -115,11 +114,7 @@ class InversionConfig:
 
 def resolve_inversion(config: InversionConfig, num_pixels: int, device: torch.device) -> InversionConfig:
     """`config` without `auto`, for `num_pixels` pixels of all images together; see `resolve_acceleration`."""
-    num_pixels *= config.num_steps
-    if config.cuda_graphs:
-        num_pixels = max(num_pixels, PIXELS_WORTH_COMPILING)  # graphs are made of compiled steps
-    resolved = resolve_acceleration(replace(config, cuda_graphs=False), device, num_pixels, "synthesis.inversion")
-    return replace(resolved, cuda_graphs=config.cuda_graphs and bool(resolved.compile))
+    return resolve_acceleration(config, device, num_pixels * config.num_steps, "synthesis.inversion")
 
 
 # With batches of at most 2, an even split can leave a batch of 1, which has no variance; from 3 on, every batch has 2.

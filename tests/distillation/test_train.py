@@ -411,7 +411,7 @@ def test_muon_updates_filters_by_orthogonal_matrices_of_the_size_of_adamw(channe
     (gradients,) = muon_steps(network)
     for gradient in gradients:
         momentum = 0.9 * momentum + gradient.flatten(1)
-        update = orthogonalized(gradient.flatten(1) + 0.9 * momentum)
+        (update,) = orthogonalized((gradient.flatten(1) + 0.9 * momentum)[None])
         expected -= 0.1 * 0.2 * max(channels, 27) ** 0.5 * update.view(expected.shape)
     torch.testing.assert_close(network.weight.detach(), expected)
 
@@ -443,12 +443,32 @@ def test_muon_leaves_parameters_without_a_gradient_and_those_of_gradient_zero():
     torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("shape", [(6, 20), (20, 6), (5, 5)])
+@pytest.mark.parametrize("shape", [(3, 6, 20), (1, 20, 6), (2, 5, 5)])
 def test_orthogonalized_matrices_have_singular_values_near_one(shape):
-    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    values = torch.linalg.svdvals(orthogonalized(matrix))
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalized(matrices))
     assert values.max() < 1.3
     assert values.min() > 0.3
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # raised inside torch's compiler
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+def test_compiled_training_ends_like_eager_training(make_classifier, train, tmp_path, compiler, optimizer, cuda_graphs):
+    teacher, config = make_classifier(0).freeze(), DistillConfig(steps=5, batch_size=6, lr=0.02, optimizer=optimizer)
+    losses: dict[bool, list[float]] = {False: [], True: []}
+    for compiled, values in losses.items():
+        settings = {"precision": "float32", "compile": compiled, "cuda_graphs": compiled and cuda_graphs}
+        config = replace(config, log_every=1, **settings)
+        train(
+            make_classifier(1),
+            config=config,
+            loss_function=build_distillation_loss(teacher, config),
+            path=tmp_path / f"{compiled}.state",
+            on_step=lambda _, figures, values=values: values.append(figures["loss"]),
+        )
+    assert losses[True] == pytest.approx(losses[False], rel=1e-3)
 
 
 def test_epoch_has_every_image_once_in_its_own_order(make_classifier, images, train):

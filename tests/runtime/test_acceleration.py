@@ -18,6 +18,7 @@ from stages import chain
 
 CPU = torch.device("cpu")
 CONFIG = TrainingConfig(steps=1, batch_size=4, lr=0.1)
+CUDA_GRAPHS = {"cuda_graphs": True, "compile": "auto"}
 NO_COMPILER = "there is no C++ compiler; install g++ or clang++"
 
 
@@ -106,11 +107,13 @@ def test_run_without_compiler_finishes_with_one_warning(set_machine, tmp_path, m
 @pytest.mark.parametrize("missing", [None, NO_COMPILER])
 def test_cuda_graphs_make_auto_compile(set_machine, tmp_path, missing):
     set_machine(missing=missing)
-    graphs = {"synthesis__inversion__cuda_graphs": True, "synthesis__inversion__compile": "auto"}
+    sections = ("synthesis__inversion", "distill", "teacher_training")
+    keys = {f"{section}__{key}": value for section in sections for key, value in CUDA_GRAPHS.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        inversion = resolve(tiny_config(tmp_path, **graphs), CPU).synthesis.inversion
-    assert (inversion.cuda_graphs, inversion.compile) == (missing is None, missing is None)
+        config = resolve(tiny_config(tmp_path, **keys), CPU)
+    for section in (config.synthesis.inversion, config.distill, config.teacher_training):
+        assert (section.cuda_graphs, section.compile) == (missing is None, missing is None)
 
 
 @pytest.mark.parametrize(("name", "expected"), [("digits", False), ("cifar10_resnet20", True), ("imagenette", True)])
