@@ -15,7 +15,7 @@ from pipeline.distillation.config import DistillConfig
 from pipeline.models.classifier import Classifier
 from pipeline.models.config import Normalization
 from pipeline.models.modules import device_of, frozen_copy
-from pipeline.runtime.acceleration import Compile, Precision, resolve_acceleration
+from pipeline.runtime.acceleration import Compile, CudaGraphs, Precision, resolve_acceleration
 from pipeline.runtime.config import ConfigError, nearest, parse, to_plain
 from pipeline.runtime.recorder import OnStep
 from pipeline.runtime.schedules import Schedule
@@ -79,7 +79,7 @@ class InversionKeywords(NetworkKeywords, total=False):
     clamp: bool
     precision: Precision
     compile: Compile
-    cuda_graphs: bool
+    cuda_graphs: CudaGraphs
     log_every: int
 
 
@@ -116,7 +116,7 @@ class DistillKeywords(NetworkKeywords, total=False):
     label_smoothing: float
     precision: Precision
     compile: Compile
-    cuda_graphs: bool
+    cuda_graphs: CudaGraphs
     log_every: int
     memory_gib: float
     temperature: float

@@ -73,7 +73,13 @@ def test_every_recipe_is_a_config(file):
 
 
 def row(name: str, *accuracies: float) -> Row:
-    facts = {"image_steps": 10, "views": 3, "overrides": [f"{name}=1"]}
+    facts = {
+        "machine": {"accelerator": None},
+        "processes": 2,
+        "image_steps": 10,
+        "views": 3,
+        "overrides": [f"{name}=1"],
+    }
     return Row(recipe=name, trials=[{**facts, "figures": {"student_top1": a, "distill_s": 7.0}} for a in accuracies])
 
 
@@ -86,7 +92,7 @@ def test_a_gain_counts_beyond_two_errors():
         row("one", 0.8),
     ]
     good, base, same, bad, one = table(rows).splitlines()[2:]
-    assert "| `good=1` | 2 | 91.00 ± 1.00 | +20.00 | helps | 0, 7 |" in good
+    assert "| `good=1` | 2 | 91.00 ± 1.00 | +20.00 | helps | 0, 7 | CPU, 2 processes |" in good
     assert "no difference" in same
     assert "hurts" in bad
     assert "| 71.00 ± 1.00 | +0.00 |  |" in base
@@ -96,9 +102,10 @@ def test_a_gain_counts_beyond_two_errors():
 def test_the_page_shows_all_results(tmp_path, monkeypatch):
     for name, path in (("RESULTS", tmp_path), ("PAGE", tmp_path / "recipes.md"), ("PLOT", tmp_path / "recipes.svg")):
         monkeypatch.setattr(page, name, path)
+    (tmp_path / "recipes" / "small").mkdir(parents=True)
     for name in (BASE, "slow"):
         trial = {**row(name, 0.5).trials[0], "recipe": name}
-        write_json(tmp_path / "recipes" / f"{name}-0.json", trial)
+        write_json(tmp_path / "recipes" / "small" / f"{name}-0.json", trial)
     page.main()
     assert "| slow | `slow=1` | 1 | 50.00 | +0.00 |" in (tmp_path / "recipes.md").read_text()
     assert "slow" in (tmp_path / "recipes.svg").read_text()

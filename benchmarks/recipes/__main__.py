@@ -4,8 +4,8 @@
     torchrun --nproc-per-node 2 -m benchmarks.recipes ...                    in two processes
     python -m benchmarks.recipes.table                                       the results as docs/recipes.md
 
-A trial is skipped if results/recipes/FILE/NAME-SEED.json has its config; one that was interrupted continues where it was.
-Recipes that differ only in the distillation share their images.
+A trial is skipped if results/recipes/FILE/NAME-SEED.json has its config; one that was interrupted continues
+where it was. Recipes that differ only in the distillation share their images.
 """
 
 import argparse

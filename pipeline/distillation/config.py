@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pipeline.data.remote import check_address, is_remote
 from pipeline.data.views import AugmentConfig
-from pipeline.runtime.acceleration import Compile, Precision, check_cuda_graphs
+from pipeline.runtime.acceleration import Compile, CudaGraphs, Precision, check_cuda_graphs
 from pipeline.runtime.config import ConfigError
 from pipeline.runtime.schedules import Schedule
 
@@ -30,7 +30,8 @@ class TrainingConfig:
         label_smoothing: Label smoothing of the cross-entropy, in [0, 1).
         precision: Arithmetic of the networks. `auto`: bfloat16 where the hardware multiplies it, else float32.
         compile: Whether the step is compiled (torch.compile). `auto`: where compiling works and saves time.
-        cuda_graphs: Whether the kernels of a compiled step are launched as one CUDA graph; needs `compile`.
+        cuda_graphs: Whether the kernels of a compiled step are launched as one CUDA graph. `auto`: on CUDA. It has not
+            been tried with several processes.
         log_every: Steps between two log lines; losses are checked for NaN and infinity at the same steps.
         save_every_s: Least number of seconds between two saved states; a stopped training run resumes from the last.
         memory_gib: Memory for decoded images on the device, in GiB. Images that fit are decoded once; otherwise they
@@ -51,7 +52,7 @@ class TrainingConfig:
     label_smoothing: float = 0.0
     precision: Precision = "auto"
     compile: Compile = "auto"
-    cuda_graphs: bool = False
+    cuda_graphs: CudaGraphs = False
     log_every: int = 20
     save_every_s: float = 60.0
     memory_gib: float | None = None

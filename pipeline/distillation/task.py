@@ -30,13 +30,13 @@ class Task(nn.Module):
         self, classifier: Classifier, loss_function: LossFunction, config: TrainingConfig, seed: int, purpose: str
     ) -> None:
         super().__init__()
-        assert "auto" not in (config.precision, config.compile), (
+        assert "auto" not in (config.precision, config.compile, config.cuda_graphs), (
             "`auto` is resolved by `acceleration.resolve_acceleration`"
         )
         self.classifier, self.config, self.seed, self.purpose = classifier, config, seed, purpose
         self._loss_function = loss_function
         self._loss = maybe_compile(
-            self._eager_loss, classifier.device, enabled=bool(config.compile), cuda_graphs=config.cuda_graphs
+            self._eager_loss, classifier.device, enabled=bool(config.compile), cuda_graphs=bool(config.cuda_graphs)
         )
 
     def forward(self, view: Tensor, targets: Tensor) -> Tensor:

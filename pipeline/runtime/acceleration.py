@@ -1,4 +1,4 @@
-"""The settings `precision` and `compile`, and how `auto` is resolved on this machine."""
+"""The settings `precision`, `compile` and `cuda_graphs`, and how `auto` is resolved on this machine."""
 
 import warnings
 from dataclasses import replace
@@ -12,6 +12,7 @@ from pipeline.runtime.hardware import BFLOAT16_SLOWDOWN, device_name, multiplies
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", True, False]
+CudaGraphs = Literal["auto", True, False]
 # Compilation pays when the steps of a stage process at least so many pixels, over all images and steps. It takes 10 to
 # 60 s. That is what it saves on the digits (4e7 pixels of synthesis), and a tenth of what it saves on CIFAR-10 (1e9).
 PIXELS_WORTH_COMPILING = 100_000_000
@@ -27,7 +28,7 @@ class _Accelerated(Protocol):
     def compile(self) -> Compile: ...
 
     @property
-    def cuda_graphs(self) -> bool: ...
+    def cuda_graphs(self) -> CudaGraphs: ...
 
 
 Config = TypeVar("Config", bound=_Accelerated)
@@ -35,16 +36,17 @@ Config = TypeVar("Config", bound=_Accelerated)
 
 def check_cuda_graphs(config: _Accelerated) -> None:
     """Raise ConfigError for `cuda_graphs` of a step that is not compiled."""
-    if config.cuda_graphs and not config.compile:
+    if config.cuda_graphs is True and not config.compile:
         raise ConfigError("cuda_graphs: true needs compile: true or auto")
 
 
 def resolve_acceleration(config: Config, device: torch.device, num_pixels: int, key: str) -> Config:
-    """`config` (the section `key`) with both settings resolved, for steps that process `num_pixels` pixels on `device`.
+    """`config` (the section `key`) without `auto`, for steps that process `num_pixels` pixels on `device`.
 
     `precision: auto` is bfloat16 if the hardware multiplies it, else float32. `compile: auto` is true if compilation
-    pays and works; if it pays but does not work, it is false, as are `cuda_graphs`, and a warning says why. With
-    `cuda_graphs`, which are made of compiled steps, it always pays. Warns of bfloat16 without hardware support. Raises ConfigError for `compile: true` on a machine that cannot compile.
+    pays and works; if it pays but does not work, it is false, and a warning says why. With `cuda_graphs: true`, which
+    are made of compiled steps, it always pays. `cuda_graphs: auto` is true for compiled steps on CUDA. Warns of
+    bfloat16 without hardware support. Raises ConfigError for `compile: true` on a machine that cannot compile.
     """
     precision, compile = config.precision, config.compile
     if precision == "auto":
@@ -56,10 +58,10 @@ def resolve_acceleration(config: Config, device: torch.device, num_pixels: int, 
             stacklevel=2,
         )
     if compile == "auto":
-        compile = (config.cuda_graphs or num_pixels >= PIXELS_WORTH_COMPILING) and _compiles(device)
+        compile = (config.cuda_graphs is True or num_pixels >= PIXELS_WORTH_COMPILING) and _compiles(device)
     elif compile and (missing := why_not_compiled(device)):
         raise ConfigError(f"{key}.compile: true, but {missing}, or set it to auto or false")
-    graphs = config.cuda_graphs and bool(compile)
+    graphs = bool(compile) and (device.type == "cuda" if config.cuda_graphs == "auto" else config.cuda_graphs)
     return replace(config, precision=precision, compile=compile, cuda_graphs=graphs)  # type: ignore[type-var]  # a protocol is no dataclass
 
 

@@ -7,7 +7,7 @@ import torch
 
 from pipeline.data.codec import ImageFormat
 from pipeline.data.views import check_crop_area, check_view_scale, scaled_size
-from pipeline.runtime.acceleration import Compile, Precision, check_cuda_graphs, resolve_acceleration
+from pipeline.runtime.acceleration import Compile, CudaGraphs, Precision, check_cuda_graphs, resolve_acceleration
 from pipeline.runtime.config import ConfigError
 from pipeline.runtime.schedules import Schedule
 from pipeline.synthesis.basis import BasisName
@@ -63,7 +63,7 @@ class InversionConfig:
         clamp: Whether the images are clamped to valid pixel values after every step.
         precision: Arithmetic of the networks. `auto`: bfloat16 where the hardware multiplies it, else float32.
         compile: Whether the step is compiled (torch.compile). `auto`: where compiling works and saves time.
-        cuda_graphs: Whether the kernels of a compiled step are launched as one CUDA graph; needs `compile`.
+        cuda_graphs: Whether the kernels of a compiled step are launched as one CUDA graph. `auto`: on CUDA.
         log_every: Steps between two log lines; losses are checked for NaN and infinity at the same steps.
     """
 
@@ -82,7 +82,7 @@ class InversionConfig:
     clamp: bool = True
     precision: Precision = "auto"
     compile: Compile = "auto"
-    cuda_graphs: bool = False
+    cuda_graphs: CudaGraphs = "auto"
     log_every: int = 50
 
     def __post_init__(self) -> None:

@@ -43,14 +43,14 @@ class Objective:
         image_size: tuple[int, int],
         statistics: list[LayerStatistics],
     ) -> None:
-        assert "auto" not in (config.precision, config.compile), (
+        assert "auto" not in (config.precision, config.compile, config.cuda_graphs), (
             "`auto` is resolved by `acceleration.resolve_acceleration`"
         )
         self.networks, self.image_size, self.device = networks, image_size, networks.teacher.device
         self.terms = build_terms(config.terms, has_student=networks.student is not None)
         self._statistics, self._precision = statistics, config.precision
         self.loss = maybe_compile(
-            self._eager_loss, self.device, enabled=bool(config.compile), cuda_graphs=config.cuda_graphs
+            self._eager_loss, self.device, enabled=bool(config.compile), cuda_graphs=bool(config.cuda_graphs)
         )
 
     def _eager_loss(self, view: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

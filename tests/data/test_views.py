@@ -1,10 +1,5 @@
 """Random views: their pixels, and the targets that belong to them."""
 
-import os
-import platform
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -258,28 +253,6 @@ def test_every_view_is_contiguous(device, channels, view_of):
     for seed in range(5):
         view = view_of(to_unit(decoded), torch.eye(4, device=device), seeded(seed))
         assert view.stride() == (channels * 48, 48, 6, 1)
-
-
-# A convolution of oneDNN for processors without AVX-512, with PyTorch only: the reason for contiguous images.
-CHANNELS_LAST = """
-import torch
-layer = torch.nn.Conv2d(4, 8, 1, 2, bias=False)
-for _ in range(400):
-    layer(torch.rand(20, 4, 8, 8).contiguous(memory_format=torch.channels_last)).sum().backward()
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="a defect of oneDNN on x86 processors")
-def test_channels_last_convolution_of_pytorch_still_writes_past_its_buffer():
-    avx2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "1"}
-    codes = (
-        subprocess.run([sys.executable, "-c", CHANNELS_LAST], env=os.environ | avx2, capture_output=True).returncode
-        for _ in range(3)
-    )
-    assert any(code < 0 for code in codes), (
-        f"PyTorch {torch.__version__} has fixed it: say so in `to_unit`, and remove this test"
-    )
 
 
 @pytest.mark.parametrize(("scale", "size"), [(0.5, (8, 6)), (0.6, (10, 7)), (0.01, (2, 2))])

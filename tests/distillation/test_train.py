@@ -453,6 +453,7 @@ def test_orthogonalized_matrices_have_singular_values_near_one(shape):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # raised inside torch's compiler
+@pytest.mark.filterwarnings("ignore:The CUDA Graph is empty:UserWarning")  # raised when torch prepares its first graph
 @pytest.mark.parametrize("cuda_graphs", [False, True])
 @pytest.mark.parametrize("optimizer", ["sgd", "muon"])
 def test_compiled_training_ends_like_eager_training(make_classifier, train, tmp_path, compiler, optimizer, cuda_graphs):

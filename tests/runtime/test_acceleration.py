@@ -116,6 +116,14 @@ def test_cuda_graphs_make_auto_compile(set_machine, tmp_path, missing):
         assert (section.cuda_graphs, section.compile) == (missing is None, missing is None)
 
 
+@pytest.mark.parametrize("compile", [True, False])
+def test_cuda_graphs_of_auto_are_for_compiled_steps_on_cuda(set_machine, compile):
+    set_machine()
+    config = replace(CONFIG, compile=compile, cuda_graphs="auto")
+    resolved = [resolve_acceleration(config, torch.device(name), 1, "distill").cuda_graphs for name in ("cuda", "cpu")]
+    assert resolved == [compile, False]
+
+
 @pytest.mark.parametrize(("name", "expected"), [("digits", False), ("cifar10_resnet20", True), ("imagenette", True)])
 def test_auto_compiles_published_runs_except_digits(set_machine, name, expected):
     set_machine()
