@@ -22,11 +22,12 @@ RECIPES = REPOSITORY / "benchmarks" / "recipes"
 PAGE, PLOT = REPOSITORY / "docs" / "recipes.md", REPOSITORY / "docs" / "recipes.svg"
 HEAD = """# Recipes, compared
 
-`python -m benchmarks.recipes.table` writes this page from [benchmarks/results/recipes](../benchmarks/results/recipes).
-Each file of [benchmarks/recipes](../benchmarks/recipes) has one config and one budget, and each of its recipes is a list
-of overrides. Gains are over the file's `base`. Errors are standard errors of the mean over seeds; a recipe helps or hurts
-if its gain is more than two errors of the difference. One seed has no error, so that nothing is said of its recipe. Where
-the images took 0 s, another recipe had made them. On the GPU, several trials ran side by side.
+`python -m benchmarks.recipes.table` writes this page from
+[benchmarks/results/recipes](../benchmarks/results/recipes). Each file of [benchmarks/recipes](../benchmarks/recipes)
+has one config and one budget, and each of its recipes is a list of overrides. Gains are over the file's `base`.
+Errors are standard errors of the mean over seeds; a recipe helps or hurts if its gain is more than two errors of the
+difference. One seed has no error, so that nothing is said of its recipe. Where the images took 0 s, another recipe
+had made them. On the GPU, several trials ran side by side.
 
 ![accuracy over compute](recipes.svg)
 """
