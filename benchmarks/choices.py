@@ -26,7 +26,7 @@ def measure(arguments: argparse.Namespace, context: DistributedContext) -> dict[
     """Images x steps per second of the four settings, the one that `auto` chooses, and its rate over the best rate."""
     auto = build_config(arguments, context)
     configs = [
-        replace(auto, compile=compile, precision=precision)
+        replace(auto, compile=compile, precision=precision, cuda_graphs=compile and auto.cuda_graphs)
         for compile, precision in product((True, False), ("bfloat16", "float32"))
     ]
     labels = make_labels(arguments, context)

@@ -4,8 +4,8 @@
 
 One batch is inverted for each weight, from the same noise, against the first of two trained students. The second, of
 another seed, takes no part. Where it disagrees with the teacher, too, students lack what the images show; where the
-verifier disagrees, the images show nothing that another network knows. Real images are scored alike. Writes
-results/competition-DEVICE.json.
+verifier disagrees, the images show nothing that another network knows. Real images are scored alike. Shares of one
+batch of 256 have a standard error of up to 3 points. Writes results/competition-DEVICE.json.
 """
 
 from dataclasses import replace
@@ -26,7 +26,7 @@ from pipeline.synthesis.invert import invert
 from pipeline.synthesis.objective import Networks, open_objective
 
 CONFIG = REPOSITORY / "configs" / "cifar10_resnet20.yaml"
-WEIGHTS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 10.0)
+WEIGHTS = (0.0, 0.01, 0.03, 0.1, 1.0)
 
 
 def make_images(session: Session, weight: float, student: Classifier) -> ArrayImages:

@@ -4,7 +4,7 @@
 
 The comparison loop is eager and in single precision. It crops and mirrors the images one by one in the processes of the
 DataLoader, and reads the loss at every step. Both loops are measured in turn, A B A B. Writes
-results/distillation-DEVICE.json.
+results/distillation-DEVICE.json, with a label distillation-DEVICE-LABEL.json.
 """
 
 import argparse
@@ -133,6 +133,7 @@ def measure(arguments: argparse.Namespace, context: DistributedContext) -> dict[
         **options_of(arguments),
         "precision": config.precision,
         "compile": config.compile,
+        "cuda_graphs": config.cuda_graphs,
         **compared(rates, "images_per_s"),
     }
 
@@ -146,11 +147,11 @@ def main() -> None:
     parser.add_argument("--num_workers", type=int, default=2, help="processes of the DataLoader")
     parser.add_argument("--optimizer", default="sgd", choices=["sgd", "muon"], help="of both loops")
     parser.add_argument("--cuda_graphs", action="store_true", help="launch the kernels of our step as one graph")
+    parser.add_argument("--label", default="", help="in the name of the result, after the device")
     arguments = parser.parse_args()
     with open_benchmark() as context:
         result = measure(arguments, context)
-        options = [arguments.optimizer] * (arguments.optimizer != "sgd") + ["graphs"] * arguments.cuda_graphs
-        name = "-".join(["distillation", context.device.type, *options])
+        name = "-".join(["distillation", context.device.type, *([arguments.label] if arguments.label else [])])
         print_result(name, {"command": "python -m benchmarks.distillation", **result}, context)
 
 

@@ -40,7 +40,6 @@ step speed "$python" -m benchmarks.inversion
 step speed_resnet50 "$python" -m benchmarks.inversion $resnet50 --steps 30
 full="--source torchvision:resnet50 --num_classes 1000 --batch_size 200 --steps 20"
 for side in 112 224; do
-  step full_size_${side}_graphs "$python" -m benchmarks.profile $full --size_px $side --label cuda-$side --cuda_graphs
   step full_size_$side "$python" -m benchmarks.profile $full --size_px $side --label cuda-$side
 done
 inputs=${TMPDIR:-/tmp}/full_size_inputs && mkdir -p "$inputs"
@@ -60,16 +59,15 @@ done
 step full_size_estimate make estimate PYTHON="$python" CONFIG=configs/imagenet_resnet50.yaml SET="name=gpu_full_size \
   teacher.weights=$inputs/resnet50.pth verifier.weights=$inputs/mobilenet_v2.pth data.test=npz:$inputs/images.npz $normalization"
 step choices "$python" -m benchmarks.choices
-step speed_graphs "$python" -m benchmarks.inversion --cuda_graphs
-step speed_resnet50_graphs "$python" -m benchmarks.inversion $resnet50 --steps 30 --cuda_graphs
 step profile "$python" -m benchmarks.profile
-step profile_graphs "$python" -m benchmarks.profile --cuda_graphs
 step profile_resnet50 "$python" -m benchmarks.profile $resnet50 --steps 30
 resnet20="teacher.weights=$data/resnet20.safetensors verifier.weights=$data/resnet56.safetensors"
 step storing "$python" -m benchmarks.storing --config configs/cifar10_resnet20.yaml --set $cifar $resnet20
-step distillation "$python" -m benchmarks.distillation --num_workers 8
-step distillation_graphs "$python" -m benchmarks.distillation --num_workers 8 --cuda_graphs
-step distillation_muon "$python" -m benchmarks.distillation --num_workers 8 --cuda_graphs --optimizer muon
+for optimizer in sgd muon; do
+  loop="-m benchmarks.distillation --num_workers 8 --optimizer $optimizer"
+  step distillation_$optimizer "$python" $loop --label $optimizer
+  step distillation_${optimizer}_graphs "$python" $loop --label $optimizer-graphs --cuda_graphs
+done
 for part in 1 2 3; do chain "resnet34_$part" cifar10_resnet34; done
 chain resnet20 cifar10_resnet20 $resnet20 synthesis.num_images=51200 distill.steps=100000
 chain vgg11 cifar10_vgg11

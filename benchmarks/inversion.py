@@ -45,7 +45,9 @@ CONFIG = InversionConfig(
 def build_config(arguments: argparse.Namespace, context: DistributedContext) -> InversionConfig:
     """The inversion for the options of the command line; `auto` is resolved for this machine."""
     phases = (PhaseConfig(steps=arguments.steps),)
-    config = replace(CONFIG, phases=phases, log_every=arguments.steps, cuda_graphs=arguments.cuda_graphs)
+    config = replace(CONFIG, phases=phases, log_every=arguments.steps)
+    if arguments.no_cuda_graphs:
+        config = replace(config, cuda_graphs=False)
     return resolve_acceleration(config, context.device, PIXELS_WORTH_COMPILING, "the benchmark")
 
 
@@ -105,6 +107,7 @@ def measure(arguments: argparse.Namespace, context: DistributedContext) -> dict[
     return {
         "precision": config.precision,
         "compile": config.compile,
+        "cuda_graphs": config.cuda_graphs,
         **compared(rates, "image_steps_per_s"),
         "first_run_s": first_s,
         "final_loss": losses,
@@ -114,8 +117,7 @@ def measure(arguments: argparse.Namespace, context: DistributedContext) -> dict[
 def measure_network(benchmark: str, description: str | None, measure: Measure) -> None:
     """The command line of a benchmark of one network.
 
-    Writes results/BENCHMARK-NETWORK-LABEL.json, with CUDA graphs BENCHMARK-NETWORK-LABEL-graphs.json. The default label
-    is the type of the device.
+    Writes results/BENCHMARK-NETWORK-LABEL.json. The default label is the type of the device.
     """
     with open_benchmark() as context:
         on_cuda = context.device.type == "cuda"
@@ -128,12 +130,11 @@ def measure_network(benchmark: str, description: str | None, measure: Measure) -
         parser.add_argument("--batch_size", type=int, default=256 if on_cuda else 128)
         parser.add_argument("--steps", type=int, default=100 if on_cuda else 20)
         parser.add_argument("--label", default=context.device.type, help="the machine, in the name of the result")
-        parser.add_argument("--cuda_graphs", action="store_true", help="launch the kernels of our step as one graph")
+        parser.add_argument("--no_cuda_graphs", action="store_true", help="launch the kernels of our step one by one")
         arguments = parser.parse_args()
         figures = measure(arguments, context)
         result = {"command": f"python -m benchmarks.{benchmark}", **options_of(arguments), **figures}
-        graphs = "-graphs" if arguments.cuda_graphs else ""
-        print_result(f"{benchmark}-{arguments.source.rpartition(':')[2]}-{arguments.label}{graphs}", result, context)
+        print_result(f"{benchmark}-{arguments.source.rpartition(':')[2]}-{arguments.label}", result, context)
 
 
 if __name__ == "__main__":

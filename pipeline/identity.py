@@ -30,15 +30,16 @@ INHERITANCE_VERSION = 2
 EVALUATION_VERSION = 2
 
 
+def without_execution(value: Any) -> Any:
+    """Plain data without the settings that do not change an output."""
+    if isinstance(value, Mapping):
+        return {k: without_execution(v) for k, v in value.items() if k not in NOT_IDENTITY}
+    return [without_execution(v) for v in value] if isinstance(value, list) else value
+
+
 def _identity(**parts: Any) -> dict[str, Any]:
     """`parts` as plain data, without the settings that do not change an output."""
-
-    def strip(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {k: strip(v) for k, v in value.items() if k not in NOT_IDENTITY}
-        return [strip(v) for v in value] if isinstance(value, list) else value
-
-    stripped: dict[str, Any] = strip(to_plain({"method_version": METHOD_VERSION, **parts}))
+    stripped: dict[str, Any] = without_execution(to_plain({"method_version": METHOD_VERSION, **parts}))
     return stripped
 
 

@@ -104,10 +104,12 @@ def repeated_keys(own: dict[str, Any], inherited: dict[str, Any], prefix: str = 
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])
-def test_derived_config_repeats_nothing_of_its_base(path):
+def test_derived_config_repeats_nothing_of_its_bases(path, tmp_path):
     own = yaml.safe_load(path.read_text())
-    base = own.pop(BASE, None)
-    assert repeated_keys(own, load_yaml(path.with_name(base)) if base else {}) == []
+    bases = own.pop(BASE, [])
+    paths = [str(path.parent / base) for base in ([bases] if isinstance(bases, str) else bases)]
+    (tmp_path / "bases.yaml").write_text(yaml.safe_dump({BASE: paths}))
+    assert repeated_keys(own, load_yaml(tmp_path / "bases.yaml")) == []
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])

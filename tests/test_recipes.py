@@ -72,6 +72,11 @@ def test_every_recipe_is_a_config(file):
     assert {trial.recipe for trial in recipes.trials(recipes.read_recipes(file), [0], [])} > {BASE}
 
 
+def test_no_two_recipes_share_a_student():
+    trials = [trial for file in FILES for trial in recipes.trials(recipes.read_recipes(file), [0, 1], [])]
+    assert len({trial.config.student_path(0) for trial in trials}) == len(trials)
+
+
 def row(name: str, *accuracies: float) -> Row:
     facts = {
         "machine": {"accelerator": None},
@@ -85,18 +90,22 @@ def row(name: str, *accuracies: float) -> Row:
 
 def test_a_gain_counts_beyond_two_errors():
     rows = [
-        row("good", 0.9, 0.92),
-        row("base", 0.7, 0.72),
-        row("same", 0.7, 0.74),
-        row("bad", 0.3, 0.32),
-        row("one", 0.8),
+        row("good", 0.89, 0.91, 0.93),
+        row("base", 0.69, 0.71, 0.73),
+        row("same", 0.69, 0.71, 0.75),
+        row("bad", 0.29, 0.31, 0.33),
+        row("two", 0.8, 0.8),
     ]
-    good, base, same, bad, one = table(rows).splitlines()[2:]
-    assert "| `good=1` | 2 | 91.00 ± 1.00 | +20.00 | helps | 0, 7 | CPU, 2 processes |" in good
+    good, base, same, bad, two = table(rows).splitlines()[2:]
+    assert "| `good=1` | 3 | 91.00 ± 1.15 | +20.00 | helps | 0, 7 | CPU, 2 processes |" in good
     assert "no difference" in same
     assert "hurts" in bad
-    assert "| 71.00 ± 1.00 | +0.00 |  |" in base
-    assert "| 80.00 | +9.00 |  |" in one
+    assert "| 71.00 ± 1.15 | +0.00 |  |" in base
+    assert "| 80.00 ± 0.00 | +9.00 |  |" in two
+
+
+def test_without_a_base_there_are_no_gains():
+    assert "| `one=1` | 1 | 80.00 |  |  | 0, 7 |" in table([row("one", 0.8)])
 
 
 def test_the_page_shows_all_results(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import yaml
 
@@ -37,6 +38,10 @@ TWO_ROUNDS = {
 }
 # Outputs that tests compare must not depend on the machine.
 PLAIN = {"precision": "float32", "compile": False, "cuda_graphs": False}
+# A parameter for tests of compiled steps.
+CUDA_GRAPHS = pytest.param(
+    True, marks=pytest.mark.skipif(os.environ.get("DREAMDISTILL_DEVICE") != "cuda", reason="graphs are CUDA's")
+)
 
 
 def remove_manifest(folder: Path) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from benchmarks.harness import RESULTS, add_overrides, make_parser, open_benchmark, run_chain, write_result
+from pipeline.identity import without_execution
 from pipeline.resolve import resolve
 from pipeline.run import RunConfig, load_run
 from pipeline.runtime.config import to_plain
@@ -56,9 +57,9 @@ class Trial:
         return f"recipes/{self.file}/{self.recipe}-{self.seed}"
 
     def is_done(self, config: dict[str, Any]) -> bool:
-        """Whether its result is there, of this resolved config."""
+        """Whether its result is there, of this resolved config; on which machine does not matter."""
         path = RESULTS / f"{self.name}.json"
-        return path.exists() and bool(json.loads(path.read_text())["config"] == config)
+        return path.exists() and bool(without_execution(json.loads(path.read_text())["config"]) == config)
 
 
 def read_recipes(path: Path) -> Recipes:
@@ -72,16 +73,16 @@ def trials(recipes: Recipes, seeds: Sequence[int], overrides: Sequence[str]) -> 
     for seed in seeds:
         for recipe, own in recipes.recipes.items():
             keys = [*recipes.budget, *overrides, *own, f"seed={seed}"]
-            folders = _folders(load_run(recipes.config, keys), recipe, seed)
+            folders = _folders(load_run(recipes.config, keys), f"{recipes.name}/{recipe}", seed)
             config = load_run(recipes.config, [*keys, *folders])
             yield Trial(file=recipes.name, recipe=recipe, overrides=own, seed=seed, config=config)
 
 
 def _folders(config: RunConfig, recipe: str, seed: int) -> list[str]:
     """Overrides for folders of its own; runs of one round with the same images share their folder."""
-    images = {key: value for key, value in to_plain(config).items() if key not in AFTER_SYNTHESIS}
+    images = {k: v for k, v in without_execution(to_plain(config)).items() if k not in AFTER_SYNTHESIS}
     digest = hashlib.sha256(json.dumps(images, default=str).encode()).hexdigest()[:12]
-    name = f"images-{digest}" if config.synthesis.rounds == 1 else f"{recipe}-{seed}"
+    name = f"images-{digest}" if config.synthesis.rounds == 1 else f"{recipe.replace('/', '-')}-{seed}"
     return [f"name={name}", "shards_dir=shards/recipes", f"checkpoints_dir=checkpoints/recipes/{recipe}"]
 
 
@@ -96,8 +97,8 @@ def compute(config: RunConfig) -> dict[str, int]:
 
 def measure(trial: Trial, context: DistributedContext) -> None:
     """Make a trial and write its result, unless it is there."""
-    config = {k: v for k, v in to_plain(resolve(trial.config, context.device)).items() if k not in OF_THE_MACHINE}
-    config = json.loads(json.dumps(config, default=str))
+    resolved = without_execution(to_plain(resolve(trial.config, context.device)))
+    config = json.loads(json.dumps({k: v for k, v in resolved.items() if k not in OF_THE_MACHINE}, default=str))
     if trial.is_done(config):
         return
     figures = run_chain(trial.config, context)

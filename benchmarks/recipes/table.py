@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 from benchmarks.harness import REPOSITORY, RESULTS
 
 BASE = "base"
+LEAST_SEEDS = 3
 RECIPES = REPOSITORY / "benchmarks" / "recipes"
 PAGE, PLOT = REPOSITORY / "docs" / "recipes.md", REPOSITORY / "docs" / "recipes.svg"
 HEAD = """# Recipes, compared
@@ -26,7 +27,7 @@ HEAD = """# Recipes, compared
 [benchmarks/results/recipes](../benchmarks/results/recipes). Each file of [benchmarks/recipes](../benchmarks/recipes)
 has one config and one budget, and each of its recipes is a list of overrides. Gains are over the file's `base`.
 Errors are standard errors of the mean over seeds; a recipe helps or hurts if its gain is more than two errors of the
-difference. One seed has no error, so that nothing is said of its recipe. Where the images took 0 s, another recipe
+difference. Nothing is said of recipes with fewer than three seeds. Where the images took 0 s, another recipe
 had made them. On the GPU, several trials ran side by side.
 
 ![accuracy over compute](recipes.svg)
@@ -63,9 +64,9 @@ class Row:
 
     @property
     def machine(self) -> str:
-        """Where the first trial ran: the name of the GPU, or the number of processes on the CPU."""
-        trial = self.trials[0]
-        return trial["machine"]["accelerator"] or f"CPU, {trial['processes']} processes"
+        """Where the trials ran: the name of the GPU, or the number of processes on the CPU."""
+        names = {t["machine"]["accelerator"] or f"CPU, {t['processes']} processes" for t in self.trials}
+        return "; ".join(sorted(names))
 
     def seconds(self, stage: str) -> float:
         """Mean seconds of a stage."""
@@ -74,17 +75,19 @@ class Row:
 
 def read_rows(folder: Path) -> list[Row]:
     """All recipes with results in a folder, the best first."""
-    trials = defaultdict(list)
+    trials_of = defaultdict(list)
     for path in sorted(folder.glob("*.json")):
         trial = json.loads(path.read_text())
-        trials[trial["recipe"]].append(trial)
-    return sorted((Row(recipe=name, trials=found) for name, found in trials.items()), key=lambda row: -row.mean)
+        trials_of[trial["recipe"]].append(trial)
+    rows = [Row(recipe=recipe, trials=trials) for recipe, trials in trials_of.items()]
+    return sorted(rows, key=lambda row: -row.mean)
 
 
 def verdict(row: Row, base: Row | None) -> str:
-    """The gain over `base` in errors of the difference, in words; nothing for one seed."""
-    if base is None or row is base or math.isinf(error := math.hypot(row.error, base.error)):
+    """The gain over `base` in errors of the difference, in words; nothing for fewer than three seeds."""
+    if base is None or row is base or min(len(row.trials), len(base.trials)) < LEAST_SEEDS:
         return ""
+    error = math.hypot(row.error, base.error)
     gain = row.mean - base.mean
     return "helps" if gain > 2 * error else "hurts" if gain < -2 * error else "no difference"
 

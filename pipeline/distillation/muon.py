@@ -40,14 +40,12 @@ class Muon(torch.optim.Optimizer):
         assert closure is None
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
-            for update, chosen in (
-                (self._update_matrices, [p for p in parameters if _is_matrix(p)]),
-                (self._update_others, [p for p in parameters if not _is_matrix(p)]),
-            ):
-                if chosen:
-                    update(chosen, group["lr"], group["weight_decay"])
+            self._update_matrices([p for p in parameters if _is_matrix(p)], group["lr"], group["weight_decay"])
+            self._update_others([p for p in parameters if not _is_matrix(p)], group["lr"], group["weight_decay"])
 
     def _update_matrices(self, parameters: list[Tensor], lr: float, weight_decay: float) -> None:
+        if not parameters:
+            return
         for parameter in parameters:
             if not self.state[parameter]:
                 self.state[parameter]["momentum"] = torch.zeros_like(parameter)
@@ -61,14 +59,12 @@ class Muon(torch.optim.Optimizer):
     def _update_others(self, parameters: list[Tensor], lr: float, weight_decay: float) -> None:
         for parameter in parameters:
             if not self.state[parameter]:
-                count = torch.zeros((), device=parameter.device)
                 self.state[parameter].update(
-                    num_steps=count, mean=torch.zeros_like(parameter), square=torch.zeros_like(parameter)
+                    step=torch.zeros(()), mean=torch.zeros_like(parameter), square=torch.zeros_like(parameter)
                 )
-        names = ("mean", "square", "num_steps")
-        means, squares, counts = ([self.state[p][name] for p in parameters] for name in names)
+        means, squares, steps = ([self.state[p][name] for p in parameters] for name in ("mean", "square", "step"))
         adamw(
-            parameters, [_gradient(p) for p in parameters], means, squares, [], counts, fused=True, amsgrad=False,
+            parameters, [_gradient(p) for p in parameters], means, squares, [], steps, foreach=True, amsgrad=False,
             beta1=BETAS[0], beta2=BETAS[1], lr=lr, weight_decay=weight_decay, eps=ADAM_EPS, maximize=False,
         )  # fmt: skip
 
@@ -94,7 +90,7 @@ def _orthogonal_updates(momenta: Sequence[Tensor]) -> list[Tensor]:
     for shape, same_shape in indices.items():
         matrices = torch.stack([momenta[index].flatten(1) for index in same_shape])
         scale = RMS_OF_ADAMW * max(matrices.shape[1:]) ** 0.5
-        for index, update in zip(same_shape, orthogonalized(matrices).mul(scale), strict=True):
+        for index, update in zip(same_shape, orthogonalized(matrices).mul(scale).contiguous(), strict=True):
             updates[index] = update.view(shape)
     return updates
 

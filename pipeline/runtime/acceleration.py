@@ -1,5 +1,6 @@
 """The settings `precision`, `compile` and `cuda_graphs`, and how `auto` is resolved on this machine."""
 
+import threading
 import warnings
 from dataclasses import replace
 from typing import Literal, Protocol, TypeVar
@@ -45,8 +46,9 @@ def resolve_acceleration(config: Config, device: torch.device, num_pixels: int, 
 
     `precision: auto` is bfloat16 if the hardware multiplies it, else float32. `compile: auto` is true if compilation
     pays and works; if it pays but does not work, it is false, and a warning says why. With `cuda_graphs: true`, which
-    are made of compiled steps, it always pays. `cuda_graphs: auto` is true for compiled steps on CUDA. Warns of
-    bfloat16 without hardware support. Raises ConfigError for `compile: true` on a machine that cannot compile.
+    are made of compiled steps, it always pays. `cuda_graphs: auto` is true for compiled steps on CUDA in the main
+    thread. Warns of bfloat16 without hardware support. Raises ConfigError for `compile: true` on a machine that cannot
+    compile.
     """
     precision, compile = config.precision, config.compile
     if precision == "auto":
@@ -61,8 +63,13 @@ def resolve_acceleration(config: Config, device: torch.device, num_pixels: int, 
         compile = (config.cuda_graphs is True or num_pixels >= PIXELS_WORTH_COMPILING) and _compiles(device)
     elif compile and (missing := why_not_compiled(device)):
         raise ConfigError(f"{key}.compile: true, but {missing}, or set it to auto or false")
-    graphs = bool(compile) and (device.type == "cuda" if config.cuda_graphs == "auto" else config.cuda_graphs)
+    graphs = bool(compile) and (_records_graphs(device) if config.cuda_graphs == "auto" else config.cuda_graphs)
     return replace(config, precision=precision, compile=compile, cuda_graphs=graphs)  # type: ignore[type-var]  # a protocol is no dataclass
+
+
+def _records_graphs(device: torch.device) -> bool:
+    """Whether a compiled step can become a CUDA graph; the compiler records none in other threads than the main one."""
+    return device.type == "cuda" and threading.current_thread() is threading.main_thread()
 
 
 def _compiles(device: torch.device) -> bool:

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_run import PLAIN
+from tiny_run import CUDA_GRAPHS, PLAIN
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from pipeline.data.image_sets import ArrayImages
 from pipeline.data.views import AugmentConfig
@@ -427,8 +428,9 @@ def test_muon_updates_biases_and_depthwise_filters_by_adam():
     torch.testing.assert_close(network.state_dict(), other.state_dict())
 
 
-def test_muon_does_not_depend_on_the_layout_in_memory():
-    network = nn.Conv2d(3, 4, 3)
+@pytest.mark.parametrize("groups", [1, 4])
+def test_muon_does_not_depend_on_the_layout_in_memory(groups):
+    network = nn.Conv2d(4, 4, 3, groups=groups)
     other = deepcopy(network).to(memory_format=torch.channels_last)
     muon_steps(network)
     muon_steps(other)
@@ -443,6 +445,17 @@ def test_muon_leaves_parameters_without_a_gradient_and_those_of_gradient_zero():
     torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
 
 
+def test_muon_updates_matrices_of_one_shape_each_by_itself():
+    layers = [nn.Linear(6, 5, bias=False) for _ in range(3)] + [nn.Linear(3, 9, bias=False)]
+    network, alone = nn.ModuleList(layers), deepcopy(layers)
+    for gradients, layer in zip(muon_steps(network, 2), alone, strict=True):
+        optimizer = build_optimizer(layer, replace(CONFIG, optimizer="muon", lr=0.1, weight_decay=0.0))
+        for gradient in gradients:
+            layer.weight.grad = gradient
+            optimizer.step()
+    torch.testing.assert_close([layer.weight for layer in layers], [layer.weight for layer in alone])
+
+
 @pytest.mark.parametrize("shape", [(3, 6, 20), (1, 20, 6), (2, 5, 5)])
 def test_orthogonalized_matrices_have_singular_values_near_one(shape):
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -454,7 +467,7 @@ def test_orthogonalized_matrices_have_singular_values_near_one(shape):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # raised inside torch's compiler
 @pytest.mark.filterwarnings("ignore:The CUDA Graph is empty:UserWarning")  # raised when torch prepares its first graph
-@pytest.mark.parametrize("cuda_graphs", [False, True])
+@pytest.mark.parametrize("cuda_graphs", [False, CUDA_GRAPHS])
 @pytest.mark.parametrize("optimizer", ["sgd", "muon"])
 def test_compiled_training_ends_like_eager_training(make_classifier, train, tmp_path, compiler, optimizer, cuda_graphs):
     teacher, config = make_classifier(0).freeze(), DistillConfig(steps=5, batch_size=6, lr=0.02, optimizer=optimizer)
@@ -469,6 +482,7 @@ def test_compiled_training_ends_like_eager_training(make_classifier, train, tmp_
             path=tmp_path / f"{compiled}.state",
             on_step=lambda _, figures, values=values: values.append(figures["loss"]),
         )
+    assert not counters["inductor"]["cudagraph_skips"]
     assert losses[True] == pytest.approx(losses[False], rel=1e-3)
 
 

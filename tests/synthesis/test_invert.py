@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_run import PLAIN
+from tiny_run import CUDA_GRAPHS, PLAIN
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 import pipeline.synthesis.invert
 from pipeline.data.views import scaled_size
@@ -415,12 +416,13 @@ def test_invalid_inversion_config_raises(values, message):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # raised inside torch's compiler
 @pytest.mark.filterwarnings("ignore:The CUDA Graph is empty:UserWarning")  # raised when torch prepares its first graph
-@pytest.mark.parametrize("cuda_graphs", [False, True])
+@pytest.mark.parametrize("cuda_graphs", [False, CUDA_GRAPHS])
 def test_compiled_step_makes_the_images_of_the_eager_step(teacher, labels, compiler, cuda_graphs):
     eager = [invert(teacher, labels[:n], SIZE, CONFIG, seeded()) for n in (6, 5)]
     compiled_config = replace(CONFIG, compile=True, cuda_graphs=cuda_graphs)
     with open_objective(Networks(teacher=teacher), compiled_config, SIZE) as objective:
         compiled = [pipeline.synthesis.invert.invert(objective, labels[:n], CONFIG, seeded()) for n in (6, 5)]
+    assert not counters["inductor"]["cudagraph_skips"]
     for expected, inversion in zip(eager, compiled, strict=True):
         torch.testing.assert_close(inversion.trace, expected.trace, rtol=1e-3, atol=1e-4)
         assert (inversion.images.int() - expected.images.int()).abs().max() <= 1
