@@ -213,7 +213,7 @@ def _fused_bytes(graph: torch.fx.GraphModule, examples: Sequence[Any], *, is_bac
 @contextmanager
 def open_inversion(config: RunConfig, scale: float) -> Iterator[Step]:
     """The step of inversion in a phase of `scale`."""
-    inversion = replace(config.synthesis.inversion, precision="bfloat16", compile=False)
+    inversion = replace(config.synthesis.inversion, precision="bfloat16", compile=False, cuda_graphs=False)
     height, width = scaled_size(inversion.view_scale, scaled_size(scale, config.images.size))
     labels = torch.zeros(config.synthesis.batch_size, dtype=torch.long)
     view = torch.zeros(len(labels), config.images.channels, height, width, requires_grad=True)
@@ -226,7 +226,7 @@ def open_inversion(config: RunConfig, scale: float) -> Iterator[Step]:
 @contextmanager
 def open_distillation(config: RunConfig) -> Iterator[Step]:
     """The step of distillation of a batch on one device."""
-    distill = replace(config.distill, precision="bfloat16", compile=False)
+    distill = replace(config.distill, precision="bfloat16", compile=False, cuda_graphs=False)
     student = build_classifier(replace(config.student, weights=None), config.student_images).train()
     task = Task(
         student,
