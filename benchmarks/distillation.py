@@ -151,7 +151,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with open_benchmark() as context:
         result = measure(arguments, context)
-        name = "-".join(["distillation", context.device.type, *([arguments.label] if arguments.label else [])])
+        name = "-".join(filter(None, ("distillation", context.device.type, arguments.label)))
         print_result(name, {"command": "python -m benchmarks.distillation", **result}, context)
 
 

@@ -12,7 +12,7 @@ from pipeline.data.views import augment
 from pipeline.distillation.config import DistillConfig, TrainingConfig
 from pipeline.distillation.losses import distillation_loss, label_loss
 from pipeline.models.classifier import Classifier
-from pipeline.runtime.compiler import maybe_compile
+from pipeline.runtime.acceleration import accelerated
 from pipeline.runtime.distributed import DistributedContext
 from pipeline.runtime.seeds import derive_seed, make_generator
 
@@ -30,14 +30,9 @@ class Task(nn.Module):
         self, classifier: Classifier, loss_function: LossFunction, config: TrainingConfig, seed: int, purpose: str
     ) -> None:
         super().__init__()
-        assert "auto" not in (config.precision, config.compile, config.cuda_graphs), (
-            "`auto` is resolved by `acceleration.resolve_acceleration`"
-        )
         self.classifier, self.config, self.seed, self.purpose = classifier, config, seed, purpose
         self._loss_function = loss_function
-        self._loss = maybe_compile(
-            self._eager_loss, classifier.device, enabled=bool(config.compile), cuda_graphs=bool(config.cuda_graphs)
-        )
+        self._loss = accelerated(self._eager_loss, config, classifier.device)
 
     def forward(self, view: Tensor, targets: Tensor) -> Tensor:
         """The loss of views (N, C, H, W) with class probabilities (N, K)."""

@@ -2,12 +2,13 @@
 
 import threading
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, ParamSpec, Protocol, TypeVar
 
 import torch
 
-from pipeline.runtime.compiler import why_not_compiled
+from pipeline.runtime.compiler import maybe_compile, why_not_compiled
 from pipeline.runtime.config import ConfigError
 from pipeline.runtime.hardware import BFLOAT16_SLOWDOWN, device_name, multiplies_bfloat16
 
@@ -33,6 +34,8 @@ class _Accelerated(Protocol):
 
 
 Config = TypeVar("Config", bound=_Accelerated)
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 
 def check_cuda_graphs(config: _Accelerated) -> None:
@@ -65,6 +68,14 @@ def resolve_acceleration(config: Config, device: torch.device, num_pixels: int, 
         raise ConfigError(f"{key}.compile: true, but {missing}, or set it to auto or false")
     graphs = bool(compile) and (_records_graphs(device) if config.cuda_graphs == "auto" else config.cuda_graphs)
     return replace(config, precision=precision, compile=compile, cuda_graphs=graphs)  # type: ignore[type-var]  # a protocol is no dataclass
+
+
+def accelerated(
+    function: Callable[Parameters, Result], config: _Accelerated, device: torch.device
+) -> Callable[Parameters, Result]:
+    """`function`, compiled as the resolved `config` says; see `maybe_compile`."""
+    assert "auto" not in (config.precision, config.compile, config.cuda_graphs), "see `resolve_acceleration`"
+    return maybe_compile(function, device, enabled=bool(config.compile), cuda_graphs=bool(config.cuda_graphs))
 
 
 def _records_graphs(device: torch.device) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.models.classifier import Classifier
-from pipeline.runtime.compiler import maybe_compile
+from pipeline.runtime.acceleration import accelerated
 from pipeline.synthesis.config import InversionConfig
 from pipeline.synthesis.inputs import to_pixels
 from pipeline.synthesis.statistics import LayerStatistics, capture_statistics
@@ -43,15 +43,10 @@ class Objective:
         image_size: tuple[int, int],
         statistics: list[LayerStatistics],
     ) -> None:
-        assert "auto" not in (config.precision, config.compile, config.cuda_graphs), (
-            "`auto` is resolved by `acceleration.resolve_acceleration`"
-        )
         self.networks, self.image_size, self.device = networks, image_size, networks.teacher.device
         self.terms = build_terms(config.terms, has_student=networks.student is not None)
         self._statistics, self._precision = statistics, config.precision
-        self.loss = maybe_compile(
-            self._eager_loss, self.device, enabled=bool(config.compile), cuda_graphs=bool(config.cuda_graphs)
-        )
+        self.loss = accelerated(self._eager_loss, config, self.device)
 
     def _eager_loss(self, view: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         networks, classes = self.networks, self.networks.classes

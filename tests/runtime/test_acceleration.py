@@ -18,7 +18,6 @@ from stages import chain
 
 CPU = torch.device("cpu")
 CONFIG = TrainingConfig(steps=1, batch_size=4, lr=0.1)
-CUDA_GRAPHS = {"cuda_graphs": True, "compile": "auto"}
 NO_COMPILER = "there is no C++ compiler; install g++ or clang++"
 
 
@@ -108,7 +107,8 @@ def test_run_without_compiler_finishes_with_one_warning(set_machine, tmp_path, m
 def test_cuda_graphs_make_auto_compile(set_machine, tmp_path, missing):
     set_machine(missing=missing)
     sections = ("synthesis__inversion", "distill", "teacher_training")
-    keys = {f"{section}__{key}": value for section in sections for key, value in CUDA_GRAPHS.items()}
+    graphs = {"cuda_graphs": True, "compile": "auto"}
+    keys = {f"{section}__{key}": value for section in sections for key, value in graphs.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         config = resolve(tiny_config(tmp_path, **keys), CPU)
