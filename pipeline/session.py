@@ -8,9 +8,10 @@ from functools import cached_property
 import torch
 
 from pipeline.copies import open_object_store
-from pipeline.data.image_sets import load_images
+from pipeline.data.image_sets import ArrayImages, load_images
 from pipeline.data.loader import check_images
 from pipeline.data.views import scaled_size
+from pipeline.distillation.procedural import paint_images
 from pipeline.distillation.task import Task, build_distillation_loss
 from pipeline.evaluation.scores import Scorers
 from pipeline.identity import require_student
@@ -40,7 +41,7 @@ class Session:
 
     def __init__(self, config: RunConfig, context: DistributedContext, resources: ExitStack, command: str = "") -> None:
         self.config, self.context, self.command = config, context, command
-        self.pool = Pool(config, context)
+        self.pool = Pool(config, context, self._paint_images)
         self._resources, self._is_student_used = resources, False
         sink_names = config.sinks if context.is_main_process else ()
         self.object_store = open_object_store(config)
@@ -95,6 +96,10 @@ class Session:
         """The task of `student`."""
         loss_function = build_distillation_loss(self.teacher, self.config.distill)
         return Task(self._student, loss_function, self.config.distill, self.config.seed, "distill")
+
+    def _paint_images(self) -> ArrayImages:
+        config = self.config
+        return paint_images(self.teacher, config.distill.procedural_images, config.images.shape, config.seed)
 
     @cached_property
     def _student(self) -> Classifier:
