@@ -33,7 +33,7 @@ from pipeline.data.loader import cache_limit_bytes, num_bytes, preload
 from pipeline.data.shard_set import ShardSet
 from pipeline.data.shards import is_packed, pack, remove_parts
 from pipeline.distillation.state import TrainState
-from pipeline.distillation.task import Task, build_distillation_loss
+from pipeline.distillation.task import open_distillation
 from pipeline.distillation.train import train
 from pipeline.evaluation.evaluate import EvalReport, EvaluationConfig
 from pipeline.evaluation.evaluate import evaluate as evaluate_classifiers
@@ -181,8 +181,10 @@ def distill(
         inherit_weights(learner.network, frozen.network, shared.shape, frozen.classes)
     if num_bytes(pool) <= cache_limit_bytes(config.memory_gib, shared.device):
         pool = preload(pool, shared.device)
-    task = Task(learner, build_distillation_loss(frozen, config), config, keywords.get("seed", 0), "distill")
-    with TemporaryDirectory() as folder:  # for a state that an interrupt leaves
+    with (
+        TemporaryDirectory() as folder,  # for a state that an interrupt leaves
+        open_distillation(learner, frozen, config, shared.shape, keywords.get("seed", 0)) as task,
+    ):
         state = TrainState.open(learner, config, Path(folder) / "student.state", {})
         train(state, task, pool, DistributedContext(device=shared.device), keywords.get("on_step"))
     return learner.eval()

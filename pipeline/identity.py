@@ -115,8 +115,9 @@ def student_identity(config: RunConfig, round_index: int, synthesis: SynthesisCo
 def _student_recipe(config: RunConfig) -> dict[str, Any]:
     distill = to_plain(config.distill)
     del distill["shards"]  # their content counts, not their names
-    if not distill["procedural_images"]:
-        del distill["procedural_images"]  # as before there was such a key
+    for key in ("feature_weight", "procedural_images"):
+        if not distill[key]:
+            del distill[key]  # as before there was such a key
     start = {"inheritance_version": INHERITANCE_VERSION} if config.distill.init == "teacher" else {}
     return {"student": weights_identity(config.student, "student.weights"), "distill": distill, **start}
 

@@ -121,6 +121,7 @@ class DistillKeywords(NetworkKeywords, total=False):
     memory_gib: float
     temperature: float
     label_weight: float
+    feature_weight: float
     init: Literal["random", "teacher"]
 
 

@@ -12,7 +12,7 @@ from pipeline.data.image_sets import ArrayImages, load_images
 from pipeline.data.loader import check_images
 from pipeline.data.views import scaled_size
 from pipeline.distillation.procedural import paint_images
-from pipeline.distillation.task import Task, build_distillation_loss
+from pipeline.distillation.task import Task, open_distillation
 from pipeline.evaluation.scores import Scorers
 from pipeline.identity import require_student
 from pipeline.models.checkpoint import load_classifier, weights_identity
@@ -94,8 +94,11 @@ class Session:
     @cached_property
     def distillation(self) -> Task:
         """The task of `student`."""
-        loss_function = build_distillation_loss(self.teacher, self.config.distill)
-        return Task(self._student, loss_function, self.config.distill, self.config.seed, "distill")
+        config = self.config
+        # A copy of its own, since its hooks stay as long as the session.
+        teacher = self._load(config.teacher_model) if config.distill.feature_weight else self.teacher
+        task = open_distillation(self._student, teacher, config.distill, config.images.shape, config.seed)
+        return self._resources.enter_context(task)
 
     def _paint_images(self) -> ArrayImages:
         config = self.config

@@ -1,6 +1,7 @@
 """`Task`: a classifier, its loss, and the batches and views that it is trained on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -8,8 +9,9 @@ from torch import Tensor, nn
 
 from pipeline.data.codec import to_unit
 from pipeline.data.loader import draw_batch
-from pipeline.data.views import augment
+from pipeline.data.views import augment, scaled_size
 from pipeline.distillation.config import DistillConfig, TrainingConfig
+from pipeline.distillation.features import FeatureMatching, open_feature_matching
 from pipeline.distillation.losses import distillation_loss, label_loss
 from pipeline.models.classifier import Classifier
 from pipeline.runtime.acceleration import accelerated
@@ -65,8 +67,13 @@ def build_label_loss(config: TrainingConfig) -> LossFunction:
     return lambda logits, view, targets: label_loss(logits, targets, config.label_smoothing)
 
 
-def build_distillation_loss(teacher: Classifier, config: DistillConfig) -> LossFunction:
-    """The divergence from the frozen teacher's logits of the same view, plus `label_weight` times the label loss."""
+def build_distillation_loss(
+    teacher: Classifier, config: DistillConfig, features: FeatureMatching | None = None
+) -> LossFunction:
+    """The divergence from the frozen teacher's logits of the same view, plus the weighted label and feature losses.
+
+    `features` compares `teacher` with the student, whose last pass was that of the logits.
+    """
 
     def loss(logits: Tensor, view: Tensor, targets: Tensor) -> Tensor:
         with torch.no_grad():
@@ -74,6 +81,24 @@ def build_distillation_loss(teacher: Classifier, config: DistillConfig) -> LossF
         total = distillation_loss(logits, teacher_logits, config.temperature)
         if config.label_weight:
             total = total + config.label_weight * label_loss(logits, targets, config.label_smoothing)
+        if features is not None:
+            total = total + config.feature_weight * features.loss()
         return total
 
     return loss
+
+
+@contextmanager
+def open_distillation(
+    student: Classifier, teacher: Classifier, config: DistillConfig, shape: tuple[int, int, int], seed: int
+) -> Iterator[Task]:
+    """The distillation of images `shape` (C, H, W); the hooks on both networks are removed when the block ends.
+
+    With `feature_weight`, no other pass of the teacher may run meanwhile. Raises what `open_feature_matching` raises.
+    """
+    with ExitStack() as hooks:
+        features = None
+        if config.feature_weight:
+            view_shape = (shape[0], *scaled_size(config.augment.view_scale, shape[1:]))
+            features = hooks.enter_context(open_feature_matching(student, teacher, view_shape))
+        yield Task(student, build_distillation_loss(teacher, config, features), config, seed, "distill")
