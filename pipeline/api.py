@@ -174,7 +174,7 @@ def distill(
     pool, keywords = image_set(images), read_keywords(keywords, DistillKeywords)
     shared = Shared.of(module("student", student), pool.batch([0]).shape[1:], keywords)
     config = distill_config(steps, keywords, shared)
-    frozen = shared.frozen(module("teacher", teacher))
+    frozen, seed = shared.frozen(module("teacher", teacher)), keywords.get("seed", 0)
     learner = as_classifier(student, shared.shape, frozen.normalization, shared.device)
     check_labels(pool.labels, frozen, learner)
     if config.init == "teacher":
@@ -183,7 +183,7 @@ def distill(
         pool = preload(pool, shared.device)
     with (
         TemporaryDirectory() as folder,  # for a state that an interrupt leaves
-        open_distillation(learner, frozen, config, shared.shape, keywords.get("seed", 0)) as task,
+        open_distillation(learner, frozen, config, config.augment.view_shape(shared.shape), seed) as task,
     ):
         state = TrainState.open(learner, config, Path(folder) / "student.state", {})
         train(state, task, pool, DistributedContext(device=shared.device), keywords.get("on_step"))

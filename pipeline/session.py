@@ -10,7 +10,7 @@ import torch
 from pipeline.copies import open_object_store
 from pipeline.data.image_sets import ArrayImages, load_images
 from pipeline.data.loader import check_images
-from pipeline.data.views import scaled_size
+from pipeline.distillation.features import matched_layers
 from pipeline.distillation.procedural import paint_images
 from pipeline.distillation.task import Task, open_distillation
 from pipeline.evaluation.scores import Scorers
@@ -97,7 +97,9 @@ class Session:
         config = self.config
         # A copy of its own, since its hooks stay as long as the session.
         teacher = self._load(config.teacher_model) if config.distill.feature_weight else self.teacher
-        task = open_distillation(self._student, teacher, config.distill, config.images.shape, config.seed)
+        task = open_distillation(
+            self._student, teacher, config.distill, config.distill.augment.view_shape(config.images.shape), config.seed
+        )
         return self._resources.enter_context(task)
 
     def _paint_images(self) -> ArrayImages:
@@ -169,6 +171,8 @@ def check_networks(config: RunConfig, *, download: bool) -> None:
     Networks with published weights get random ones instead unless `download` is true.
     """
     built = {key: build_checked(config, key, download=download) for key in models_of(config)}
+    if config.distill.feature_weight:
+        matched_layers(built["student"], built["teacher"], config.distill.augment.view_shape(config.images.shape))
     if config.distill.init == "teacher" and config.student.weights is None:
         labels = None if config.class_labels is None else torch.tensor(config.class_labels)
         inherit_weights(built["student"].network, built["teacher"].network, config.images.shape, labels)
@@ -187,7 +191,7 @@ def build_checked(config: RunConfig, key: str, *, download: bool) -> Classifier:
     model, images = models_of(config)[key], config.student_images if key == "student" else config.images
     weights_identity(model, f"{key}.weights")
     is_stripped = is_published_name(model) and not download
-    height, width = scaled_size(config.distill.augment.view_scale, config.images.size)
+    _, height, width = config.distill.augment.view_shape(config.images.shape)
     try:
         classifier = build_classifier(replace(model, weights=None) if is_stripped else model, images)
         if key in ("teacher", "student"):

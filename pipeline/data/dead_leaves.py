@@ -24,7 +24,7 @@ PIECE = 256
 def dead_leaves(count: int, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
     """Images of the dead leaves model, uint8 (count, C, H, W) on the CPU, for the `shape` (C, H, W)."""
     images = torch.empty(count, *shape, dtype=torch.uint8)
-    for piece in images.split(PIECE):
+    for piece in torch.split(images, PIECE):
         piece.copy_(_painted(len(piece), shape, generator).clamp(0, 1).mul(255).round())
     return images
 

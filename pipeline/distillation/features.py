@@ -63,6 +63,20 @@ def open_feature_matching(
 ) -> Iterator[FeatureMatching]:
     """The matching of two networks for views (C, H, W); the hooks on them are removed when the block ends.
 
+    Raises what `matched_layers` raises.
+    """
+    pairs = matched_layers(student, teacher, shape)
+    student_names, teacher_names = zip(*pairs, strict=True)
+    with (
+        _capture_outputs(student.network, student_names) as student_maps,
+        _capture_outputs(teacher.network, teacher_names) as teacher_maps,
+    ):
+        yield FeatureMatching(student_maps, teacher_maps, pairs)
+
+
+def matched_layers(student: Classifier, teacher: Classifier, shape: tuple[int, int, int]) -> list[tuple[str, str]]:
+    """The layers of the student and of the teacher that are compared, by name, for views (C, H, W).
+
     Raises ValueError when no resolution of their maps is the same.
     """
     student_layers, teacher_layers = (last_layers(network, shape) for network in (student, teacher))
@@ -72,12 +86,7 @@ def open_feature_matching(
             f"distill.feature_weight: the student has maps of {_sizes(student_layers)} pixels, the teacher of "
             f"{_sizes(teacher_layers)}, so none can be compared; set it to 0"
         )
-    student_names, teacher_names = zip(*pairs, strict=True)
-    with (
-        _capture_outputs(student.network, student_names) as student_maps,
-        _capture_outputs(teacher.network, teacher_names) as teacher_maps,
-    ):
-        yield FeatureMatching(student_maps, teacher_maps, pairs)
+    return pairs
 
 
 @torch.no_grad()

@@ -16,5 +16,5 @@ BATCH = 256
 def paint_images(teacher: Classifier, count: int, shape: tuple[int, int, int], seed: int) -> ArrayImages:
     """So many dead-leaves images of `shape` (C, H, W), on the CPU, labeled by the frozen teacher."""
     pixels = dead_leaves(count, shape, make_generator(seed, "distill/procedural"))
-    labels = [teacher(to_unit(batch.to(teacher.device))).argmax(1).cpu() for batch in pixels.split(BATCH)]
+    labels = [teacher(to_unit(batch.to(teacher.device))).argmax(1).cpu() for batch in torch.split(pixels, BATCH)]
     return ArrayImages(pixels, torch.cat(labels))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pipeline.data.codec import to_unit
 from pipeline.data.loader import draw_batch
-from pipeline.data.views import augment, scaled_size
+from pipeline.data.views import augment
 from pipeline.distillation.config import DistillConfig, TrainingConfig
 from pipeline.distillation.features import FeatureMatching, open_feature_matching
 from pipeline.distillation.losses import distillation_loss, label_loss
@@ -90,15 +90,14 @@ def build_distillation_loss(
 
 @contextmanager
 def open_distillation(
-    student: Classifier, teacher: Classifier, config: DistillConfig, shape: tuple[int, int, int], seed: int
+    student: Classifier, teacher: Classifier, config: DistillConfig, view_shape: tuple[int, int, int], seed: int
 ) -> Iterator[Task]:
-    """The distillation of images `shape` (C, H, W); the hooks on both networks are removed when the block ends.
+    """The distillation on views `view_shape` (C, H, W); the hooks on both networks are removed when the block ends.
 
     With `feature_weight`, no other pass of the teacher may run meanwhile. Raises what `open_feature_matching` raises.
     """
     with ExitStack() as hooks:
         features = None
         if config.feature_weight:
-            view_shape = (shape[0], *scaled_size(config.augment.view_scale, shape[1:]))
             features = hooks.enter_context(open_feature_matching(student, teacher, view_shape))
         yield Task(student, build_distillation_loss(teacher, config, features), config, seed, "distill")
