@@ -4,8 +4,9 @@ As in FitNets (Romero et al., 2015, arXiv 1412.6550), but for all resolutions at
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -93,18 +94,17 @@ def matched_layers(student: Classifier, teacher: Classifier, shape: tuple[int, i
 def last_layers(classifier: Classifier, shape: tuple[int, int, int]) -> dict[tuple[int, int], str]:
     """The module that finishes each resolution (H, W) for images `shape` (C, H, W), in the order of the pass.
 
-    Of the modules that are called once, it is the last whose output is a map of that size. A block finishes after its
-    layers, so that it is the output of a stage of blocks. Single pixels are not counted.
+    Of the modules that are called once and whose output is a map of that size, it is the outermost, and of several the
+    last: a stage of blocks rather than a layer of a block, such as the first layer of the next stage, which often has
+    that size too. Single pixels are not counted.
     """
-    calls: list[tuple[str, torch.Size]] = []
+    calls: list[tuple[str, tuple[int, ...]]] = []
 
-    def record(name: str) -> Callable[[nn.Module, object, object], None]:
-        return lambda module, inputs, output: calls.append(
-            (name, output.shape if isinstance(output, Tensor) else torch.Size())
-        )
+    def record(name: str, module: nn.Module, inputs: object, output: object) -> None:
+        calls.append((name, tuple(output.shape) if isinstance(output, Tensor) else ()))
 
-    modules = dict(classifier.network.named_modules())
-    handles = [module.register_forward_hook(record(name)) for name, module in modules.items()]
+    layers = classifier.network.named_modules()
+    handles = [layer.register_forward_hook(partial(record, name)) for name, layer in layers]
     was_training = classifier.training
     try:
         classifier.eval().all_logits(torch.zeros(1, *shape, device=classifier.device))
@@ -113,9 +113,10 @@ def last_layers(classifier: Classifier, shape: tuple[int, int, int]) -> dict[tup
         for handle in handles:
             handle.remove()
     counts = Counter(name for name, _ in calls)
+    maps = [(name, shape[2], shape[3]) for name, shape in calls if len(shape) == 4 and counts[name] == 1]
     found: dict[tuple[int, int], str] = {}
-    for name, (*_, height, width) in [(n, s) for n, s in calls if len(s) == 4 and counts[n] == 1]:
-        if height * width > 1:
+    for name, height, width in maps:
+        if height * width > 1 and name.count(".") <= found.get((height, width), name).count("."):
             found[height, width] = name
     return found
 
@@ -125,13 +126,10 @@ def _capture_outputs(network: nn.Module, names: Sequence[str]) -> Iterator[dict[
     """Yield the outputs of the modules in the last pass, by name."""
     captured: dict[str, Tensor] = {}
 
-    def record(name: str) -> Callable[[nn.Module, object, Tensor], None]:
-        def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
-            captured[name] = output
+    def record(name: str, module: nn.Module, inputs: object, output: Tensor) -> None:
+        captured[name] = output
 
-        return hook
-
-    handles = [network.get_submodule(name).register_forward_hook(record(name)) for name in names]
+    handles = [network.get_submodule(name).register_forward_hook(partial(record, name)) for name in names]
     try:
         yield captured
     finally:

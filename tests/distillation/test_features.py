@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from tiny_run import CUDA_GRAPHS, PLAIN
 from torch import Tensor, nn
 
@@ -54,6 +55,12 @@ def test_a_resolution_is_finished_by_its_stage(device):
     assert last_layers(classifier, SHAPE) == expected
     assert classifier.training and not classifier.network._forward_hooks
     assert last_layers(classifier.freeze(), SHAPE) == expected
+
+
+def test_a_layer_of_the_next_stage_does_not_finish_a_resolution(device):
+    classifier = Classifier(torchvision.models.resnet50(num_classes=4), identity_normalization(3), 4).to(device)
+    stages = {(32, 32): "relu", (16, 16): "layer1", (8, 8): "layer2", (4, 4): "layer3", (2, 2): "layer4"}
+    assert last_layers(classifier, (3, 64, 64)) == stages
 
 
 def test_modules_that_are_called_twice_finish_no_resolution(device):
