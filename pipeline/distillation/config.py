@@ -1,6 +1,5 @@
 """The `distill` and `teacher_training` sections of a configuration."""
 
-import math
 import os
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -120,8 +119,8 @@ class DistillConfig(TrainingConfig):
         if self.temperature <= 0:
             raise ConfigError(f"temperature: {self.temperature} must be positive")
         for name in ("label_weight", "feature_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"{name}: {getattr(self, name)} must be finite and at least 0")
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}: {getattr(self, name)} must be at least 0")
         if self.procedural_images < 0:
             raise ConfigError(f"procedural_images: {self.procedural_images} must be at least 0")
         sets: set[str] = set()

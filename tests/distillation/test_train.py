@@ -550,6 +550,7 @@ def test_training_does_not_change_the_global_generator(make_classifier, train):
         ({"momentum": 1.0}, r"momentum: 1\.0 must be in \[0, 1\)"),
         ({"temperature": 0.0}, r"temperature: 0\.0 must be positive"),
         ({"label_weight": -1.0}, r"label_weight: -1\.0 must be at least 0"),
+        ({"feature_weight": -1.0}, r"feature_weight: -1\.0 must be at least 0"),
     ],
 )
 def test_invalid_training_config_raises(values, message):
