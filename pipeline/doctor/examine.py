@@ -7,7 +7,7 @@ from pipeline.doctor.examination import Examination
 from pipeline.doctor.findings import Finding, ok, problem, reason
 from pipeline.doctor.images import check_class_names, check_labels, check_test_images
 from pipeline.doctor.machine import check_acceleration, check_device, check_disk
-from pipeline.doctor.networks import check_batch_norm, check_networks
+from pipeline.doctor.networks import check_batch_norm, check_features, check_networks
 from pipeline.doctor.normalization import check_normalization
 from pipeline.doctor.outputs import check_images, check_object_store, check_outputs
 from pipeline.run import RunConfig
@@ -47,6 +47,7 @@ CHECKS: dict[str, Check] = {
     "object store": check_object_store,
     "outputs": check_outputs,
     "batch norm": check_batch_norm,
+    "features": check_features,
     "class names": check_class_names,
     "test images": check_test_images,
     "normalization": check_normalization,

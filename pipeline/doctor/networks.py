@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pipeline.distillation.features import matched_layers
 from pipeline.doctor.examination import Examination
 from pipeline.doctor.findings import Finding, ok, problem, reason, warning
 from pipeline.models.classifier import Classifier
@@ -79,6 +80,20 @@ def check_batch_norm(examination: Examination) -> Iterator[Finding]:
         yield warning("batch norm", f"{text}; {fix}")
     else:
         yield ok("batch norm", text)
+
+
+def check_features(examination: Examination) -> Iterator[Finding]:
+    """Which maps of student and teacher are compared, if distillation compares them."""
+    config, networks = examination.config, examination.networks
+    if not config.distill.feature_weight:
+        return
+    if "student" not in networks or "teacher" not in networks:
+        yield warning("features", "not checked, since a network cannot be loaded")
+        return
+    shape = config.distill.augment.view_shape(config.images.shape)
+    pairs = matched_layers(networks["student"], networks["teacher"], shape)
+    compared = ", ".join(f"{student} with {teacher}" for student, teacher in pairs)
+    yield ok("features", f"the student's {compared} of the teacher")
 
 
 def _is_initial(layer: _BatchNorm) -> bool:

@@ -253,6 +253,20 @@ def test_dead_channels_are_counted_and_warned_of(tmp_path, teacher_weights):
     )
 
 
+def test_compared_maps_are_named(tmp_path):
+    assert not any(finding.subject == "features" for finding in findings_of(tiny_config(tmp_path)))
+    lines = [finding.line() for finding in findings_of(tiny_config(tmp_path, distill__feature_weight=1.0))]
+    expected = "the student's layer1 with layer1, layer2 with layer2, layer3 with layer3 of the teacher"
+    assert any(line.startswith("ok") and expected in line for line in lines)
+
+
+def test_networks_without_maps_of_one_size(tmp_path):
+    student = {"source": write_network(tmp_path, "plain")["teacher"]["source"]}
+    (problem,) = problems_of(tiny_config(tmp_path, student=student, distill__feature_weight=1.0))
+    assert "distill.feature_weight: the student has maps of 6x6 pixels, the teacher of 8x8, 4x4, 2x2" in problem
+    assert problem.endswith("set it to 0")
+
+
 def test_full_disk(tmp_path, monkeypatch):
     system = SimpleNamespace(f_bavail=2, f_frsize=512, f_files=0)
     monkeypatch.setattr(machine.os, "statvfs", lambda path: system)
