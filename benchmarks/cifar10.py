@@ -8,6 +8,7 @@ it was. Writes results/cifar10.json.
 """
 
 from benchmarks.harness import (
+    PIXELS,
     REPOSITORY,
     WHITE,
     add_overrides,
@@ -23,7 +24,13 @@ from pipeline.run import RunConfig, load_run
 from pipeline.runtime.distributed import DistributedContext
 
 CONFIG = REPOSITORY / "configs" / "cifar10_resnet20.yaml"
-BUDGET = ("synthesis.num_images=2048", "synthesis.inversion.phases.0.steps=100", "distill.steps=3000")
+BUDGET = (
+    *PIXELS,
+    "distill.feature_weight=0",
+    "synthesis.num_images=2048",
+    "synthesis.inversion.phases.0.steps=100",
+    "distill.steps=3000",
+)
 TERMS = "synthesis.inversion.terms"
 WHITE_NOISE = ("synthesis.inversion.init_noise={}",)
 # The published weight of the total variation is for the norm of a whole batch of 256: 16 times that of one image.

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import REPOSITORY, add_overrides, make_parser, open_benchmark, print_result
+from benchmarks.harness import PIXELS, REPOSITORY, add_overrides, make_parser, open_benchmark, print_result
 from pipeline.data.image_sets import ArrayImages, ImageSet, load_images
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.models.checkpoint import load_classifier
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("students", nargs=2, type=Path, help="students of two seeds of the config")
     add_overrides(parser)
     arguments = parser.parse_args()
-    config = load_run(CONFIG, arguments.set)
+    config = load_run(CONFIG, [*PIXELS, *arguments.set])
     with open_benchmark() as context, open_session(config, context) as session:
         rows = measure(session, arguments.students)
         inversion, batch = session.config.synthesis.inversion, session.config.synthesis.batch_size

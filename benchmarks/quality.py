@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Generator, Tensor
 
-from benchmarks.harness import REPOSITORY, add_overrides, make_parser, open_benchmark, print_result, summary
+from benchmarks.harness import PIXELS, REPOSITORY, add_overrides, make_parser, open_benchmark, print_result, summary
 from benchmarks.reference import reference_invert
 from pipeline.evaluation.scores import score
 from pipeline.run import load_run
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
-    config = load_run(CONFIG, arguments.set)
+    config = load_run(CONFIG, [*PIXELS, *arguments.set])
     with open_benchmark() as context, open_session(config, context) as session:
         phases = (PhaseConfig(steps=arguments.steps),)
         inversion = replace(session.config.synthesis.inversion, phases=phases)

@@ -1,6 +1,6 @@
 """`Pool`: the synthetic images that the student of a round learns from, checked, decoded and cached."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import torch
 
 from pipeline.data.damage import check_sizes, find_damage
 from pipeline.data.given_sets import RunClasses, given_fix, labels_in_run
-from pipeline.data.image_sets import ArrayImages, ImageSet, JoinedImages
+from pipeline.data.image_sets import ArrayImages, ImageSet
 from pipeline.data.loader import cache_limit_bytes, num_bytes, preload
 from pipeline.data.parts import REMAKE, ShardError
 from pipeline.data.shard_set import ShardSet
@@ -20,15 +20,10 @@ from pipeline.sets import require_complete_set
 
 
 class Pool:
-    """The images of all rounds so far, or of the sets that `distill.shards` names; each set is read once.
+    """The images of all rounds so far, or of the sets that `distill.shards` names; each set is read once."""
 
-    `paint` makes the images of `distill.procedural_images`, on the CPU, which precede those of the sets.
-    """
-
-    def __init__(
-        self, config: RunConfig, context: DistributedContext, paint: Callable[[], ArrayImages] | None = None
-    ) -> None:
-        self._config, self._device, self._paint = config, context.device, paint
+    def __init__(self, config: RunConfig, context: DistributedContext) -> None:
+        self._config, self._device = config, context.device
         self._shards, self._num_pooled, self._num_checked = ShardSet([]), 0, 0
         self._cached: ArrayImages | None = None
         # Measured now, since the process keeps the memory that synthesis frees.
@@ -62,16 +57,14 @@ class Pool:
         for folder in new:
             self._shards.add(folder, self._given_labels.get(folder))
         self._num_pooled = len(folders)
-        painted = self._painted
-        images: ImageSet = JoinedImages(painted, self._shards) if painted else self._shards
-        if num_bytes(images) > self._limit_bytes:
+        if num_bytes(self._shards) > self._limit_bytes:
             self._cached = None
-            return images
-        if self._cached is None:
-            self._cached = preload(images, self._device)
-        elif new:
-            self._cached = _concatenated(self._cached, preload(ShardSet(new), self._device))
-        assert len(self._cached.labels) == len(images.labels)
+            return self._shards
+        new_shards = self._shards if self._cached is None else ShardSet(new)
+        if len(new_shards):
+            images = preload(new_shards, self._device)
+            self._cached = images if self._cached is None else _concatenated(self._cached, images)
+        assert self._cached is not None and len(self._cached.labels) == len(self._shards)
         return self._cached
 
     def shards(self, folders: Iterable[Path]) -> ShardSet:
@@ -80,10 +73,6 @@ class Pool:
         for folder in folders:
             images.add(folder, self._given_labels.get(folder))
         return images
-
-    @cached_property
-    def _painted(self) -> ArrayImages | None:
-        return self._paint() if self._paint and self._config.distill.procedural_images else None
 
     @cached_property
     def _given_labels(self) -> Mapping[Path, list[int]]:

@@ -8,10 +8,9 @@ from functools import cached_property
 import torch
 
 from pipeline.copies import open_object_store
-from pipeline.data.image_sets import ArrayImages, load_images
+from pipeline.data.image_sets import load_images
 from pipeline.data.loader import check_images
 from pipeline.distillation.features import matched_layers
-from pipeline.distillation.procedural import paint_images
 from pipeline.distillation.task import Task, open_distillation
 from pipeline.evaluation.scores import Scorers
 from pipeline.identity import require_student
@@ -41,7 +40,7 @@ class Session:
 
     def __init__(self, config: RunConfig, context: DistributedContext, resources: ExitStack, command: str = "") -> None:
         self.config, self.context, self.command = config, context, command
-        self.pool = Pool(config, context, self._paint_images)
+        self.pool = Pool(config, context)
         self._resources, self._is_student_used = resources, False
         sink_names = config.sinks if context.is_main_process else ()
         self.object_store = open_object_store(config)
@@ -94,17 +93,12 @@ class Session:
     @cached_property
     def distillation(self) -> Task:
         """The task of `student`."""
-        config = self.config
+        config, distill = self.config, self.config.distill
         # A copy of its own, since its hooks stay as long as the session.
-        teacher = self._load(config.teacher_model) if config.distill.feature_weight else self.teacher
-        task = open_distillation(
-            self._student, teacher, config.distill, config.distill.augment.view_shape(config.images.shape), config.seed
-        )
+        teacher = self._load(config.teacher_model) if distill.feature_weight else self.teacher
+        view_shape = distill.augment.view_shape(config.images.shape)
+        task = open_distillation(self._student, teacher, distill, view_shape, config.seed)
         return self._resources.enter_context(task)
-
-    def _paint_images(self) -> ArrayImages:
-        config = self.config
-        return paint_images(self.teacher, config.distill.procedural_images, config.images.shape, config.seed)
 
     @cached_property
     def _student(self) -> Classifier:

@@ -94,25 +94,6 @@ class ArrayImages:
         return self.pixels[torch.as_tensor(indices)]
 
 
-class JoinedImages:
-    """The images of two sets of one shape."""
-
-    def __init__(self, first: ImageSet, second: ImageSet) -> None:
-        self.first, self.second = first, second
-        self.labels = torch.cat([first.labels, second.labels])
-
-    def batch(self, indices: Sequence[int]) -> Tensor:
-        """uint8 (len(indices), C, H, W) of these images."""
-        chosen, count = torch.as_tensor(indices), len(self.first.labels)
-        in_first, in_second = (chosen < count).nonzero()[:, 0], (chosen >= count).nonzero()[:, 0]
-        parts = [
-            image_set.batch(own.tolist())
-            for image_set, own in ((self.first, chosen[in_first]), (self.second, chosen[in_second] - count))
-            if len(own)
-        ]
-        return torch.cat(parts)[torch.cat([in_first, in_second]).argsort()]
-
-
 class SubsetImages:
     """The images of some classes of another set, at its `indices`, with the positions in `classes` as labels."""
 

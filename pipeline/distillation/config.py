@@ -79,7 +79,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(TrainingConfig):
-    """How the student is trained on the teacher's outputs: `teacher_training`'s keys, and six more.
+    """How the student is trained on the teacher's outputs: `teacher_training`'s keys, and five more.
 
     The loss is T^2 KL(teacher || student) at temperature T (Hinton et al., 2015, arXiv 1503.02531), plus
     `label_weight` times the cross-entropy with the labels, plus `feature_weight` times the difference of the maps of
@@ -97,9 +97,6 @@ class DistillConfig(TrainingConfig):
             teacher, for a student of the same architecture with fewer channels or layers. All layers that a channel
             passes keep the same ones, those that the next layers weigh most; through shortcuts that pad with zeros they
             cannot be followed (Torch-Pruning, arXiv 2301.12900).
-        procedural_images: Number of images that the student also learns from, at least 0, which show random shapes that
-            cover one another (dead leaves; Baradad et al., 2021, arXiv 2106.05963). Their label is the teacher's
-            prediction.
         shards: Sets of images to learn from in place of images of the run: folders that hold a `manifest.json`, such
             as `shards/digits/0`, and http or https addresses of such folders, which are fetched once. The run then
             synthesizes nothing and has one round. []: the images of the run.
@@ -111,7 +108,6 @@ class DistillConfig(TrainingConfig):
     label_weight: float = 0.0
     feature_weight: float = 0.0
     init: Literal["random", "teacher"] = "random"
-    procedural_images: int = 0
     shards: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -121,8 +117,6 @@ class DistillConfig(TrainingConfig):
         for name in ("label_weight", "feature_weight"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: {getattr(self, name)} must be at least 0")
-        if self.procedural_images < 0:
-            raise ConfigError(f"procedural_images: {self.procedural_images} must be at least 0")
         sets: set[str] = set()
         for name in self.shards:
             if is_remote(name):

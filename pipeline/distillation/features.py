@@ -42,19 +42,20 @@ def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
     through that combination, since it vanishes there: it minimizes the same error.
     """
     student, teacher = student.float(), teacher.float()
-    if student.shape[1] != teacher.shape[1]:
-        student = torch.einsum("cd,nchw->ndhw", _combination(student.detach(), teacher), student)
-    return (student - teacher).square().mean() / teacher.square().mean().clamp_min(LEAST_SQUARE)
+    with torch.autocast(student.device.type, enabled=False):
+        if student.shape[1] != teacher.shape[1]:
+            student = torch.einsum("cd,nchw->ndhw", _combination(student.detach(), teacher), student)
+        return (student - teacher).square().mean() / teacher.square().mean().clamp_min(LEAST_SQUARE)
 
 
 def _combination(student: Tensor, teacher: Tensor) -> Tensor:
     """The matrix (C, D) that maps the student's channels to the teacher's with the least squared error."""
     inputs, outputs = (maps.transpose(0, 1).flatten(1) for maps in (student, teacher))
-    with torch.autocast(inputs.device.type, enabled=False):
-        gram, product = inputs @ inputs.mT, inputs @ outputs.mT
-        unit = torch.eye(len(gram), device=gram.device)
-        ridge = RIDGE * (gram * unit).sum() / len(gram) + LEAST_SQUARE
-        solution: Tensor = torch.linalg.solve_ex(gram + ridge * unit, product)[0]
+    gram, product = inputs @ inputs.mT, inputs @ outputs.mT
+    unit = torch.eye(len(gram), device=gram.device)
+    ridge = RIDGE * (gram * unit).sum() / len(gram) + LEAST_SQUARE
+    # Without a check for errors, for which a GPU would have to be waited for; the ridge makes the matrix regular.
+    solution: Tensor = torch.linalg.solve_ex(gram + ridge * unit, product)[0]
     return solution
 
 
