@@ -79,7 +79,7 @@ def test_no_two_recipes_share_a_student():
 
 def row(name: str, *accuracies: float) -> Row:
     facts = {
-        "machine": {"accelerator": None},
+        "machine": {"accelerator": None, "processor": "CPU"},
         "processes": 2,
         "image_steps": 10,
         "views": 3,
