@@ -266,6 +266,32 @@ def test_some_classes_of_a_teacher(teacher, tmp_path, device):
     assert not (tmp_path / "other").exists()
 
 
+def test_a_student_learns_the_maps_of_a_wider_teacher_and_keeps_no_hooks(teacher, device):
+    pixels = torch.randint(0, 256, (64, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images, settings = (pixels, torch.zeros(64, dtype=torch.long)), {"steps": 30, "batch_size": 32, "optimizer": "muon"}
+    losses_of = {}
+    for weight in (0.0, 100.0):
+        torch.manual_seed(0)
+        student = TinyClassifier(3, 4, width=6).to(device)
+        losses: list[float] = []
+        distilled = distill(
+            teacher,
+            student,
+            images,
+            lr=0.02,
+            log_every=1,
+            feature_weight=weight,
+            on_step=lambda step, figures, losses=losses: losses.append(figures["loss"]),
+            **settings,
+            **NORMALIZATION,
+            **PLAIN,
+        )
+        losses_of[weight] = losses
+        assert not any(module._forward_hooks for module in distilled.modules())
+    assert losses_of[100.0][0] > losses_of[0.0][0] + 10
+    assert losses_of[100.0][-1] < 0.7 * losses_of[100.0][0]
+
+
 def test_distillation_of_what_does_not_fit_raises(teacher, packed_round):
     pixels, labels = torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.long)
     for images, student, message in (
