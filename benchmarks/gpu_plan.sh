@@ -26,7 +26,7 @@ chain() {
 }
 
 step tests "$python" -m pytest tests/synthesis/test_{terms,statistics,invert}.py tests/models/test_batch_norm.py \
-  tests/data/test_views.py tests/distillation/test_train.py tests/evaluation/test_metrics.py tests/runtime/test_compiler.py \
+  tests/data/test_views.py tests/distillation/test_{train,features}.py tests/evaluation/test_metrics.py tests/runtime/test_compiler.py \
   tests/test_configs.py --numprocesses 6 -p no:benchmark
 step digits make PYTHON="$python" SET="name=gpu_digits"
 torchrun="$python -m torch.distributed.run --standalone --nproc-per-node"
@@ -69,6 +69,6 @@ for optimizer in sgd muon; do
   step distillation_${optimizer}_graphs "$python" $loop --label $optimizer-graphs --cuda_graphs
 done
 for part in 1 2 3; do chain "resnet34_$part" cifar10_resnet34; done
-chain resnet20 cifar10_resnet20 $resnet20 synthesis.num_images=51200 distill.steps=100000
+chain resnet20 cifar10_resnet20 $resnet20
 chain vgg11 cifar10_vgg11
 chain wrn cifar10_wrn
