@@ -26,7 +26,7 @@ chain() {
 }
 
 step tests "$python" -m pytest tests/synthesis/test_{terms,statistics,invert}.py tests/models/test_batch_norm.py \
-  tests/data/test_views.py tests/distillation/test_{train,features}.py tests/evaluation/test_metrics.py tests/runtime/test_compiler.py \
+  tests/data/test_views.py tests/distillation/test_{train,feature_matching}.py tests/evaluation/test_metrics.py tests/runtime/test_compiler.py \
   tests/test_configs.py --numprocesses 6 -p no:benchmark
 step digits make PYTHON="$python" SET="name=gpu_digits"
 torchrun="$python -m torch.distributed.run --standalone --nproc-per-node"

@@ -183,7 +183,7 @@ def distill(
         pool = preload(pool, shared.device)
     with (
         TemporaryDirectory() as folder,  # for a state that an interrupt leaves
-        open_distillation(learner, frozen, config, config.augment.view_shape(shared.shape), seed) as task,
+        open_distillation(learner, frozen, config, config.view_shape(shared.shape), seed) as task,
     ):
         state = TrainState.open(learner, config, Path(folder) / "student.state", {})
         train(state, task, pool, DistributedContext(device=shared.device), keywords.get("on_step"))

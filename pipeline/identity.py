@@ -26,6 +26,8 @@ NOT_IDENTITY = ("log_every", "save_every_s", "memory_gib", "cuda_graphs")
 METHOD_VERSION = 8
 # As METHOD_VERSION, for students that start from their teacher. Version 2 follows the channels.
 INHERITANCE_VERSION = 2
+# As METHOD_VERSION, for students that learn the teacher's maps.
+FEATURES_VERSION = 1
 # Raised when evaluations hold more than before, so that they are made again. Version 2 has calibration bins.
 EVALUATION_VERSION = 2
 
@@ -117,6 +119,8 @@ def _student_recipe(config: RunConfig) -> dict[str, Any]:
     del distill["shards"]  # their content counts, not their names
     if not distill["feature_weight"]:
         del distill["feature_weight"]  # as before there was such a key
+    else:
+        distill["features_version"] = FEATURES_VERSION
     start = {"inheritance_version": INHERITANCE_VERSION} if config.distill.init == "teacher" else {}
     return {"student": weights_identity(config.student, "student.weights"), "distill": distill, **start}
 

@@ -10,7 +10,7 @@ import torch
 from pipeline.copies import open_object_store
 from pipeline.data.image_sets import load_images
 from pipeline.data.loader import check_images
-from pipeline.distillation.features import matched_layers
+from pipeline.distillation.feature_matching import matched_stages
 from pipeline.distillation.task import Task, open_distillation
 from pipeline.evaluation.scores import Scorers
 from pipeline.identity import require_student
@@ -96,8 +96,8 @@ class Session:
         config, distill = self.config, self.config.distill
         # A copy of its own, since its hooks stay as long as the session.
         teacher = self._load(config.teacher_model) if distill.feature_weight else self.teacher
-        view_shape = distill.augment.view_shape(config.images.shape)
-        task = open_distillation(self._student, teacher, distill, view_shape, config.seed)
+        views = distill.view_shape(config.images.shape, self.context.size)
+        task = open_distillation(self._student, teacher, distill, views, config.seed)
         return self._resources.enter_context(task)
 
     @cached_property
@@ -156,17 +156,18 @@ def check_inputs(config: RunConfig, num_processes: int) -> None:
     images = load_images(config.data, "test", config.images, config.class_labels)
     if not config.evaluation_path(config.num_rounds - 1).exists():
         check_images(images)
-    check_networks(config, download=True)
+    check_networks(config, num_processes, download=True)
 
 
-def check_networks(config: RunConfig, *, download: bool) -> None:
+def check_networks(config: RunConfig, num_processes: int, *, download: bool) -> None:
     """Build every network of the run; raises ValueError for one that is not available or does not fit the images.
 
-    Networks with published weights get random ones instead unless `download` is true.
+    So many processes share a batch. Networks with published weights get random ones instead unless `download` is true.
     """
     built = {key: build_checked(config, key, download=download) for key in models_of(config)}
     if config.distill.feature_weight:
-        matched_layers(built["student"], built["teacher"], config.distill.augment.view_shape(config.images.shape))
+        views = config.distill.view_shape(config.images.shape, num_processes)
+        matched_stages(built["student"], built["teacher"], views)
     if config.distill.init == "teacher" and config.student.weights is None:
         labels = None if config.class_labels is None else torch.tensor(config.class_labels)
         inherit_weights(built["student"].network, built["teacher"].network, config.images.shape, labels)
@@ -185,7 +186,7 @@ def build_checked(config: RunConfig, key: str, *, download: bool) -> Classifier:
     model, images = models_of(config)[key], config.student_images if key == "student" else config.images
     weights_identity(model, f"{key}.weights")
     is_stripped = is_published_name(model) and not download
-    _, height, width = config.distill.augment.view_shape(config.images.shape)
+    _, _, height, width = config.distill.view_shape(config.images.shape)
     try:
         classifier = build_classifier(replace(model, weights=None) if is_stripped else model, images)
         if key in ("teacher", "student"):

@@ -49,7 +49,7 @@ def preview_run(config: RunConfig, arguments: Namespace) -> Iterator[str]:
     """The configuration as it would run here, and the outputs of the run; raises ValueError for a wrong network."""
     config.distill.require_even_shares(arguments.processes)
     resolved = resolve(config, choose_device(0, arguments.processes))
-    check_networks(resolved, download=False)
+    check_networks(resolved, arguments.processes, download=False)
     yield resolved_yaml(resolved)
     yield from planned_outputs(resolved)
 

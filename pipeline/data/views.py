@@ -104,10 +104,6 @@ class AugmentConfig:
         if self.mixup_probability + self.cutmix_probability > 1:
             raise ConfigError("mixup_probability, cutmix_probability: their sum must be at most 1")
 
-    def view_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        """(C, H, W) of the views of images of this shape."""
-        return shape[0], *scaled_size(self.view_scale, shape[1:])
-
 
 def augment(
     pixels: Tensor, targets: Tensor, config: AugmentConfig, generator: torch.Generator

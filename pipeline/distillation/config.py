@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from pipeline.data.remote import check_address, is_remote
-from pipeline.data.views import AugmentConfig
+from pipeline.data.views import AugmentConfig, scaled_size
 from pipeline.runtime.acceleration import Compile, CudaGraphs, Precision, check_cuda_graphs
 from pipeline.runtime.config import ConfigError
 from pipeline.runtime.schedules import Schedule
@@ -125,6 +125,11 @@ class DistillConfig(TrainingConfig):
             if not name or one in sets:
                 raise ConfigError(f"shards: {name!r} is empty or named twice; remove it")
             sets.add(one)
+
+    def view_shape(self, shape: tuple[int, int, int], num_processes: int = 1) -> tuple[int, int, int, int]:
+        """(N, C, H, W) of the views that each process sees of a batch, of images (C, H, W)."""
+        height, width = scaled_size(self.augment.view_scale, shape[1:])
+        return self.batch_size // num_processes, shape[0], height, width
 
     def require_even_shares(self, num_processes: int) -> None:
         """Raise ConfigError unless so many processes can share a batch evenly, with at least two images for each."""

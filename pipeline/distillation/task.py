@@ -11,7 +11,7 @@ from pipeline.data.codec import to_unit
 from pipeline.data.loader import draw_batch
 from pipeline.data.views import augment
 from pipeline.distillation.config import DistillConfig, TrainingConfig
-from pipeline.distillation.features import FeatureMatching, open_feature_matching
+from pipeline.distillation.feature_matching import FeatureMatching, ViewShape, open_feature_matching
 from pipeline.distillation.losses import distillation_loss, label_loss
 from pipeline.models.classifier import Classifier
 from pipeline.runtime.acceleration import accelerated
@@ -90,14 +90,16 @@ def build_distillation_loss(
 
 @contextmanager
 def open_distillation(
-    student: Classifier, teacher: Classifier, config: DistillConfig, view_shape: tuple[int, int, int], seed: int
+    student: Classifier, teacher: Classifier, config: DistillConfig, views: ViewShape, seed: int
 ) -> Iterator[Task]:
-    """The distillation on views `view_shape` (C, H, W); the hooks on both networks are removed when the block ends.
+    """The distillation on views (N, C, H, W), the share of a batch of this process.
 
-    With `feature_weight`, no other pass of the teacher may run meanwhile. Raises what `open_feature_matching` raises.
+    The hooks on both networks are removed when the block ends.
+
+    With `feature_weight`, no other pass of the teacher may run meanwhile; then raises what `matched_stages` raises.
     """
     with ExitStack() as hooks:
         features = None
         if config.feature_weight:
-            features = hooks.enter_context(open_feature_matching(student, teacher, view_shape))
+            features = hooks.enter_context(open_feature_matching(student, teacher, views))
         yield Task(student, build_distillation_loss(teacher, config, features), config, seed, "distill")

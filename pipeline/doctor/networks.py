@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pipeline.distillation.features import matched_layers
+from pipeline.distillation.feature_matching import matched_stages
 from pipeline.doctor.examination import Examination
 from pipeline.doctor.findings import Finding, ok, problem, reason, warning
 from pipeline.models.classifier import Classifier
@@ -90,10 +90,10 @@ def check_features(examination: Examination) -> Iterator[Finding]:
     if "student" not in networks or "teacher" not in networks:
         yield warning("features", "not checked, since a network cannot be loaded")
         return
-    shape = config.distill.augment.view_shape(config.images.shape)
-    pairs = matched_layers(networks["student"], networks["teacher"], shape)
-    compared = ", ".join(f"{student} with {teacher}" for student, teacher in pairs)
-    yield ok("features", f"the student's {compared} of the teacher")
+    views = config.distill.view_shape(config.images.shape, examination.context.size)
+    pairs = matched_stages(networks["student"], networks["teacher"], views)
+    compared = (f"{s.name} with {t.name} ({s.shape[1]}x{s.shape[2]})" for s, t in pairs)
+    yield ok("features", f"compared are, of student and teacher, {', '.join(compared)}")
 
 
 def _is_initial(layer: _BatchNorm) -> bool:

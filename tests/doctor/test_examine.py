@@ -256,7 +256,8 @@ def test_dead_channels_are_counted_and_warned_of(tmp_path, teacher_weights):
 def test_compared_maps_are_named(tmp_path):
     assert not any(finding.subject == "features" for finding in findings_of(tiny_config(tmp_path)))
     lines = [finding.line() for finding in findings_of(tiny_config(tmp_path, distill__feature_weight=1.0))]
-    expected = "the student's layer1 with layer1, layer2 with layer2, layer3 with layer3 of the teacher"
+    compared = [f"the input of {layer} with the input of {layer}" for layer in ("layer2", "layer3")]
+    expected = f"compared are, of student and teacher, {compared[0]} (8x8), {compared[1]} (4x4)"
     assert any(line.startswith("ok") and expected in line for line in lines)
 
 
