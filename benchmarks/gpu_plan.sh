@@ -62,7 +62,8 @@ step choices "$python" -m benchmarks.choices
 step profile "$python" -m benchmarks.profile
 step profile_resnet50 "$python" -m benchmarks.profile $resnet50 --steps 30
 resnet20="teacher.weights=$data/resnet20.safetensors verifier.weights=$data/resnet56.safetensors"
-step storing "$python" -m benchmarks.storing --config configs/cifar10_resnet20.yaml --set $cifar $resnet20
+step storing "$python" -m benchmarks.storing --config configs/cifar10_resnet20.yaml --set $cifar $resnet20 \
+  synthesis.inversion.phases.0.steps=120
 for optimizer in sgd muon; do
   loop="-m benchmarks.distillation --num_workers 8 --optimizer $optimizer"
   step distillation_$optimizer "$python" $loop --label $optimizer

@@ -162,7 +162,7 @@ def distill(
     steps: int,
     **keywords: Unpack[DistillKeywords],
 ) -> Classifier:
-    """`student`, trained in place on the teacher's logits of `images`; in evaluation mode, with its normalization.
+    """`student`, trained in place on the teacher's outputs for `images`; in evaluation mode, with its normalization.
 
     `images` is a set such as a ShardSet, or pixels uint8 (N, C, H, W) with labels (N,). A plain student is trained with
     the teacher's normalization.

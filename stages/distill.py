@@ -1,4 +1,4 @@
-"""Distill a student from the teacher's logits on the synthetic images of all rounds so far."""
+"""Distill a student from the teacher's outputs for the synthetic images of all rounds so far."""
 
 from pipeline.copies import finish_network
 from pipeline.data.remote import fetch_set, is_remote

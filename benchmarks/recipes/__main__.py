@@ -27,6 +27,8 @@ from pipeline.runtime.distributed import DistributedContext
 
 # Sections whose keys change no image of a run of one round.
 AFTER_SYNTHESIS = ("distill", "student", "evaluation", "checkpoints_dir", "name", "shards_dir")
+# Keys of `distill` that older results lack, with the values that change nothing.
+ADDED_TO_DISTILL = {"feature_weight": 0.0}
 # Keys that name files and processors, not the recipe.
 OF_THE_MACHINE = ("name", "checkpoints_dir", "shards_dir", "data")
 
@@ -59,7 +61,7 @@ class Trial:
     def is_done(self, config: dict[str, Any]) -> bool:
         """Whether its result is there, of this resolved config; on which machine does not matter."""
         path = RESULTS / f"{self.name}.json"
-        return path.exists() and bool(without_execution(json.loads(path.read_text())["config"]) == config)
+        return path.exists() and bool(_completed(json.loads(path.read_text())["config"]) == config)
 
 
 def read_recipes(path: Path) -> Recipes:
@@ -84,6 +86,12 @@ def _folders(config: RunConfig, recipe: str, seed: int) -> list[str]:
     digest = hashlib.sha256(json.dumps(images, default=str).encode()).hexdigest()[:12]
     name = f"images-{digest}" if config.synthesis.rounds == 1 else f"{recipe.replace('/', '-')}-{seed}"
     return [f"name={name}", "shards_dir=shards/recipes", f"checkpoints_dir=checkpoints/recipes/{recipe}"]
+
+
+def _completed(recorded: dict[str, Any]) -> dict[str, Any]:
+    """The config of a result without the settings that change no output, with the keys that it is older than."""
+    plain = without_execution(recorded)
+    return {**plain, "distill": {**ADDED_TO_DISTILL, **plain["distill"]}}
 
 
 def compute(config: RunConfig) -> dict[str, int]:

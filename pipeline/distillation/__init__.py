@@ -1,1 +1,1 @@
-"""Training of a student on a teacher's logits."""
+"""Training of a student on a teacher's outputs."""

@@ -22,7 +22,7 @@ CARD = """---
 
 A classifier of {num_classes} classes (`{source}`, {parameters:,} parameters), distilled by dreamdistill from another
 classifier, the teacher (`{teacher}`). Synthetic images were inverted from {inverted}, and this student was trained on
-the teacher's logits of them. {start}
+the teacher's outputs for them. {start}
 
 ## Figures
 
