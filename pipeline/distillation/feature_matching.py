@@ -194,7 +194,7 @@ def _try_images(classifier: Classifier, shape: Shape) -> list[_Call]:
         calls.append(_Call(layer=name, read=_map_shape(inputs[0] if inputs else None), returned=_map_shape(output)))
 
     images = torch.zeros(NUM_TRIED, *shape, device=classifier.device)
-    frozen = [p for p in classifier.parameters() if not p.requires_grad]
+    frozen = [p for p in classifier.parameters() if p.is_floating_point() and not p.requires_grad]
     with ExitStack() as restoring, torch.enable_grad():
         restoring.callback(classifier.train, classifier.training)
         restoring.callback(_set_gradients, frozen, False)
