@@ -177,7 +177,7 @@ def card_of(exported, config):
 @pytest.mark.parametrize(("overrides", "images", "start", "origins"), CARD.values(), ids=CARD)
 def test_card_tells_what_took_part(exported, tmp_path, overrides, images, start, origins):
     text = card_of(exported, tiny_config(tmp_path, **overrides))
-    assert f"Synthetic images were {images} this student was trained on the teacher's logits of them. {start}" in text
+    assert f"Synthetic images were {images} this student was trained on the teacher's outputs for them. {start}" in text
     assert f"This student was derived from {origins} ask before you publish it" in text
 
 
