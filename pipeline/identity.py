@@ -117,10 +117,10 @@ def student_identity(config: RunConfig, round_index: int, synthesis: SynthesisCo
 def _student_recipe(config: RunConfig) -> dict[str, Any]:
     distill = to_plain(config.distill)
     del distill["shards"]  # their content counts, not their names
-    if not distill["feature_weight"]:
-        del distill["feature_weight"]  # as before there was such a key
-    else:
+    if distill["feature_weight"]:
         distill["features_version"] = FEATURES_VERSION
+    else:
+        del distill["feature_weight"]  # as before there was such a key
     start = {"inheritance_version": INHERITANCE_VERSION} if config.distill.init == "teacher" else {}
     return {"student": weights_identity(config.student, "student.weights"), "distill": distill, **start}
 

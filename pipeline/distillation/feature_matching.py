@@ -44,6 +44,11 @@ class Stage:
         """The place in words."""
         return f"the {'input' if self.is_input else 'output'} of {self.layer}"
 
+    @property
+    def depth(self) -> int:
+        """How many modules the layer lies in."""
+        return self.layer.count(".")
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Call:
@@ -52,11 +57,6 @@ class _Call:
     layer: str
     read: Shape | None
     returned: Shape | None
-
-    @property
-    def depth(self) -> int:
-        """How many modules the layer lies in."""
-        return self.layer.count(".")
 
 
 class FeatureMatching:
@@ -130,9 +130,9 @@ def matched_stages(student: Classifier, teacher: Classifier, views: ViewShape) -
     """
     of_student, of_teacher = (find_stages(network, views[1:]) for network in (student, teacher))
     pairs = [
-        (stage, of_teacher[height, width])
-        for (height, width), stage in of_student.items()
-        if (height, width) in of_teacher and _can_compare(stage, of_teacher[height, width], views[0])
+        (stage, of_teacher[size])
+        for size, stage in of_student.items()
+        if size in of_teacher and _can_compare(stage, of_teacher[size], views[0])
     ]
     if not pairs:
         raise ValueError(
@@ -157,22 +157,24 @@ def find_stages(classifier: Classifier, shape: Shape) -> dict[Size, Stage]:
     calls = _try_images(classifier, shape)
     stages: dict[Size, Stage] = {}
     for size, next_size in pairwise([*_resolutions(calls), (1, 1)]):
-        making = [call for call in calls if call.returned and call.returned[1:] == size]
-        leading = [
-            call
+        outputs = [
+            Stage(layer=call.layer, is_input=False, shape=call.returned)
+            for call in calls
+            if call.returned and call.returned[1:] == size
+        ]
+        inputs = [
+            Stage(layer=call.layer, is_input=True, shape=call.read)
             for call in calls
             if call.read
             and call.returned
             and (call.read[1:], call.returned[1:]) == (size, next_size)
             # A layer inside of one that keeps the resolution leads nowhere.
-            and not any(call.layer.startswith(f"{outer.layer}.") for outer in making)
+            and not any(call.layer.startswith(f"{output.layer}.") for output in outputs)
         ]
-        if leading:
-            first = min(leading, key=lambda call: call.depth)
-            stages[size] = Stage(layer=first.layer, is_input=True, shape=first.read or shape)
-        elif next_size == (1, 1) and making:
-            last = min(reversed(making), key=lambda call: call.depth)
-            stages[size] = Stage(layer=last.layer, is_input=False, shape=last.returned or shape)
+        if inputs:
+            stages[size] = min(inputs, key=lambda stage: stage.depth)
+        elif next_size == (1, 1) and outputs:
+            stages[size] = min(reversed(outputs), key=lambda stage: stage.depth)
     return stages
 
 

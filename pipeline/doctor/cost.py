@@ -81,9 +81,8 @@ def _measure_training(examination: Examination) -> _Cost:
         return loss
 
     student.requires_grad_(True)
-    cost = _measure(
-        examination, forward, scaled_size(distill.augment.view_scale, examination.config.images.size), distill.precision
-    )
+    _, _, height, width = distill.view_shape(examination.config.images.shape)
+    cost = _measure(examination, forward, (height, width), distill.precision)
     student.requires_grad_(False).zero_grad(set_to_none=True)
     return cost
 
