@@ -77,7 +77,7 @@ class FeatureMatching:
             if student not in self._student_maps or teacher not in self._teacher_maps:
                 raise ValueError(
                     f"distill.feature_weight: a pass left out {student} of the student or {teacher} of the teacher; "
-                    "set it to 0"
+                    "set it to 0, or give the networks without torch.compile, which skips hooks"
                 )
         losses = [feature_loss(self._student_maps[s], self._teacher_maps[t]) for s, t in self._names]
         self._student_maps.clear()  # the compiled step would return what is left in them
@@ -129,17 +129,20 @@ def matched_stages(student: Classifier, teacher: Classifier, views: ViewShape) -
     Raises ValueError when no resolution of their maps is the same, or large enough to fit other channels.
     """
     of_student, of_teacher = (find_stages(network, views[1:]) for network in (student, teacher))
-    pairs = [
-        (stage, of_teacher[size])
-        for size, stage in of_student.items()
-        if size in of_teacher and _can_compare(stage, of_teacher[size], views[0])
-    ]
-    if not pairs:
+    common = {size: stage for size, stage in of_student.items() if size in of_teacher}
+    if not common:
         raise ValueError(
             f"distill.feature_weight: the student has maps of {_sizes(of_student)} pixels, the teacher of "
             f"{_sizes(of_teacher)}, so none can be compared; set it to 0"
         )
-    return pairs
+    pairs = [(stage, of_teacher[size]) for size, stage in common.items()]
+    fitted = [pair for pair in pairs if _can_compare(*pair, views[0])]
+    if not fitted:
+        raise ValueError(
+            f"distill.feature_weight: {views[0]} images have too few pixels in maps of {_sizes(common)} to fit the "
+            "student's channels to those of the teacher; raise distill.batch_size, or set it to 0"
+        )
+    return fitted
 
 
 def _can_compare(student: Stage, teacher: Stage, num_images: int) -> bool:

@@ -186,6 +186,13 @@ def test_networks_without_a_common_resolution_are_an_error(device):
         pass
 
 
+def test_common_maps_that_are_too_small_are_an_error(device):
+    student, teacher = make_resnet(1, 128, 0, device), make_resnet(1, 8, 1, device).freeze()
+    message = r"1 images have too few pixels in maps of 16x16, 8x8, 4x4 .*raise distill\.batch_size"
+    with pytest.raises(ValueError, match=message):
+        matched_stages(student, teacher, (1, *SHAPE))
+
+
 def make_losses(device: torch.device, folder: Path, student: Classifier, teacher: Classifier, **keys) -> list[float]:
     """The losses of a short training; `keys` are those of `distill`."""
     pixels = torch.randint(0, 256, (32, *SHAPE), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
