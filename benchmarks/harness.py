@@ -41,8 +41,13 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
 # From which published inversion starts.
 WHITE = InitNoiseConfig()
-# Overrides of configs/cifar10_resnet20.yaml: steps of inversion in pixels, as benchmarks of single parts measure them.
-PIXELS = ("synthesis.inversion.basis=pixels", "synthesis.inversion.lr=0.2", "synthesis.inversion.phases.0.steps=120")
+# Overrides of configs/cifar10_resnet20.yaml: inversion in pixels, as benchmarks of single parts measure it.
+PIXELS = (
+    "synthesis.inversion.basis=pixels",
+    "synthesis.inversion.lr=0.2",
+    "synthesis.inversion.phases.0.steps=120",
+    "synthesis.inversion.terms.classification=1",
+)
 
 
 def machine_facts(context: DistributedContext) -> dict[str, Any]:
