@@ -23,10 +23,10 @@ from pipeline.synthesis.basis import BasisName
 from pipeline.synthesis.config import InversionConfig, SynthesisConfig, resolve_inversion
 from pipeline.synthesis.invert import OnInversionStep
 
-# What suits most teachers: the scale-free feature term needs no tuning for each network (docs/synthesis.md).
+# What suits all teachers that were tried (docs/synthesis.md, one weighting for all networks).
 INVERSION_DEFAULTS: Mapping[str, Any] = {
     "lr": 0.2,
-    "terms": {"classification": 1.0, "feature_divergence": 10.0, "tv_l2": 1e-3},
+    "terms": {"classification": 0.1, "feature_divergence": 30.0, "tv_l2": 1e-3},
 }
 DISTILL_DEFAULTS: Mapping[str, Any] = {"batch_size": 128, "lr": 0.1}
 # Images that are inverted together, if the user names no other number.

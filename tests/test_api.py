@@ -91,23 +91,23 @@ def test_inverted_images_have_their_labels_and_leave_the_model_as_it_was(teacher
         teacher,
         labels,
         size=8,
-        steps=60,
+        steps=200,
         batch_size=7,
-        log_every=59,
+        log_every=199,
         **NORMALIZATION,
         **PLAIN,
         on_step=lambda step, terms: steps.append((step, sorted(terms))),
     )
     assert images.shape == (12, 3, 8, 8)
     assert images.dtype == torch.uint8
-    assert steps == [(s, ["classification", "feature_divergence", "tv_l2"]) for s in (0, 59)] * 2
+    assert steps == [(s, ["classification", "feature_divergence", "tv_l2"]) for s in (0, 199)] * 2
     assert_same_state(teacher, before)
     with torch.no_grad():
         logits = Classifier(copy.deepcopy(teacher), (MEAN, STD), 4).to(device).eval()(images.to(device) / 255).cpu()
     assert (logits.argmax(1) == torch.tensor(labels)).float().mean() > 0.9
-    same = invert(teacher, torch.tensor(labels), size=(8, 8), steps=60, batch_size=7, **NORMALIZATION, **PLAIN)
+    same = invert(teacher, torch.tensor(labels), size=(8, 8), steps=200, batch_size=7, **NORMALIZATION, **PLAIN)
     assert torch.equal(same, images)
-    other = invert(teacher, labels, size=8, steps=60, batch_size=7, seed=1, **NORMALIZATION, **PLAIN)
+    other = invert(teacher, labels, size=8, steps=200, batch_size=7, seed=1, **NORMALIZATION, **PLAIN)
     assert not torch.equal(other, images)
 
 
