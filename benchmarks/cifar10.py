@@ -30,6 +30,9 @@ BUDGET = (
     "synthesis.num_images=2048",
     "synthesis.inversion.phases.0.steps=100",
     "distill.steps=3000",
+    "distill.optimizer=sgd",
+    "distill.lr=0.1",
+    "distill.weight_decay=5e-4",
 )
 TERMS = "synthesis.inversion.terms"
 WHITE_NOISE = ("synthesis.inversion.init_noise={}",)

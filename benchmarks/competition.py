@@ -26,6 +26,7 @@ from pipeline.synthesis.invert import invert
 from pipeline.synthesis.objective import Networks, open_objective
 
 CONFIG = REPOSITORY / "configs" / "cifar10_resnet20.yaml"
+STEPS = "synthesis.inversion.phases.0.steps=100"
 WEIGHTS = (0.0, 0.01, 0.03, 0.1, 1.0)
 
 
@@ -73,7 +74,7 @@ def main() -> None:
     parser.add_argument("students", nargs=2, type=Path, help="students of two seeds of the config")
     add_overrides(parser)
     arguments = parser.parse_args()
-    config = load_run(CONFIG, [*PIXELS, *arguments.set])
+    config = load_run(CONFIG, [*PIXELS, STEPS, *arguments.set])
     with open_benchmark() as context, open_session(config, context) as session:
         rows = measure(session, arguments.students)
         inversion, batch = session.config.synthesis.inversion, session.config.synthesis.batch_size

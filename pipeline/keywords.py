@@ -23,7 +23,7 @@ from pipeline.synthesis.basis import BasisName
 from pipeline.synthesis.config import InversionConfig, SynthesisConfig, resolve_inversion
 from pipeline.synthesis.invert import OnInversionStep
 
-# What suits all teachers that were tried (docs/synthesis.md, one weighting for all networks).
+# Within a point of the best weights of four teachers (docs/synthesis.md, one weighting for all networks).
 INVERSION_DEFAULTS: Mapping[str, Any] = {
     "lr": 0.2,
     "terms": {"classification": 0.1, "feature_divergence": 30.0, "tv_l2": 1e-3},

@@ -27,7 +27,7 @@ def resolve(config: RunConfig, device: torch.device) -> RunConfig:
 def with_acceleration(config: RunConfig, device: torch.device) -> RunConfig:
     """The configuration without `auto`, see `acceleration.resolve_acceleration`.
 
-    Raises ConfigError when a step is to be compiled and cannot be.
+    Raises ConfigError when a step is to be compiled, or launched as a CUDA graph, and cannot be.
     """
     image_pixels = config.images.height * config.images.width
 

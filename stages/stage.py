@@ -189,14 +189,18 @@ def fail(error: Exception, message: str | None = None, *, is_common: bool = Fals
 
 
 def _start_line(config: RunConfig, context: DistributedContext) -> str:
-    """The device, the processes and the precision of the stage, so that an unused GPU is noticed."""
+    """The device, the processes and how each part is computed, so that an unused GPU is noticed."""
     threads, each = torch.get_num_threads(), " each" if context.size > 1 else ""
     sections = {
         "teacher": config.teacher_training,
         "synthesis": config.synthesis.inversion,
         "distillation": config.distill,
     }
-    settings = [f"{name} in {c.precision}, {'' if c.compile else 'un'}compiled" for name, c in sections.items() if c]
+    settings = [
+        f"{name} in {c.precision}, {'' if c.compile else 'un'}compiled{' in CUDA graphs' * bool(c.cuda_graphs)}"
+        for name, c in sections.items()
+        if c
+    ]
     driver_problem = unusable_driver() if context.device.type == "cpu" and named_device() is None else None
     return (
         f"on {device_name(context.device)}: {counted(context.size, 'process')} with "

@@ -29,6 +29,10 @@ from pipeline.runtime.distributed import DistributedContext
 AFTER_SYNTHESIS = ("distill", "student", "evaluation", "checkpoints_dir", "name", "shards_dir")
 # Keys of `distill` that older results lack, with the values that change nothing.
 ADDED_TO_DISTILL = {"feature_weight": 0.0}
+# Keys that older results have, with the values that changed nothing.
+REMOVED_FROM_DISTILL = [("procedural_images", 0)]
+# Keys whose `auto` is another value on another machine.
+RESOLVED_BY_THE_MACHINE = ("precision", "compile")
 # Keys that name files and processors, not the recipe.
 OF_THE_MACHINE = ("name", "checkpoints_dir", "shards_dir", "data")
 
@@ -61,7 +65,7 @@ class Trial:
     def is_done(self, config: dict[str, Any]) -> bool:
         """Whether its result is there, of this resolved config; on which machine does not matter."""
         path = RESULTS / f"{self.name}.json"
-        return path.exists() and bool(_completed(json.loads(path.read_text())["config"]) == config)
+        return path.exists() and _recipe(json.loads(path.read_text())["config"]) == _recipe(config)
 
 
 def read_recipes(path: Path) -> Recipes:
@@ -88,10 +92,17 @@ def _folders(config: RunConfig, recipe: str, seed: int) -> list[str]:
     return [f"name={name}", "shards_dir=shards/recipes", f"checkpoints_dir=checkpoints/recipes/{recipe}"]
 
 
-def _completed(recorded: dict[str, Any]) -> dict[str, Any]:
-    """The config of a result without the settings that change no output, with the keys that it is older than."""
-    plain = without_execution(recorded)
-    return {**plain, "distill": {**ADDED_TO_DISTILL, **plain["distill"]}}
+def _recipe(resolved: dict[str, Any]) -> dict[str, Any]:
+    """A resolved config without what follows from the machine, with the keys that an older one lacks."""
+    plain = _without(without_execution(resolved), RESOLVED_BY_THE_MACHINE)
+    distill = dict(item for item in plain["distill"].items() if item not in REMOVED_FROM_DISTILL)
+    return {**plain, "distill": {**ADDED_TO_DISTILL, **distill}}
+
+
+def _without(value: Any, keys: Sequence[str]) -> Any:
+    if isinstance(value, dict):
+        return {k: _without(v, keys) for k, v in value.items() if k not in keys}
+    return [_without(v, keys) for v in value] if isinstance(value, list) else value
 
 
 def compute(config: RunConfig) -> dict[str, int]:

@@ -20,8 +20,8 @@ MIN_MEAN_SQUARE = 1e-6
 # What is added to the eigenvalues of the student's channels before they are inverted, as a share of their mean, since
 # channels that are zero or equal must not divide by 0.
 RIDGE = 1e-3
-# Least values of a channel in a batch for each channel that is fitted to another number of them: with as many channels
-# as values, any map fits any other one.
+# Least number of values of a channel in a batch, over the number of the student's channels, to fit these to others:
+# with as many channels as values, any map fits any other one.
 MIN_VALUES_PER_CHANNEL = 4
 # Images that are sent through a network to see its maps; the first dimension of a map is their number.
 NUM_TRIED = 2
@@ -133,7 +133,8 @@ def matched_stages(student: Classifier, teacher: Classifier, views: ViewShape) -
     if not common:
         raise ValueError(
             f"distill.feature_weight: the student has maps of {_sizes(of_student)} pixels, the teacher of "
-            f"{_sizes(of_teacher)}, so none can be compared; set it to 0"
+            f"{_sizes(of_teacher)}, so none can be compared; set it to 0, or choose a student "
+            "with a map of one of these sizes"
         )
     pairs = [(stage, of_teacher[size]) for size, stage in common.items()]
     fitted = [pair for pair in pairs if _can_compare(*pair, views[0])]

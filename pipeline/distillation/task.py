@@ -96,7 +96,7 @@ def open_distillation(
 
     The hooks on both networks are removed when the block ends.
 
-    With `feature_weight`, no other pass of the teacher may run meanwhile; then raises what `matched_stages` raises.
+    With `feature_weight`, no other pass of the teacher may run meanwhile. Raises what `matched_stages` raises.
     """
     with ExitStack() as hooks:
         features = None

@@ -51,8 +51,10 @@ def resolve_acceleration(config: Config, device: torch.device, num_pixels: int, 
     pays and works; if it pays but does not work, it is false, and a warning says why. With `cuda_graphs: true`, which
     are made of compiled steps, it always pays. `cuda_graphs: auto` is true for compiled steps on CUDA in the main
     thread. Warns of bfloat16 without hardware support. Raises ConfigError for `compile: true` on a machine that cannot
-    compile.
+    compile, and for `cuda_graphs: true` without CUDA.
     """
+    if config.cuda_graphs is True and device.type != "cuda":
+        raise ConfigError(f"{key}.cuda_graphs: true, but the device is {device_name(device)}; set it to auto")
     precision, compile = config.precision, config.compile
     if precision == "auto":
         precision = "bfloat16" if multiplies_bfloat16(device) else "float32"

@@ -81,9 +81,9 @@ STAGES = {
 @pytest.mark.parametrize("name", STAGES)
 def test_stages_of_networks_of_torchvision(device, name):
     classifier = Classifier(torchvision.models.get_model(name, num_classes=4), identity_normalization(3), 4).to(device)
-    found = places(classifier, (3, 64, 64))
-    assert list(found.values()) == [f"the {layer}" for layer in STAGES[name]]
-    assert list(found) == [(64 >> i, 64 >> i) for i in range(1, 6)]
+    stages = places(classifier, (3, 64, 64))
+    assert list(stages.values()) == [f"the {layer}" for layer in STAGES[name]]
+    assert list(stages) == [(64 >> i, 64 >> i) for i in range(1, 6)]
 
 
 def test_layers_that_are_called_twice_make_no_map(device):
@@ -95,8 +95,8 @@ def test_an_image_that_the_network_normalizes_or_enlarges_is_no_map(device):
     network = nn.Sequential(
         nn.Upsample(scale_factor=2), nn.BatchNorm2d(3, affine=False), make_resnet(1, 8, 0, device).network
     )
-    found = places(Classifier(network, identity_normalization(3), 4).to(device))
-    assert found == {
+    stages = places(Classifier(network, identity_normalization(3), 4).to(device))
+    assert stages == {
         (32, 32): "the input of 2.layer2",
         (16, 16): "the input of 2.layer3",
         (8, 8): "the output of 2.layer3",

@@ -111,9 +111,16 @@ def test_cuda_graphs_make_auto_compile(set_machine, tmp_path, missing):
     keys = {f"{section}__{key}": value for section in sections for key, value in graphs.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        config = resolve(tiny_config(tmp_path, **keys), CPU)
+        config = resolve(tiny_config(tmp_path, **keys), torch.device("cuda"))
     for section in (config.synthesis.inversion, config.distill, config.teacher_training):
         assert (section.cuda_graphs, section.compile) == (missing is None, missing is None)
+
+
+def test_cuda_graphs_need_cuda(set_machine):
+    set_machine()
+    config = replace(CONFIG, compile="auto", cuda_graphs=True)
+    with pytest.raises(ConfigError, match=r"distill.cuda_graphs: true, but the device is cpu.*; set it to auto"):
+        resolve_acceleration(config, CPU, 1, "distill")
 
 
 @pytest.mark.parametrize("compile", [True, False])
