@@ -1,6 +1,6 @@
 """The identity of each output is what it depends on. An output with another identity is not reused or overwritten."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,14 @@ EVALUATION_VERSION = 2
 
 def without_execution(value: Any) -> Any:
     """Plain data without the settings that do not change an output."""
+    return without_keys(value, NOT_IDENTITY)
+
+
+def without_keys(value: Any, keys: Collection[str]) -> Any:
+    """Plain data without these keys of its mappings, at any depth."""
     if isinstance(value, Mapping):
-        return {k: without_execution(v) for k, v in value.items() if k not in NOT_IDENTITY}
-    return [without_execution(v) for v in value] if isinstance(value, list) else value
+        return {k: without_keys(v, keys) for k, v in value.items() if k not in keys}
+    return [without_keys(v, keys) for v in value] if isinstance(value, list) else value
 
 
 def _identity(**parts: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from tqdm import tqdm
 
 from pipeline.copies import open_object_store, pull_outputs
+from pipeline.distillation.config import TrainingConfig
 from pipeline.distillation.state import TrainState
 from pipeline.preview import planned_outputs
 from pipeline.resolve import resolve
@@ -34,6 +35,7 @@ from pipeline.runtime.hardware import advice_on_address_limit, device_name, num_
 from pipeline.runtime.locks import exclusive_lock
 from pipeline.runtime.text import printable
 from pipeline.session import Session, check_networks, open_session
+from pipeline.synthesis.config import InversionConfig
 from stages.config_names import config_path
 from stages.outcome import FAILED, error_text, print_error, report_interrupt
 
@@ -188,6 +190,12 @@ def fail(error: Exception, message: str | None = None, *, is_common: bool = Fals
     exit_process(FAILED)
 
 
+def _computation(section: TrainingConfig | InversionConfig) -> str:
+    """How the steps of a resolved section are computed, in words."""
+    graphs = " in CUDA graphs" if section.cuda_graphs else ""
+    return f"{section.precision}, {'compiled' if section.compile else 'uncompiled'}{graphs}"
+
+
 def _start_line(config: RunConfig, context: DistributedContext) -> str:
     """The device, the processes and how each part is computed, so that an unused GPU is noticed."""
     threads, each = torch.get_num_threads(), " each" if context.size > 1 else ""
@@ -196,11 +204,7 @@ def _start_line(config: RunConfig, context: DistributedContext) -> str:
         "synthesis": config.synthesis.inversion,
         "distillation": config.distill,
     }
-    settings = [
-        f"{name} in {c.precision}, {'' if c.compile else 'un'}compiled{' in CUDA graphs' * bool(c.cuda_graphs)}"
-        for name, c in sections.items()
-        if c
-    ]
+    settings = [f"{name} in {_computation(section)}" for name, section in sections.items() if section]
     driver_problem = unusable_driver() if context.device.type == "cpu" and named_device() is None else None
     return (
         f"on {device_name(context.device)}: {counted(context.size, 'process')} with "

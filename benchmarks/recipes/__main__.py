@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from benchmarks.harness import RESULTS, add_overrides, make_parser, open_benchmark, run_chain, write_result
-from pipeline.identity import without_execution
+from pipeline.identity import without_execution, without_keys
 from pipeline.resolve import resolve
 from pipeline.run import RunConfig, load_run
 from pipeline.runtime.config import to_plain
@@ -94,15 +94,9 @@ def _folders(config: RunConfig, recipe: str, seed: int) -> list[str]:
 
 def _recipe(resolved: dict[str, Any]) -> dict[str, Any]:
     """A resolved config without what follows from the machine, with the keys that an older one lacks."""
-    plain = _without(without_execution(resolved), RESOLVED_BY_THE_MACHINE)
+    plain = without_keys(without_execution(resolved), RESOLVED_BY_THE_MACHINE)
     distill = dict(item for item in plain["distill"].items() if item not in REMOVED_FROM_DISTILL)
     return {**plain, "distill": {**ADDED_TO_DISTILL, **distill}}
-
-
-def _without(value: Any, keys: Sequence[str]) -> Any:
-    if isinstance(value, dict):
-        return {k: _without(v, keys) for k, v in value.items() if k not in keys}
-    return [_without(v, keys) for v in value] if isinstance(value, list) else value
 
 
 def compute(config: RunConfig) -> dict[str, int]:

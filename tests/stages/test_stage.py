@@ -7,9 +7,10 @@ import pytest
 import torch
 from tiny_run import copy_run, run_command, write_config
 
+from pipeline.distillation.config import TrainingConfig
 from pipeline.run import load_run
 from pipeline.runtime.locks import exclusive_lock
-from stages import chain, distill, evaluate, report, synthesize, teacher, verify
+from stages import chain, distill, evaluate, report, stage, synthesize, teacher, verify
 
 STAGES = (teacher, synthesize, distill, evaluate, report, verify, chain)
 
@@ -73,6 +74,11 @@ def test_processes_under_torchrun_raise(error_of, tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     message = error_of(synthesize, write_config(tmp_path), "--processes", "2")
     assert message == "error: --processes 2: torchrun has started the processes; leave it out\n"
+
+
+def test_first_line_names_cuda_graphs():
+    config = TrainingConfig(steps=1, batch_size=2, lr=0.1, precision="bfloat16", compile=True, cuda_graphs=True)
+    assert stage._computation(config) == "bfloat16, compiled in CUDA graphs"
 
 
 @pytest.mark.parametrize("reason", [None, "PyTorch is built without CUDA; install a build with it"])
